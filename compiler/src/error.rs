@@ -1,0 +1,39 @@
+//! What can go wrong between a valid graph and its plan.
+
+use thiserror::Error;
+
+/// Why a graph could not be compiled, or a text is not a plan.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Error {
+    /// No kernel of this target takes the op. Ours: every op that a model uses must have one.
+    #[error("no kernel for {op} on ({operands}) -> {result} in `{scope}`")]
+    NoKernel {
+        /// The op's name or the fused group's text.
+        op: String,
+        /// Layouts of the operands.
+        operands: String,
+        /// Type of the result.
+        result: String,
+        /// Part of the model.
+        scope: String,
+    },
+    /// The graph cannot be built or parsed. The caller's.
+    #[error(transparent)]
+    Graph(#[from] ops::Error),
+    /// A pass is asked for by a name that does not exist. The caller's.
+    #[error("there is no pass `{name}`; passes are: {known}")]
+    UnknownPass {
+        /// The name.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// A text is not a plan, or not the plan of its graph. The caller's.
+    #[error("plan, line {line}: {reason}")]
+    Parse {
+        /// Line, from 1.
+        line: usize,
+        /// What was expected or is wrong.
+        reason: String,
+    },
+}

@@ -1,0 +1,252 @@
+//! Graph to steps: which values are stored, which are views, which kernel makes each.
+//!
+//! A reshape, permute, slice or broadcast has no step: it is a [`Layout`] into its operand's
+//! storage. Where strides cannot say what it means, or no kernel takes the strides, a copy node is
+//! added to the graph and becomes a step like any other. Results of steps are always dense.
+
+use std::sync::Arc;
+
+use kernels::{Kernel, Layout, Site, Target};
+use ops::defs::fused::Fused;
+use ops::{Builder, Graph, Node, Op, Role, ValueId};
+
+use crate::Error;
+use crate::plan::Place;
+
+/// A graph whose every value is stored or a view, with kernels chosen; memory is not yet planned.
+#[derive(Debug)]
+pub(crate) struct Lowered {
+    pub(crate) graph: Graph,
+    /// For each value of the graph: the value whose storage holds it, and where in that storage.
+    pub(crate) views: Vec<View>,
+    pub(crate) steps: Vec<LoweredStep>,
+}
+
+/// Where a value is: elements `layout` of the storage of `base`.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) base: ValueId,
+    pub(crate) layout: Layout,
+}
+
+/// A step before its buffers are known.
+#[derive(Debug)]
+pub(crate) struct LoweredStep {
+    pub(crate) value: ValueId,
+    pub(crate) kernel: Kernel,
+}
+
+impl Lowered {
+    /// The place of a value that is not in the arena, for operand `position` of `step`.
+    pub(crate) fn fixed_place(&self, step: &LoweredStep, position: usize) -> Option<Place> {
+        let value = self.graph.node(step.value).args[position];
+        let base = self.views[value.index()].base;
+        let node = self.graph.node(base);
+        match &node.role {
+            Role::Param(name) => Some(Place::Param {
+                name: name.clone(),
+                ty: node.ty.clone(),
+                packing: step.kernel.def().packing(position),
+            }),
+            Role::Constant(_) => Some(Place::Constant(base)),
+            Role::Input(_) | Role::Op(_) => None,
+        }
+    }
+}
+
+/// Chooses storage and kernels.
+pub(crate) fn lower(graph: &Graph, target: &Target) -> Result<Lowered, Error> {
+    let mut lowering = Lowering {
+        b: Builder::new(graph.name.clone()),
+        views: Vec::with_capacity(graph.nodes.len()),
+        steps: Vec::new(),
+        target,
+    };
+    let mut new: Vec<ValueId> = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        let args: Vec<ValueId> = node.args.iter().map(|arg| new[arg.index()]).collect();
+        new.push(lowering.node(node, args)?);
+    }
+    let mut outputs = Vec::with_capacity(graph.outputs.len());
+    for output in &graph.outputs {
+        outputs.push(lowering.stored(new[output.index()], &outputs)?);
+    }
+    let Lowering { b, views, steps, .. } = lowering;
+    Ok(Lowered { graph: b.finish(&outputs), views, steps })
+}
+
+struct Lowering<'a> {
+    b: Builder,
+    views: Vec<View>,
+    steps: Vec<LoweredStep>,
+    target: &'a Target,
+}
+
+impl Lowering<'_> {
+    /// Appends `node` with operands `args`, after copies where they are needed.
+    fn node(&mut self, node: &Node, mut args: Vec<ValueId>) -> Result<ValueId, Error> {
+        let Role::Op(op) = &node.role else {
+            let value = self.b.copy_node(node, &[])?;
+            self.views.push(View { base: value, layout: Layout::dense(&node.ty) });
+            return Ok(value);
+        };
+        if let Some(&arg) = args.first() {
+            let view = &self.views[arg.index()];
+            match view_of(op, &view.layout, node) {
+                Viewed::As(layout) => {
+                    let base = view.base;
+                    return self.push_view(node, &args, base, layout);
+                }
+                Viewed::NeedsCopy => {
+                    let copy = self.copy(arg, node)?;
+                    let layout = match view_of(op, &self.views[copy.index()].layout, node) {
+                        Viewed::As(layout) => layout,
+                        _ => unreachable!("strides say any movement of a dense value"),
+                    };
+                    return self.push_view(node, &[copy], copy, layout);
+                }
+                Viewed::No => {}
+            }
+        }
+        let kernel = match self.select(op, node, &args) {
+            Some(kernel) => kernel,
+            None => {
+                // No kernel takes these strides: store strided operands densely, and try again.
+                for arg in &mut args {
+                    if !self.views[arg.index()].layout.is_dense() {
+                        *arg = self.copy(*arg, node)?;
+                    }
+                }
+                self.select(op, node, &args).ok_or_else(|| self.no_kernel(op, node, &args))?
+            }
+        };
+        let value = self.b.copy_node(node, &args)?;
+        self.views.push(View { base: value, layout: Layout::dense(&node.ty) });
+        self.steps.push(LoweredStep { value, kernel });
+        Ok(value)
+    }
+
+    fn push_view(
+        &mut self,
+        node: &Node,
+        args: &[ValueId],
+        base: ValueId,
+        layout: Layout,
+    ) -> Result<ValueId, Error> {
+        let value = self.b.copy_node(node, args)?;
+        self.views.push(View { base, layout });
+        Ok(value)
+    }
+
+    /// The value in a buffer of its own that no other output has: what the caller reads.
+    fn stored(&mut self, value: ValueId, taken: &[ValueId]) -> Result<ValueId, Error> {
+        let is_step = self.steps.iter().any(|step| step.value == value);
+        if is_step && !taken.contains(&value) {
+            return Ok(value);
+        }
+        let node = self.b.graph().node(value).clone();
+        self.copy(value, &node)
+    }
+
+    /// Appends a step that stores `value` densely. Takes its scope from `for_node`.
+    fn copy(&mut self, value: ValueId, for_node: &Node) -> Result<ValueId, Error> {
+        let ty = self.b.ty(value).clone();
+        let mut body = Builder::new("copy");
+        let input = body.input("0", ty.clone());
+        let op = Op::from(Fused::new("copy", body.finish(&[input])));
+        let node = Node {
+            role: Role::Op(op.clone()),
+            args: vec![value],
+            ty,
+            scope: Arc::clone(&for_node.scope),
+        };
+        let kernel = self
+            .select(&op, &node, &[value])
+            .ok_or_else(|| self.no_kernel(&op, &node, &[value]))?;
+        let copy = self.b.copy_node(&node, &[value])?;
+        self.views.push(View { base: copy, layout: Layout::dense(&node.ty) });
+        self.steps.push(LoweredStep { value: copy, kernel });
+        Ok(copy)
+    }
+
+    fn select(&self, op: &Op, node: &Node, args: &[ValueId]) -> Option<Kernel> {
+        let single;
+        let body = match op {
+            Op::Fused(fused) => fused.body(),
+            op => {
+                single = self.single_op_body(op, args);
+                &single
+            }
+        };
+        let operands: Vec<Layout> =
+            args.iter().map(|arg| self.views[arg.index()].layout.clone()).collect();
+        // A weight is packed from its dense whole; a view of a weight is an ordinary operand.
+        let is_param: Vec<bool> = args
+            .iter()
+            .map(|&arg| {
+                let view = &self.views[arg.index()];
+                let base = self.b.graph().node(view.base);
+                matches!(base.role, Role::Param(_))
+                    && view.layout.offset == 0
+                    && view.layout.is_dense()
+                    && view.layout.count() == base.ty.count()
+            })
+            .collect();
+        let result = Layout::dense(&node.ty);
+        Kernel::select(&Site {
+            body,
+            operands: &operands,
+            is_param: &is_param,
+            result: &result,
+            target: self.target,
+        })
+    }
+
+    /// The body of a group of one op.
+    fn single_op_body(&self, op: &Op, args: &[ValueId]) -> Graph {
+        let mut body = Builder::new(op.def().name());
+        let inputs: Vec<ValueId> = args
+            .iter()
+            .enumerate()
+            .map(|(i, &arg)| body.input(&i.to_string(), self.b.ty(arg).clone()))
+            .collect();
+        let result = body.op(op.clone(), &inputs).expect("the node type-checked in its graph");
+        body.finish(&[result])
+    }
+
+    fn no_kernel(&self, op: &Op, node: &Node, args: &[ValueId]) -> Error {
+        let operands: Vec<String> =
+            args.iter().map(|arg| self.views[arg.index()].layout.to_string()).collect();
+        Error::NoKernel {
+            op: match op {
+                Op::Fused(fused) => format!("fused {}: {}", fused.kind(), fused.body()),
+                op => op.def().name().to_string(),
+            },
+            operands: operands.join(", "),
+            result: node.ty.to_string(),
+            scope: node.scope.to_string(),
+        }
+    }
+}
+
+/// Whether an op only renames elements of its operand.
+enum Viewed {
+    /// Yes: the result is these elements.
+    As(Layout),
+    /// It does, but strides cannot say so for an operand laid out like this.
+    NeedsCopy,
+    /// It computes or gathers.
+    No,
+}
+
+fn view_of(op: &Op, operand: &Layout, node: &Node) -> Viewed {
+    match op {
+        Op::Reshape(_) => {
+            operand.reshaped(node.ty.shape()).map_or(Viewed::NeedsCopy, Viewed::As)
+        }
+        Op::Permute(permute) => Viewed::As(operand.permuted(&permute.axes)),
+        Op::Slice(slice) => Viewed::As(operand.sliced(&slice.start, node.ty.shape(), &slice.step)),
+        Op::Broadcast(_) => Viewed::As(operand.broadcast(node.ty.shape())),
+        _ => Viewed::No,
+    }
+}

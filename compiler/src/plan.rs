@@ -1,0 +1,136 @@
+//! The second level: buffers at byte offsets of one arena, and steps that run kernels on them.
+
+use std::sync::Arc;
+
+use kernels::{Kernel, Layout, Packing, Target};
+use ops::{Graph, TensorType, ValueId};
+
+/// Every buffer starts at a multiple of this many bytes: one cache line, one AVX-512 register.
+pub const ALIGN_BYTES: usize = 64;
+
+/// Names one buffer of a plan. Prints as `b3`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct BufferId(pub u32);
+
+impl BufferId {
+    /// The buffer's position in [`Plan::buffers`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A range of the arena, live from the step that first writes it to the last that reads it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Buffer {
+    /// Bytes, a multiple of [`ALIGN_BYTES`].
+    pub bytes: usize,
+    /// First byte in the arena.
+    pub offset: usize,
+    /// First step at which the contents matter; inputs are written before step 0.
+    pub first_step: usize,
+    /// Last step at which the contents matter; for an output, one past the last step of the plan.
+    pub last_step: usize,
+}
+
+/// Where the elements of a value are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// In the arena.
+    Buffer(BufferId),
+    /// A weight, by checkpoint name; dense as the graph declares it, or packed for a kernel.
+    Param {
+        /// Checkpoint name.
+        name: Arc<str>,
+        /// Type the graph declares.
+        ty: TensorType,
+        /// How the kernel wants it.
+        packing: Option<Packing>,
+    },
+    /// A constant of the graph, by the value that defines it.
+    Constant(ValueId),
+}
+
+/// What a step reads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Operand {
+    /// Base of the elements.
+    pub place: Place,
+    /// The elements within it.
+    pub layout: Layout,
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The value of the plan's graph that this computes.
+    pub value: ValueId,
+    /// What runs.
+    pub kernel: Kernel,
+    /// What it reads, in the order of the node's operands.
+    pub operands: Vec<Operand>,
+    /// Where the result goes, dense.
+    pub result: BufferId,
+    /// Layout of the result.
+    pub result_layout: Layout,
+    /// Working memory, live at this step only.
+    pub scratch: Option<BufferId>,
+}
+
+/// An input or output of the plan.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Port {
+    /// The input's name; `"0"`, `"1"`, … for outputs.
+    pub name: Arc<str>,
+    /// Its type, stored dense.
+    pub ty: TensorType,
+    /// Where the caller writes or reads it.
+    pub buffer: BufferId,
+}
+
+/// A compiled graph: everything about a run is known here but the numbers.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What it was compiled for.
+    pub target: Target,
+    /// The fused graph, with a copy node wherever a view had to be stored.
+    pub graph: Graph,
+    /// In order of execution.
+    pub steps: Vec<Step>,
+    /// Ranges of the arena.
+    pub buffers: Vec<Buffer>,
+    /// What the caller writes before a run.
+    pub inputs: Vec<Port>,
+    /// What the caller reads after a run.
+    pub outputs: Vec<Port>,
+    /// Bytes of the arena.
+    pub arena_bytes: usize,
+    /// Bytes that are live at the fullest step: no arena can be smaller for this order of steps.
+    pub lower_bound_bytes: usize,
+}
+
+impl Plan {
+    /// FLOPs of one run.
+    pub fn flops(&self) -> u64 {
+        self.graph.flops()
+    }
+
+    /// Bytes of weights and constants as they are held for this plan: packed where a kernel packs.
+    pub fn weight_bytes(&self) -> usize {
+        let mut held: Vec<(String, usize)> = Vec::new();
+        for operand in self.steps.iter().flat_map(|step| &step.operands) {
+            match &operand.place {
+                Place::Param { name, ty, packing } => match packing {
+                    Some(packing) => held.push((format!("{name} {}", packing.name), packing.bytes)),
+                    None => held.push((name.to_string(), ty.bytes())),
+                },
+                Place::Constant(value) => {
+                    held.push((value.to_string(), self.graph.ty(*value).bytes()));
+                }
+                Place::Buffer(_) => {}
+            }
+        }
+        held.sort();
+        held.dedup();
+        held.iter().map(|(_, bytes)| bytes).sum()
+    }
+}

@@ -1,0 +1,159 @@
+//! The textual form of a plan: its graph, then arena, buffers and steps.
+//!
+//! ```text
+//! plan @block {isa = avx512, threads = 2, l1 = 49152, l2 = 1048576, l3 = 33554432} {
+//!   arena 14376960 (lower bound 14376960)
+//!   buffer b0 : 7188480 @ 0 live 0..1
+//!   input "x" in b0
+//!   step 0 matmul {…} (b0 f32[4096, 1152], param "w" packed … f32[…]) -> b1, scratch b2   // %4 blocks.0
+//!   output "0" in b1
+//! }
+//! ```
+//!
+//! Steps and kernels follow from the graph and the target, so [`parse_plan`] derives them again,
+//! takes buffers and offsets from the text, and requires that the result prints as the text did.
+
+use std::fmt;
+
+use kernels::{Isa, KernelDef, Target};
+
+use crate::lower::lower;
+use crate::plan::{Operand, Place, Plan};
+use crate::plan_memory::plan_memory;
+use crate::{BufferId, Error};
+
+impl fmt::Display for BufferId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b{}", self.0)
+    }
+}
+
+impl fmt::Display for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Buffer(buffer) => write!(f, "{buffer} ")?,
+            Place::Param { name, packing: None, .. } => write!(f, "param {name:?} ")?,
+            Place::Param { name, packing: Some(packing), .. } => {
+                write!(f, "param {name:?} as {} ", packing.name)?;
+            }
+            Place::Constant(value) => write!(f, "constant {value} ")?,
+        }
+        write!(f, "{}", self.layout)
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() {
+            write!(f, "{:#}", self.graph)?;
+        } else {
+            write!(f, "{}", self.graph)?;
+        }
+        let t = &self.target;
+        writeln!(
+            f,
+            "plan @{} {{isa = {}, threads = {}, l1 = {}, l2 = {}, l3 = {}}} {{",
+            self.graph.name, t.isa, t.threads, t.l1_bytes, t.l2_bytes, t.l3_bytes
+        )?;
+        writeln!(f, "  arena {} (lower bound {})", self.arena_bytes, self.lower_bound_bytes)?;
+        for (i, buffer) in self.buffers.iter().enumerate() {
+            writeln!(
+                f,
+                "  buffer b{i} : {} @ {} live {}..{}",
+                buffer.bytes, buffer.offset, buffer.first_step, buffer.last_step
+            )?;
+        }
+        for port in &self.inputs {
+            writeln!(f, "  input {:?} in {}", port.name, port.buffer)?;
+        }
+        for (i, step) in self.steps.iter().enumerate() {
+            write!(f, "  step {i} {}", describe(step.kernel.def()))?;
+            let operands: Vec<String> = step.operands.iter().map(Operand::to_string).collect();
+            write!(f, " ({}) -> {}", operands.join(", "), step.result)?;
+            if let Some(scratch) = step.scratch {
+                write!(f, ", scratch {scratch}")?;
+            }
+            writeln!(f, "   // {} {}", step.value, self.graph.node(step.value).scope)?;
+        }
+        for port in &self.outputs {
+            writeln!(f, "  output {:?} in {}", port.name, port.buffer)?;
+        }
+        writeln!(f, "}}")
+    }
+}
+
+/// A kernel as it prints in a plan: `matmul {mc = 112}`.
+pub fn describe(kernel: &dyn KernelDef) -> String {
+    let tunables: Vec<String> =
+        kernel.tunables().iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    if tunables.is_empty() {
+        kernel.name().to_string()
+    } else {
+        format!("{} {{{}}}", kernel.name(), tunables.join(", "))
+    }
+}
+
+/// Parses a plan that printed with its constants (`{:#}`). The CPU must have the plan's
+/// instruction set.
+pub fn parse_plan(text: &str) -> Result<Plan, Error> {
+    let bad = |line: usize, reason: &str| Error::Parse { line, reason: reason.into() };
+    let start = text.find("\nplan @").ok_or_else(|| bad(1, "expected `plan @`"))? + 1;
+    let graph_text = &text[..start];
+    let first_line = graph_text.lines().count() + 1;
+    let graph = ops::parse(graph_text)?;
+    let header = text[start..].lines().next().unwrap_or_default();
+    let target =
+        parse_target(header).ok_or_else(|| bad(first_line, "expected the target's fields"))?;
+    let lowered = lower(&graph, &target)?;
+    let mut plan = plan_memory(lowered, &target);
+    let mut buffer = 0;
+    for (i, line) in text[start..].lines().enumerate() {
+        let line_number = first_line + i;
+        if let Some(rest) = line.strip_prefix("  arena ") {
+            plan.arena_bytes = rest
+                .split(' ')
+                .next()
+                .and_then(|n| n.parse().ok())
+                .ok_or_else(|| bad(line_number, "expected the arena's bytes"))?;
+        } else if line.starts_with("  buffer ") {
+            let offset = line
+                .split(" @ ")
+                .nth(1)
+                .and_then(|rest| rest.split(' ').next())
+                .and_then(|n| n.parse().ok());
+            match (plan.buffers.get_mut(buffer), offset) {
+                (Some(slot), Some(offset)) => slot.offset = offset,
+                _ => return Err(bad(line_number, "expected a buffer of the plan's graph")),
+            }
+            buffer += 1;
+        }
+    }
+    let printed = format!("{plan:#}");
+    for (i, (found, expected)) in text.lines().zip(printed.lines()).enumerate() {
+        if found != expected {
+            return Err(bad(i + 1, &format!("the graph's plan has here: {}", expected.trim())));
+        }
+    }
+    if text.lines().count() != printed.lines().count() {
+        return Err(bad(text.lines().count(), "the plan is not complete"));
+    }
+    Ok(plan)
+}
+
+fn parse_target(header: &str) -> Option<Target> {
+    let fields = header.split_once(" {")?.1.split_once('}')?.0;
+    let field = |name: &str| {
+        fields.split(", ").find_map(|field| {
+            let (key, value) = field.split_once(" = ")?;
+            (key == name).then_some(value)
+        })
+    };
+    let number = |name: &str| field(name)?.parse().ok();
+    Some(Target {
+        isa: Isa::from_name(field("isa")?).ok()?,
+        threads: number("threads")?,
+        l1_bytes: number("l1")?,
+        l2_bytes: number("l2")?,
+        l3_bytes: number("l3")?,
+    })
+}

@@ -1,0 +1,236 @@
+//! Rows of queries, keys and values on their way into attention: widened to f32, and, where the
+//! body says so, normalized, weighted and rotated.
+
+use ops::{DType, Graph, Op, ValueId};
+use ops::defs::binary::Binary;
+
+use crate::Layout;
+use crate::program::{SlotPtr, load_f32};
+use crate::simd::Simd;
+use crate::vec_math;
+
+use super::body::{Leaf, leaf, operand_view};
+use super::norm::{RowNorm, normalize};
+use super::shared::Shared;
+
+/// One step from stored row to used row.
+#[derive(Clone, Debug, PartialEq)]
+enum Step {
+    /// `rms_norm` of the row.
+    Rms { eps: f64 },
+    /// Product with a vector of head dims; the leaf's last axis runs over them.
+    Weight(Leaf),
+    /// Rotation by angles that depend on the position: table `table` of the kernel.
+    Rope { table: usize },
+}
+
+/// The rows `[batch.., S, H, D]` of one operand of `attention` or `rope`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HeadRows {
+    /// Which operand of the site.
+    pub(crate) operand: usize,
+    /// As the op sees it.
+    pub(crate) layout: Layout,
+    steps: Vec<Step>,
+}
+
+/// Cosines and sines of one operand `[S, D / 2]` of angles, made once per run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RopeTable {
+    angles: Leaf,
+}
+
+impl RopeTable {
+    /// f32 values of scratch: a cosine and a sine for each angle.
+    pub(crate) fn len(&self) -> usize {
+        2 * self.angles.layout.count()
+    }
+
+    /// Number of positions.
+    pub(crate) fn positions(&self) -> usize {
+        self.angles.layout.shape[0]
+    }
+
+    /// Writes the cosines, then the sines, of position `position` to its part of `table`.
+    ///
+    /// # Safety
+    /// The angles' buffer holds its layout; `table` has [`RopeTable::len`] values.
+    #[inline(always)]
+    pub(crate) unsafe fn fill<S: Simd>(
+        &self,
+        s: S,
+        shared: Shared<'_>,
+        position: usize,
+        table: *mut f32,
+    ) {
+        let Layout { shape, strides, offset, .. } = &self.angles.layout;
+        let n = shape[1];
+        // SAFETY: passed on.
+        unsafe {
+            let at = offset + position * strides[0];
+            let angles = shared.slot(&self.angles, at, strides[1], std::ptr::null());
+            let cosines = table.add(2 * position * n);
+            let sines = cosines.add(n);
+            let x = load_f32(s, DType::F32, angles, n, sines);
+            let mut i = 0;
+            while i < n {
+                let count = S::LANES.min(n - i);
+                let angle = s.load_n(x.add(i), count);
+                s.store_n(cosines.add(i), vec_math::cos(s, angle), count);
+                s.store_n(sines.add(i), vec_math::sin(s, angle), count);
+                i += count;
+            }
+        }
+    }
+}
+
+impl HeadRows {
+    /// The rows behind `value`: an operand, then any of cast, `rms_norm`, a product with a vector of
+    /// head dims, and `rope`, whose tables are appended to `tables`.
+    pub(crate) fn of(
+        body: &Graph,
+        value: ValueId,
+        operands: &[Layout],
+        tables: &mut Vec<RopeTable>,
+    ) -> Option<HeadRows> {
+        if let Some((operand, layout)) = operand_view(body, value, operands) {
+            return Some(HeadRows { operand, layout, steps: vec![] });
+        }
+        let args = &body.node(value).args;
+        let op = body.op(value)?;
+        let (source, step) = if let Op::Cast(cast) = op {
+            if !cast.dtype.is_float() {
+                return None;
+            }
+            (args[0], None)
+        } else if let Op::RmsNorm(norm) = op {
+            (args[0], Some(Step::Rms { eps: norm.eps }))
+        } else if let Op::Binary(Binary::Mul) = op {
+            let weight = |arg: ValueId| {
+                let mut arg = arg;
+                while let Some(Op::Cast(_) | Op::Broadcast(_)) = body.op(arg) {
+                    arg = body.node(arg).args[0];
+                }
+                let leaf = leaf(body, arg, operands)?;
+                let rank = leaf.layout.rank();
+                let is_vector = (0..rank - 1)
+                    .all(|axis| leaf.layout.shape[axis] == 1 || leaf.layout.strides[axis] == 0);
+                (is_vector && leaf.layout.dtype.is_float()).then_some(leaf)
+            };
+            if body.ty(args[0]).shape() != body.ty(value).shape() {
+                (args[1], Some(Step::Weight(weight(args[0])?)))
+            } else {
+                (args[0], Some(Step::Weight(weight(args[1])?)))
+            }
+        } else if let Op::Rope(_) = op {
+            let angles = leaf(body, args[1], operands)?;
+            let table = RopeTable { angles };
+            let index = tables.iter().position(|known| *known == table).unwrap_or_else(|| {
+                tables.push(table);
+                tables.len() - 1
+            });
+            (args[0], Some(Step::Rope { table: index }))
+        } else {
+            return None;
+        };
+        if body.ty(source).shape() != body.ty(value).shape() {
+            return None;
+        }
+        let mut rows = HeadRows::of(body, source, operands, tables)?;
+        rows.steps.extend(step);
+        Some(rows)
+    }
+
+    /// Whether rows are used as they are stored.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The step from one position of the sequence to the next.
+    pub(crate) fn seq_stride(&self) -> usize {
+        self.layout.strides[self.layout.rank() - 3]
+    }
+
+    /// The row whose first element is `at`, of sequence position `position`: as it is stored, or
+    /// made in `to`.
+    ///
+    /// # Safety
+    /// The row lies within the operand's buffer, `to` is writable for it, `tables` are filled.
+    #[inline(always)]
+    pub(crate) unsafe fn row<S: Simd>(
+        &self,
+        s: S,
+        shared: Shared<'_>,
+        at: usize,
+        position: usize,
+        tables: &[*const f32],
+        to: *mut f32,
+    ) -> *const f32 {
+        let rank = self.layout.rank();
+        let (n, stride) = (self.layout.shape[rank - 1], self.layout.strides[rank - 1]);
+        let dtype = self.layout.dtype;
+        // SAFETY: passed on.
+        unsafe {
+            let ptr = shared.operand(self.operand).add(at * dtype.size());
+            let stride = if n == 1 { 1 } else { stride as isize };
+            let mut x = load_f32(s, dtype, SlotPtr { ptr, stride }, n, to);
+            for step in &self.steps {
+                match step {
+                    Step::Rms { eps } => normalize(s, RowNorm::Rms { eps: *eps }, x, n, to),
+                    Step::Weight(leaf) => weigh(s, shared, leaf, x, n, to),
+                    Step::Rope { table } => rotate(x, tables[*table].add(position * n), n, to),
+                }
+                x = to;
+            }
+            x
+        }
+    }
+}
+
+/// `to = x * weight`.
+///
+/// # Safety
+/// As [`HeadRows::row`].
+#[inline(always)]
+unsafe fn weigh<S: Simd>(
+    s: S,
+    shared: Shared<'_>,
+    leaf: &Leaf,
+    x: *const f32,
+    n: usize,
+    to: *mut f32,
+) {
+    let layout = &leaf.layout;
+    let last = layout.rank() - 1;
+    let stride = if layout.shape[last] == 1 { 0 } else { layout.strides[last] };
+    let mut buffer = [0f32; crate::simd::MAX_LANES];
+    let mut i = 0;
+    // SAFETY: passed on.
+    unsafe {
+        while i < n {
+            let count = S::LANES.min(n - i);
+            let slot = shared.slot(leaf, layout.offset + i * stride, stride, std::ptr::null());
+            let weight = load_f32(s, layout.dtype, slot, count, buffer.as_mut_ptr());
+            let product = s.mul(s.load_n(x.add(i), count), s.load_n(weight, count));
+            s.store_n(to.add(i), product, count);
+            i += count;
+        }
+    }
+}
+
+/// Rotates pairs; `table` has the cosines, then the sines, of the position.
+///
+/// # Safety
+/// `x` and `to`, the same or apart, have `n` values, `table` has as many.
+#[inline(always)]
+unsafe fn rotate(x: *const f32, table: *const f32, n: usize, to: *mut f32) {
+    // SAFETY: passed on.
+    unsafe {
+        for i in 0..n / 2 {
+            let (cos, sin) = (*table.add(i), *table.add(n / 2 + i));
+            let (first, second) = (*x.add(2 * i), *x.add(2 * i + 1));
+            *to.add(2 * i) = first * cos - second * sin;
+            *to.add(2 * i + 1) = second * cos + first * sin;
+        }
+    }
+}

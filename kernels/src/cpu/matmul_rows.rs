@@ -1,0 +1,252 @@
+//! Rows of operands: where they are, and how rows of A are packed with norm and prologue applied.
+//!
+//! Invariant: a row's statistics are computed from the whole row, in a fixed order, before its
+//! first element is packed.
+
+use ops::DType;
+
+use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32};
+use crate::simd::{MAX_LANES, Simd};
+
+/// A matrix whose rows are numbered over several dims; strides and offset count elements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowView {
+    /// Element type.
+    pub dtype: DType,
+    /// One for each dim that rows are numbered over; 0 repeats.
+    pub row_strides: Vec<usize>,
+    /// From one element of a row to the next; 0 repeats.
+    pub column_stride: usize,
+    /// Position of the first element.
+    pub offset: usize,
+}
+
+impl RowView {
+    /// The elements from `column` on of the row at `row_offset`.
+    ///
+    /// # Safety
+    /// The element lies within `buffer`.
+    #[inline(always)]
+    pub(super) unsafe fn slot(
+        &self,
+        buffer: *const u8,
+        row_offset: usize,
+        column: usize,
+    ) -> SlotPtr {
+        let at = self.offset + row_offset + column * self.column_stride;
+        // SAFETY: the caller's promise.
+        let ptr = unsafe { buffer.add(at * self.dtype.size()) };
+        SlotPtr { ptr, stride: self.column_stride.cast_signed() }
+    }
+}
+
+/// Normalization of a row `x` of length K, without weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// `(x - mean) / sqrt(variance + eps)`, the variance over K.
+    Layer {
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// `x / sqrt(mean(x^2) + eps)`.
+    Rms {
+        /// Added to the mean square.
+        eps: f32,
+    },
+}
+
+/// Offsets in elements of consecutive rows from number `first` on, rows numbered over `dims`.
+pub(super) fn row_offsets(dims: &[usize], strides: &[usize], first: usize, table: &mut [usize]) {
+    for (index, offset) in table.iter_mut().enumerate() {
+        let mut rest = first + index;
+        *offset = 0;
+        for (&dim, &stride) in dims.iter().zip(strides).rev() {
+            *offset += rest % dim * stride;
+            rest /= dim;
+        }
+    }
+}
+
+/// Packs rows of A as f32.
+pub(super) struct PackRows<'a> {
+    pub(super) a: *const u8,
+    pub(super) view: &'a RowView,
+    pub(super) norm: Option<Norm>,
+    pub(super) prologue: Option<&'a Program>,
+    pub(super) operands: &'a [RowView],
+    pub(super) operand_buffers: &'a [*const u8],
+    /// Row offsets of A, then of each operand, `offsets_stride` apart.
+    pub(super) offsets: *const usize,
+    pub(super) offsets_stride: usize,
+    /// Length of a whole row.
+    pub(super) depth: usize,
+    /// Mean and reciprocal deviation of each row, kept between calls.
+    pub(super) stats: *mut [f32; 2],
+    /// At least [`PackRows::SCRATCH_LEN`] values, and what the prologue needs.
+    pub(super) scratch: *mut f32,
+}
+
+impl PackRows<'_> {
+    /// Least length of `scratch`.
+    pub(super) const SCRATCH_LEN: usize = CHUNK;
+
+    /// Packs elements `from..to` of each row; the first call must be with `from` zero.
+    ///
+    /// # Safety
+    /// All pointers are valid for what is read and written; `packed` for `n_rows` rows, `stride`
+    /// apart.
+    #[inline(always)]
+    pub(super) unsafe fn run<S: Simd>(
+        &self,
+        s: S,
+        n_rows: usize,
+        (from, to): (usize, usize),
+        packed: *mut f32,
+        stride: usize,
+    ) {
+        let n = to - from;
+        let mut slots = [SlotPtr { ptr: self.a, stride: 0 }; MAX_SLOTS];
+        for row in 0..n_rows {
+            // SAFETY: the caller's promise; rows are within their views.
+            unsafe {
+                let row_offset = *self.offsets.add(row);
+                let packed = packed.add(row * stride);
+                slots[0] = self.view.slot(self.a, row_offset, from);
+                if let Some(norm) = self.norm {
+                    if from == 0 {
+                        *self.stats.add(row) = self.row_stats(s, norm, slots[0]);
+                    }
+                    self.normalize(s, *self.stats.add(row), slots[0], n, packed);
+                    slots[0] = SlotPtr { ptr: packed.cast_const().cast(), stride: 1 };
+                }
+                if let Some(prologue) = self.prologue {
+                    for (index, view) in self.operands.iter().enumerate() {
+                        let offset = *self.offsets.add((1 + index) * self.offsets_stride + row);
+                        let buffer = self.operand_buffers[index];
+                        slots[1 + index] = view.slot(buffer, offset, from);
+                    }
+                    prologue.run_row_in(s, n, &slots, packed.cast(), self.scratch);
+                } else if self.norm.is_none() {
+                    let x = load_f32(s, self.view.dtype, slots[0], n, packed);
+                    if x != packed.cast_const() {
+                        std::ptr::copy_nonoverlapping(x, packed, n);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Mean (zero for RMS) and reciprocal deviation of the row at `x`.
+    #[inline(always)]
+    unsafe fn row_stats<S: Simd>(&self, s: S, norm: Norm, x: SlotPtr) -> [f32; 2] {
+        let n = self.depth as f32;
+        // SAFETY: the row has `depth` elements.
+        unsafe {
+            match norm {
+                Norm::Layer { eps } => {
+                    let mean = self.row_sum(s, x, #[inline(always)] |x| x) / n;
+                    let center = s.splat(mean);
+                    let squares = self.row_sum(s, x, #[inline(always)] |x| {
+                        let d = s.sub(x, center);
+                        s.mul(d, d)
+                    });
+                    [mean, 1.0 / (squares / n + eps).sqrt()]
+                }
+                Norm::Rms { eps } => {
+                    let squares = self.row_sum(s, x, #[inline(always)] |x| s.mul(x, x));
+                    [0.0, 1.0 / (squares / n + eps).sqrt()]
+                }
+            }
+        }
+    }
+
+    /// Sum of `f` over the whole row.
+    #[inline(always)]
+    unsafe fn row_sum<S: Simd>(&self, s: S, x: SlotPtr, f: impl Fn(S::F) -> S::F) -> f32 {
+        // Four chains hide the latency of the addition.
+        let mut sums = [s.splat(0.0); 4];
+        let mut start = 0;
+        while start < self.depth {
+            let n = CHUNK.min(self.depth - start);
+            // SAFETY: the chunk lies within the row, and within the scratch.
+            unsafe {
+                let chunk = load_f32(s, self.view.dtype, self.advance(x, start), n, self.scratch);
+                let mut i = 0;
+                while i + 4 * S::LANES <= n {
+                    for (part, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.add(*sum, f(s.load(chunk.add(i + part * S::LANES))));
+                    }
+                    i += 4 * S::LANES;
+                }
+                while i < n {
+                    let len = S::LANES.min(n - i);
+                    let mut lanes = [0f32; MAX_LANES];
+                    s.store_n(lanes.as_mut_ptr(), f(s.load_n(chunk.add(i), len)), len);
+                    sums[0] = s.add(sums[0], s.load(lanes.as_ptr()));
+                    i += len;
+                }
+            }
+            start += n;
+        }
+        s.reduce_add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+    }
+
+    /// Writes `(x - mean) * scale` of `n` elements.
+    #[inline(always)]
+    unsafe fn normalize<S: Simd>(
+        &self,
+        s: S,
+        [mean, scale]: [f32; 2],
+        x: SlotPtr,
+        n: usize,
+        packed: *mut f32,
+    ) {
+        let (mean, scale) = (s.splat(mean), s.splat(scale));
+        let mut start = 0;
+        while start < n {
+            let len = CHUNK.min(n - start);
+            // SAFETY: the chunk lies within the row, the scratch and the packed row.
+            unsafe {
+                let x = load_f32(s, self.view.dtype, self.advance(x, start), len, self.scratch);
+                let to = packed.add(start);
+                let mut i = 0;
+                while i + S::LANES <= len {
+                    s.store(to.add(i), s.mul(s.sub(s.load(x.add(i)), mean), scale));
+                    i += S::LANES;
+                }
+                if i < len {
+                    let x = s.load_n(x.add(i), len - i);
+                    s.store_n(to.add(i), s.mul(s.sub(x, mean), scale), len - i);
+                }
+            }
+            start += len;
+        }
+    }
+
+    /// The slot `n` elements further.
+    #[inline(always)]
+    unsafe fn advance(&self, x: SlotPtr, n: usize) -> SlotPtr {
+        let step = self.view.column_stride * self.view.dtype.size();
+        // SAFETY: the caller stays within the row.
+        SlotPtr { ptr: unsafe { x.ptr.add(n * step) }, stride: x.stride }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_offsets_count_the_last_dim_fastest() {
+        let mut table = [0; 7];
+        row_offsets(&[2, 3, 2], &[100, 10, 1], 3, &mut table);
+        assert_eq!(table, [11, 20, 21, 100, 101, 110, 111]);
+    }
+
+    #[test]
+    fn no_dims_are_one_row() {
+        let mut table = [9];
+        row_offsets(&[], &[], 0, &mut table);
+        assert_eq!(table, [0]);
+    }
+}

@@ -1,0 +1,148 @@
+//! The register tile of the matrix product: a few rows of A times one panel of B, f32.
+//!
+//! The tile's sums stay in registers over the whole depth; each step of the depth loads the
+//! panel's vectors once and broadcasts one element of each row. With 32 registers the full tile is
+//! 8 rows x 3 vectors: 24 sums, 3 vectors of B and one broadcast, so that per depth 11 loads feed
+//! 24 multiply-adds, and the dependency chains cover the multiply-add's latency twice. With 16
+//! registers it is 6 x 2.
+//!
+//! Invariant: each sum is one chain of multiply-adds in depth order, whatever tile it falls in, so
+//! results do not depend on how rows and columns are split.
+
+use crate::simd::{Simd, SimdJob, prefetch, prefetch_l2};
+
+/// Most rows of a tile on any instruction set.
+pub(super) const MAX_ROWS: usize = 8;
+/// Most vectors of a tile's row on any instruction set.
+pub(super) const MAX_VECTORS: usize = 3;
+
+/// Shape of the full tile: `(rows, vectors of columns)`.
+pub(super) const fn shape(registers: usize) -> (usize, usize) {
+    match registers {
+        32.. => (8, 3),
+        16.. => (6, 2),
+        _ => (6, 1),
+    }
+}
+
+/// Operands of one tile. Counts and strides are in elements.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// First element of the tile's rows of A.
+    pub(super) a: *const f32,
+    /// From one row of A to the next.
+    pub(super) a_stride: usize,
+    /// The panel: for each depth, `vectors` vectors.
+    pub(super) b: *const f32,
+    /// Steps of the depth.
+    pub(super) depth: usize,
+    /// First sum; the panel's columns are consecutive.
+    pub(super) sums: *mut f32,
+    /// From one row of sums to the next.
+    pub(super) sums_stride: usize,
+    /// Whether to add to what is there.
+    pub(super) accumulate: bool,
+    /// Memory to bring into the second-level cache, a line every four steps.
+    pub(super) next: *const f32,
+}
+
+/// Computes a tile of `rows` x `vectors`.
+///
+/// # Safety
+/// `rows` and `vectors` are at least 1 and at most [`shape`]. A is readable for `rows` x `depth`, B
+/// for `depth` x `vectors` vectors, the sums writable (and initialized if accumulating).
+#[inline(always)]
+pub(super) unsafe fn run<S: Simd>(s: S, rows: usize, vectors: usize, tile: &Tile) {
+    macro_rules! by_rows {
+        ($vectors:literal) => {
+            match rows {
+                1 => s.outline(Micro::<1, $vectors>(tile)),
+                2 => s.outline(Micro::<2, $vectors>(tile)),
+                3 => s.outline(Micro::<3, $vectors>(tile)),
+                4 => s.outline(Micro::<4, $vectors>(tile)),
+                5 => s.outline(Micro::<5, $vectors>(tile)),
+                6 => s.outline(Micro::<6, $vectors>(tile)),
+                7 => s.outline(Micro::<7, $vectors>(tile)),
+                8 => s.outline(Micro::<8, $vectors>(tile)),
+                _ => unreachable!("tile has 1 to {MAX_ROWS} rows"),
+            }
+        };
+    }
+    match vectors {
+        1 => by_rows!(1),
+        2 => by_rows!(2),
+        3 => by_rows!(3),
+        _ => unreachable!("tile has 1 to {MAX_VECTORS} vectors"),
+    }
+}
+
+struct Micro<'a, const ROWS: usize, const VECTORS: usize>(&'a Tile);
+
+impl<const ROWS: usize, const VECTORS: usize> SimdJob for Micro<'_, ROWS, VECTORS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (max_rows, max_vectors) = const { shape(S::REGISTERS) };
+        if ROWS > max_rows || VECTORS > max_vectors {
+            unreachable!("tile of {ROWS} x {VECTORS} does not fit the registers");
+        }
+        let tile = *self.0;
+        // SAFETY: `run`'s caller promises A, B and the sums for ROWS x VECTORS x depth.
+        unsafe {
+            for row in 0..ROWS {
+                for v in 0..VECTORS {
+                    prefetch(tile.sums.add(row * tile.sums_stride + v * S::LANES));
+                }
+            }
+            let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
+            let (mut a, mut b, mut next) = (tile.a, tile.b, tile.next);
+            for _ in 0..tile.depth / 4 {
+                prefetch_l2(next);
+                next = next.wrapping_add(16);
+                for step in 0..4 {
+                    let b = b.add(step * VECTORS * S::LANES);
+                    multiply_add::<S, ROWS, VECTORS>(s, a.add(step), tile.a_stride, b, &mut sums);
+                }
+                a = a.add(4);
+                b = b.add(4 * VECTORS * S::LANES);
+            }
+            for _ in 0..tile.depth % 4 {
+                multiply_add::<S, ROWS, VECTORS>(s, a, tile.a_stride, b, &mut sums);
+                a = a.add(1);
+                b = b.add(VECTORS * S::LANES);
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (v, &sum) in sums.iter().enumerate() {
+                    let to = tile.sums.add(row * tile.sums_stride + v * S::LANES);
+                    let sum = if tile.accumulate { s.add(s.load(to), sum) } else { sum };
+                    s.store(to, sum);
+                }
+            }
+        }
+    }
+}
+
+/// One step of the depth.
+///
+/// # Safety
+/// One element of each row of A and the vectors of B are readable.
+#[inline(always)]
+unsafe fn multiply_add<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    sums: &mut [[S::F; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let b: [S::F; VECTORS] = std::array::from_fn(|v| s.load(b.add(v * S::LANES)));
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let x = s.splat(*a.add(row * a_stride));
+            for (sum, &b) in sums.iter_mut().zip(&b) {
+                *sum = s.mul_add(x, b, *sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Kernels for the CPU.
+
+pub mod attention;
+mod attention_rows;
+mod attention_tile;
+pub mod body;
+pub mod concat;
+pub mod conv;
+mod copy;
+mod exact;
+pub mod gather;
+pub mod group_norm;
+pub mod map;
+pub mod matmul;
+mod matmul_pack;
+mod matmul_rows;
+mod matmul_tile;
+mod nest;
+pub mod norm;
+pub mod pad;
+pub mod rope;
+mod shared;
+mod sum;
+
+pub use matmul_rows::{Norm, RowView};

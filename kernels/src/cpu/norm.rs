@@ -1,0 +1,297 @@
+//! `layer_norm`, `rms_norm` and `softmax` of rows, with elementwise code before and after.
+//!
+//! One pass over memory: a row is read (or computed) once, its statistics and its normalized form
+//! are made in L1, and the epilogue (affine map, modulation, residual) writes the result. Sums are
+//! compensated and the variance is that of the centered row, so the error is that of the last few
+//! roundings. Roofline: memory bandwidth. Where a product follows, its prologue does this instead.
+
+use ops::{Attr, DType, Op, ValueId};
+
+use crate::kernel::{KernelDef, Launch, Site};
+use crate::program::{MAX_SLOTS, SlotPtr};
+use crate::simd::{Simd, SimdJob, dispatch};
+use crate::vec_math;
+use crate::{Isa, Layout};
+
+use super::body::{Elementwise, Source, compile_elementwise};
+use super::nest::{Cursor, Nest};
+use super::shared::{Shared, aligned};
+use super::sum::{max_of, sum_of};
+
+/// Elements per item of the pool.
+const ITEM: usize = 1 << 14;
+
+/// What is done to a row.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum RowNorm {
+    /// `(x - mean) / sqrt(variance + eps)`.
+    Layer {
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// `x / sqrt(mean square + eps)`.
+    Rms {
+        /// Added to the mean square.
+        eps: f64,
+    },
+    /// `exp(x - max) / sum`.
+    Softmax,
+}
+
+/// A norm of every row of a value.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    isa: Isa,
+    norm: RowNorm,
+    result: Layout,
+    /// From operands to the row that is normalized.
+    prologue: Elementwise,
+    /// From the normalized row (frontier 0) to the result.
+    epilogue: Elementwise,
+    /// Layout 0 is the result, then the prologue's leaves, then the epilogue's.
+    nest: Nest,
+}
+
+impl Norm {
+    /// Takes one norm with any elementwise code around it.
+    pub fn select(site: &Site<'_>) -> Option<Norm> {
+        let &[root] = &site.body.outputs[..] else { return None };
+        let mut found = site.body.values().filter_map(|value| {
+            let op = site.body.op(value)?;
+            let last = || site.body.ty(value).rank() - 1;
+            if let Op::LayerNorm(norm) = op {
+                Some((value, RowNorm::Layer { eps: norm.eps }, last()))
+            } else if let Op::RmsNorm(norm) = op {
+                Some((value, RowNorm::Rms { eps: norm.eps }, last()))
+            } else if let Op::Softmax(softmax) = op {
+                Some((value, RowNorm::Softmax, softmax.axis))
+            } else {
+                None
+            }
+        });
+        let (value, norm, axis): (ValueId, RowNorm, usize) = found.next()?;
+        if found.next().is_some() || site.body.ty(value).shape() != site.result.shape {
+            return None;
+        }
+        let input = site.body.node(value).args[0];
+        let prologue = compile_elementwise(site.body, input, &[], site.operands)?.widened();
+        let epilogue = compile_elementwise(site.body, root, &[value], site.operands)?;
+        let mut layouts = vec![site.result];
+        for leaf in prologue.leaves.iter().chain(&epilogue.leaves) {
+            // The frontier is a row of scratch; it must not keep axes from being joined.
+            let is_scratch = matches!(leaf.source, Source::Frontier(_));
+            layouts.push(if is_scratch { site.result } else { &leaf.layout });
+        }
+        let nest = Nest::with_row(&layouts, axis)?;
+        let result = site.result.clone();
+        Some(Norm { isa: site.target.isa, norm, result, prologue, epilogue, nest })
+    }
+
+    fn rows_per_item(&self) -> usize {
+        (ITEM / self.nest.row_len()).max(1)
+    }
+
+    /// Bytes of one row in f32.
+    fn row_bytes(&self) -> usize {
+        aligned(4 * self.nest.row_len())
+    }
+
+    fn program_bytes(&self) -> usize {
+        let len = self.prologue.program.scratch_len().max(self.epilogue.program.scratch_len());
+        aligned(4 * len)
+    }
+
+    /// Two rows in f32, one of the result, and the programs' scratch.
+    fn worker_bytes(&self) -> usize {
+        3 * self.row_bytes() + self.program_bytes()
+    }
+}
+
+impl KernelDef for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn tunables(&self) -> Vec<(&'static str, Attr)> {
+        let norm = match self.norm {
+            RowNorm::Layer { .. } => "layer",
+            RowNorm::Rms { .. } => "rms",
+            RowNorm::Softmax => "softmax",
+        };
+        vec![("norm", Attr::Str(norm.to_owned()))]
+    }
+
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        threads * self.worker_bytes()
+    }
+
+    fn may_alias(&self, operand: usize) -> bool {
+        // A whole row is read before its first element is written.
+        let reads = |code: &Elementwise| {
+            code.leaves.iter().any(|leaf| leaf.source == Source::Operand(operand))
+        };
+        [&self.prologue, &self.epilogue]
+            .iter()
+            .all(|code| !reads(code) || code.may_alias(operand, &self.result))
+            && (reads(&self.prologue) || reads(&self.epilogue))
+    }
+
+    unsafe fn run(&self, launch: &Launch<'_>) {
+        let shared = Shared::new(launch);
+        let n_items = self.nest.n_rows().div_ceil(self.rows_per_item());
+        launch.pool.run(n_items, &|item, worker| {
+            dispatch(self.isa, Item { norm: self, shared, item, worker });
+        });
+    }
+}
+
+struct Item<'a> {
+    norm: &'a Norm,
+    shared: Shared<'a>,
+    item: usize,
+    worker: usize,
+}
+
+impl SimdJob for Item<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Item { norm, shared, item, worker } = self;
+        let first = item * norm.rows_per_item();
+        let last = norm.nest.n_rows().min(first + norm.rows_per_item());
+        let mut cursor = norm.nest.at(first);
+        for _ in first..last {
+            // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
+            // scratch with one part per worker.
+            unsafe { row(s, norm, shared, &cursor, worker) };
+            cursor.advance();
+        }
+    }
+}
+
+/// # Safety
+/// The buffers of `shared` hold the layouts; the scratch has one part per worker.
+#[inline(always)]
+unsafe fn row<S: Simd>(
+    s: S,
+    norm: &Norm,
+    shared: Shared<'_>,
+    cursor: &Cursor<'_>,
+    worker: usize,
+) {
+    let nest = &norm.nest;
+    let n = nest.row_len();
+    let size = norm.result.dtype.size();
+    // SAFETY: positions of a nest lie within its layouts; parts of the scratch are disjoint.
+    unsafe {
+        let scratch = shared.scratch().add(worker * norm.worker_bytes());
+        let computed = scratch.cast::<f32>();
+        let normalized = scratch.add(norm.row_bytes()).cast::<f32>();
+        let staged = scratch.add(2 * norm.row_bytes());
+        let program_scratch = scratch.add(3 * norm.row_bytes()).cast::<f32>();
+        let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
+        let fill = |slots: &mut [SlotPtr; MAX_SLOTS], code: &Elementwise, base: usize| {
+            for (i, leaf) in code.leaves.iter().enumerate() {
+                slots[i] = match leaf.source {
+                    Source::Frontier(_) => SlotPtr { ptr: normalized.cast(), stride: 1 },
+                    Source::Operand(_) | Source::Constant(_) => {
+                        let stride = nest.row_stride(base + i);
+                        shared.slot(leaf, cursor.position(base + i), stride, normalized)
+                    }
+                };
+            }
+        };
+        fill(&mut slots, &norm.prologue, 1);
+        let direct = norm.prologue.program.is_copy()
+            && norm.prologue.program.slots() == [DType::F32]
+            && slots[0].stride == 1;
+        let x = if direct {
+            slots[0].ptr.cast::<f32>()
+        } else {
+            let program = &norm.prologue.program;
+            program.run_row_in(s, n, &slots, computed.cast(), program_scratch);
+            computed.cast_const()
+        };
+        let step = nest.row_stride(0);
+        let dst = shared.result().add(cursor.position(0) * size);
+        let is_plain = norm.epilogue.is_frontier_copy();
+        if is_plain && norm.result.dtype == DType::F32 && step == 1 {
+            normalize(s, norm.norm, x, n, dst.cast());
+            return;
+        }
+        normalize(s, norm.norm, x, n, normalized);
+        fill(&mut slots, &norm.epilogue, 1 + norm.prologue.leaves.len());
+        let program = &norm.epilogue.program;
+        if step == 1 {
+            program.run_row_in(s, n, &slots, dst, program_scratch);
+        } else {
+            program.run_row_in(s, n, &slots, staged, program_scratch);
+            for i in 0..n {
+                std::ptr::copy_nonoverlapping(staged.add(i * size), dst.add(i * step * size), size);
+            }
+        }
+    }
+}
+
+/// Writes the norm of `x` to `y`.
+///
+/// # Safety
+/// Both have `n` values; they are the same or do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn normalize<S: Simd>(
+    s: S,
+    norm: RowNorm,
+    x: *const f32,
+    n: usize,
+    y: *mut f32,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        match norm {
+            RowNorm::Layer { eps } => {
+                let mean = sum_of(s, x, n, |x| x) / n as f64;
+                // In two parts, so that a mean far above the deviation costs no accuracy.
+                let high = s.splat(mean as f32);
+                let low = s.splat((mean - f64::from(mean as f32)) as f32);
+                let center = |x: S::F| s.sub(s.sub(x, high), low);
+                let squares = sum_of(s, x, n, |x| {
+                    let d = center(x);
+                    s.mul(d, d)
+                });
+                let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
+                each(s, x, n, y, |x| s.mul(center(x), scale));
+            }
+            RowNorm::Rms { eps } => {
+                let squares = sum_of(s, x, n, |x| s.mul(x, x));
+                let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
+                each(s, x, n, y, |x| s.mul(x, scale));
+            }
+            RowNorm::Softmax => {
+                let max = s.splat(max_of(s, x, n));
+                each(s, x, n, y, |x| vec_math::exp(s, s.sub(x, max)));
+                let scale = s.splat((1.0 / sum_of(s, y.cast_const(), n, |y| y)) as f32);
+                each(s, y.cast_const(), n, y, |y| s.mul(y, scale));
+            }
+        }
+    }
+}
+
+/// `y[i] = f(x[i])`.
+///
+/// # Safety
+/// Both have `n` values; they are the same or do not overlap.
+#[inline(always)]
+unsafe fn each<S: Simd>(s: S, x: *const f32, n: usize, y: *mut f32, f: impl Fn(S::F) -> S::F) {
+    let mut i = 0;
+    // SAFETY: lanes below n.
+    unsafe {
+        while i + S::LANES <= n {
+            s.store(y.add(i), f(s.load(x.add(i))));
+            i += S::LANES;
+        }
+        if i < n {
+            s.store_n(y.add(i), f(s.load_n(x.add(i), n - i)), n - i);
+        }
+    }
+}

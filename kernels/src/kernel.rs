@@ -1,0 +1,157 @@
+//! The kernel contract ([`KernelDef`]) and the one list of all CPU kernels ([`Kernel`]).
+//!
+//! A kernel is chosen for a *site*: a body graph (a fused group's, or a single op's) with the
+//! layouts of its operands and of its result. Choosing is pure; what is chosen is plain data that
+//! prints in the plan and runs on raw pointers.
+
+use std::fmt;
+
+use ops::{Attr, Graph};
+
+use crate::{Isa, Layout, Pool};
+
+/// What a plan is compiled for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// Instruction set of the kernels.
+    pub isa: Isa,
+    /// Threads that run a step.
+    pub threads: usize,
+    /// Per-core data caches in bytes: level 1 and 2.
+    pub l1_bytes: usize,
+    /// See `l1_bytes`.
+    pub l2_bytes: usize,
+    /// Shared last-level cache in bytes.
+    pub l3_bytes: usize,
+}
+
+/// One place in a graph that needs a kernel.
+#[derive(Debug)]
+pub struct Site<'a> {
+    /// What is to be computed: inputs `"0"`, `"1"`, … are the operands in order, one output. Small
+    /// constants are nodes of the body.
+    pub body: &'a Graph,
+    /// Layouts of the operands, in order.
+    pub operands: &'a [Layout],
+    /// Which operands are weights, known before the first run.
+    pub is_param: &'a [bool],
+    /// Layout of the result.
+    pub result: &'a Layout,
+    /// The machine.
+    pub target: &'a Target,
+}
+
+/// How a weight is stored for a kernel: made once at load from the dense tensor.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Packing {
+    /// Prints in the plan and tells packings apart, as `panels.f32.k1152.n32`.
+    pub name: String,
+    /// Bytes of the packed weight.
+    pub bytes: usize,
+}
+
+/// Pointers and resources of one run of one kernel.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// Threads.
+    pub pool: &'a Pool,
+    /// Base pointer of each operand's buffer, in operand order; layouts' offsets are not applied.
+    /// For a packed operand, the packed bytes.
+    pub operands: &'a [*const u8],
+    /// Base pointer of the result's buffer. May equal an operand's where `may_alias` allows it.
+    pub result: *mut u8,
+    /// At least `scratch_bytes` bytes, aligned to 64.
+    pub scratch: *mut u8,
+}
+
+/// Everything the system knows about one kernel instance.
+pub trait KernelDef: fmt::Debug {
+    /// The printed name, as `matmul`.
+    fn name(&self) -> &'static str;
+
+    /// Choices that were made for this instance (tile sizes, variants), in print order.
+    fn tunables(&self) -> Vec<(&'static str, Attr)> {
+        vec![]
+    }
+
+    /// Bytes of scratch for a run with `threads` threads.
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        let _ = threads;
+        0
+    }
+
+    /// The packing this kernel wants for operand `operand`, a weight; `None` to read it as it is.
+    fn packing(&self, operand: usize) -> Option<Packing> {
+        let _ = operand;
+        None
+    }
+
+    /// Writes the packed form of weight `operand` from its dense little-endian bytes.
+    fn pack(&self, operand: usize, dense: &[u8], packed: &mut [u8], pool: &Pool) {
+        let _ = (operand, dense, packed, pool);
+        unreachable!("{} packs no operand", self.name())
+    }
+
+    /// Whether the result may be written over operand `operand` (same buffer, same layout).
+    fn may_alias(&self, operand: usize) -> bool {
+        let _ = operand;
+        false
+    }
+
+    /// Runs.
+    ///
+    /// # Safety
+    /// Every operand pointer is valid for reads of its layout's extent, the result pointer for
+    /// writes of its layout's extent, `scratch` for `scratch_bytes(pool.threads())`; nothing else
+    /// writes them meanwhile; the result overlaps an operand only where `may_alias` allows it; the
+    /// CPU has the instruction set the kernel was chosen for.
+    unsafe fn run(&self, launch: &Launch<'_>);
+}
+
+/// Lists every kernel once, in order of preference. Expands to the enum and lookups, no semantics.
+macro_rules! kernels {
+    ($($name:literal => $module:ident :: $kernel:ident),* $(,)?) => {
+        /// A kernel instance: what one plan step runs.
+        #[derive(Clone, Debug)]
+        pub enum Kernel {
+            $(
+                #[doc = concat!("`", $name, "`.")]
+                $kernel(crate::cpu::$module::$kernel),
+            )*
+        }
+
+        impl Kernel {
+            /// The first kernel of the list that takes this site.
+            pub fn select(site: &Site<'_>) -> Option<Kernel> {
+                $(if let Some(kernel) = crate::cpu::$module::$kernel::select(site) {
+                    return Some(Kernel::$kernel(kernel));
+                })*
+                None
+            }
+
+            /// The kernel's contract.
+            pub fn def(&self) -> &dyn KernelDef {
+                match self { $(Kernel::$kernel(kernel) => kernel),* }
+            }
+
+            /// Printed names in list order.
+            pub fn names() -> &'static [&'static str] {
+                &[$($name),*]
+            }
+        }
+    };
+}
+
+// The last entries take anything that their class covers, so order matters only between a
+// specialized kernel and those.
+kernels! {
+    "attention" => attention::Attention,
+    "concat" => concat::Concat,
+    "conv" => conv::Conv,
+    "gather" => gather::Gather,
+    "group_norm" => group_norm::GroupNorm,
+    "norm" => norm::Norm,
+    "pad" => pad::Pad,
+    "rope" => rope::Rope,
+    "map" => map::Map,
+}

@@ -1,0 +1,911 @@
+//! Straight-line elementwise code: what a kernel applies to elements on their way in or out.
+//!
+//! A [`Program`] reads *slots* (operands), computes in f32, and yields one value per element. It is
+//! the one form of fused code: prologues and epilogues of products, attention and convolutions, and
+//! whole elementwise kernels. It runs on rows: [`Program::run_row`] takes `n` consecutive elements
+//! and works through them in chunks of [`CHUNK`], one instruction over the whole chunk at a time, so
+//! that the registers stay in L1 and the cost of choosing an instruction is shared by many lanes.
+//!
+//! Invariants: an instruction reads values defined before it; the last instruction is the result;
+//! every value is used but for the result. A result may be written over a slot whose elements have
+//! the same addresses: each element is read before it is written.
+
+use std::fmt;
+
+use ops::DType;
+use ops::OpDef as _;
+use ops::defs::binary::Binary;
+use ops::defs::unary::Unary;
+
+use crate::Error;
+use crate::isa::Isa;
+use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch};
+use crate::vec_math;
+
+/// Lanes of one register.
+pub const CHUNK: usize = 512;
+/// Most instructions of a program.
+pub const MAX_INSTRS: usize = 64;
+/// Most slots of a program.
+pub const MAX_SLOTS: usize = 32;
+
+/// The result of an instruction, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Value(u8);
+
+/// One instruction; it defines the value with its own number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Instr {
+    /// The element of slot `slot`, converted to f32.
+    Load {
+        /// Which slot.
+        slot: usize,
+    },
+    /// The same number for every element.
+    Const(f32),
+    /// A function of one value.
+    Unary {
+        /// Which.
+        op: Unary,
+        /// Its operand.
+        x: Value,
+    },
+    /// A function of two values; comparisons give 0 or 1.
+    Binary {
+        /// Which.
+        op: Binary,
+        /// Left operand.
+        x: Value,
+        /// Right operand.
+        y: Value,
+    },
+    /// `x` where `condition` is not zero, else `y`.
+    Select {
+        /// 0 or 1.
+        condition: Value,
+        /// Taken if not zero.
+        x: Value,
+        /// Taken if zero.
+        y: Value,
+    },
+    /// `x` rounded to a float type and widened again.
+    Round {
+        /// F32 (no effect), F16 or Bf16.
+        dtype: DType,
+        /// Its operand.
+        x: Value,
+    },
+}
+
+/// Where a slot's elements are during one row.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotPtr {
+    /// The row's first element, of the slot's type.
+    pub ptr: *const u8,
+    /// Elements from one to the next: 1 contiguous, 0 the same for the whole row.
+    pub stride: isize,
+}
+
+/// Straight-line elementwise code, valid and with registers assigned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    slots: Vec<DType>,
+    instrs: Vec<Instr>,
+    result: DType,
+    /// Chunk register of each instruction; scalars and results leave theirs unused.
+    registers: Vec<u8>,
+    n_registers: usize,
+}
+
+/// Appends instructions one by one; [`ProgramBuilder::finish`] checks the whole.
+#[derive(Clone, Debug, Default)]
+pub struct ProgramBuilder {
+    slots: Vec<DType>,
+    instrs: Vec<Instr>,
+}
+
+impl ProgramBuilder {
+    /// No slot, no instruction.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn push(&mut self, instr: Instr) -> Value {
+        let value = Value(self.instrs.len().min(u8::MAX.into()) as u8);
+        self.instrs.push(instr);
+        value
+    }
+
+    /// Adds an operand and reads it.
+    pub fn slot(&mut self, dtype: DType) -> Value {
+        self.slots.push(dtype);
+        self.push(Instr::Load { slot: self.slots.len() - 1 })
+    }
+
+    /// A number.
+    pub fn constant(&mut self, x: f32) -> Value {
+        self.push(Instr::Const(x))
+    }
+
+    /// `op(x)`.
+    pub fn unary(&mut self, op: Unary, x: Value) -> Value {
+        self.push(Instr::Unary { op, x })
+    }
+
+    /// `op(x, y)`.
+    pub fn binary(&mut self, op: Binary, x: Value, y: Value) -> Value {
+        self.push(Instr::Binary { op, x, y })
+    }
+
+    /// `condition != 0 ? x : y`.
+    pub fn select(&mut self, condition: Value, x: Value, y: Value) -> Value {
+        self.push(Instr::Select { condition, x, y })
+    }
+
+    /// Rounds to `dtype` and widens again.
+    pub fn round(&mut self, dtype: DType, x: Value) -> Value {
+        self.push(Instr::Round { dtype, x })
+    }
+
+    /// The program that stores `result` as `dtype`. Instructions that do not contribute are
+    /// dropped; slots stay, so that their numbering is the caller's.
+    ///
+    /// # Errors
+    /// [`Error::ProgramTooLong`] beyond [`MAX_INSTRS`] or [`MAX_SLOTS`].
+    pub fn finish(self, result: Value, dtype: DType) -> Result<Program, Error> {
+        let Self { slots, instrs } = self;
+        if instrs.len() > usize::from(u8::MAX) {
+            let (found, limit) = (instrs.len(), MAX_INSTRS);
+            return Err(Error::ProgramTooLong { what: "instructions", found, limit });
+        }
+        let result = usize::from(result.0);
+        let mut used = vec![false; instrs.len()];
+        used[result] = true;
+        for (index, instr) in instrs.iter().enumerate().rev() {
+            if used[index] {
+                for operand in instr.operands() {
+                    used[usize::from(operand.0)] = true;
+                }
+            }
+        }
+        let mut renumbered = vec![Value(0); instrs.len()];
+        let mut kept = Vec::new();
+        for (index, instr) in instrs.into_iter().enumerate().take(result + 1) {
+            if used[index] {
+                renumbered[index] = Value(kept.len() as u8);
+                kept.push(instr.map_operands(|x| renumbered[usize::from(x.0)]));
+            }
+        }
+        Program::new(slots, kept, dtype)
+    }
+}
+
+impl Instr {
+    /// Values it reads, in order.
+    pub fn operands(&self) -> impl Iterator<Item = Value> + use<> {
+        let (operands, n) = match *self {
+            Self::Load { slot: _ } | Self::Const(_) => ([Value(0); 3], 0),
+            Self::Unary { op: _, x } | Self::Round { dtype: _, x } => ([x; 3], 1),
+            Self::Binary { op: _, x, y } => ([x, y, y], 2),
+            Self::Select { condition, x, y } => ([condition, x, y], 3),
+        };
+        operands.into_iter().take(n)
+    }
+
+    fn map_operands(self, f: impl Fn(Value) -> Value) -> Self {
+        match self {
+            Self::Load { .. } | Self::Const(_) => self,
+            Self::Unary { op, x } => Self::Unary { op, x: f(x) },
+            Self::Round { dtype, x } => Self::Round { dtype, x: f(x) },
+            Self::Binary { op, x, y } => Self::Binary { op, x: f(x), y: f(y) },
+            Self::Select { condition, x, y } => {
+                Self::Select { condition: f(condition), x: f(x), y: f(y) }
+            }
+        }
+    }
+}
+
+impl Program {
+    /// Checks `instrs` and assigns registers; the last instruction is the result, stored as
+    /// `result`.
+    ///
+    /// # Errors
+    /// [`Error::ProgramTooLong`] beyond the limits, [`Error::InvalidProgram`] for an operand that
+    /// is not defined before its use, an unknown slot, or rounding to a type that is not a float.
+    pub fn new(slots: Vec<DType>, instrs: Vec<Instr>, result: DType) -> Result<Self, Error> {
+        let limits =
+            [("instructions", instrs.len(), MAX_INSTRS), ("slots", slots.len(), MAX_SLOTS)];
+        for (what, found, limit) in limits {
+            if found > limit {
+                return Err(Error::ProgramTooLong { what, found, limit });
+            }
+        }
+        let invalid = |reason: String| Err(Error::InvalidProgram { reason });
+        if instrs.is_empty() {
+            return invalid("no instructions".to_owned());
+        }
+        for (index, instr) in instrs.iter().enumerate() {
+            if let Some(operand) = instr.operands().find(|x| usize::from(x.0) >= index) {
+                return invalid(format!("%{index} reads %{}, which is not defined yet", operand.0));
+            }
+            match *instr {
+                Instr::Load { slot } if slot >= slots.len() => {
+                    return invalid(format!("%{index} reads slot {slot} of {}", slots.len()));
+                }
+                Instr::Round { dtype, x: _ } if !dtype.is_float() => {
+                    return invalid(format!("%{index} rounds to {}", dtype.name()));
+                }
+                _ => {}
+            }
+        }
+        let (registers, n_registers) = assign_registers(&instrs);
+        Ok(Self { slots, instrs, result, registers, n_registers })
+    }
+
+    /// The program that only converts slot 0.
+    pub fn copy(from: DType, to: DType) -> Self {
+        Self::new(vec![from], vec![Instr::Load { slot: 0 }], to).expect("one load is valid")
+    }
+
+    /// Types of the slots.
+    pub fn slots(&self) -> &[DType] {
+        &self.slots
+    }
+
+    /// The instructions in order.
+    pub fn instrs(&self) -> &[Instr] {
+        &self.instrs
+    }
+
+    /// Type of the result in memory.
+    pub fn result(&self) -> DType {
+        self.result
+    }
+
+    /// Whether it only converts slot 0 to the result's type.
+    pub fn is_copy(&self) -> bool {
+        matches!(self.instrs[..], [Instr::Load { slot: 0 }])
+    }
+
+    /// f32 values of scratch one thread needs; align the scratch to 64 bytes for full speed.
+    pub fn scratch_len(&self) -> usize {
+        self.instrs.len() * MAX_LANES + (self.n_registers + 1) * CHUNK
+    }
+
+    /// Computes `n` elements of one row: reads them from `slots`, writes them to consecutive
+    /// addresses from `dst` on.
+    ///
+    /// # Safety
+    /// Every slot is readable for `n` elements of its type at its stride (once, if that is 0), and
+    /// `dst` is writable for `n` elements of the result's type. `dst` overlaps no slot, or has
+    /// exactly its addresses and element size. `scratch` is writable for
+    /// [`Program::scratch_len`] values and overlaps nothing else.
+    ///
+    /// # Panics
+    /// If there are fewer `slots` than the program reads.
+    pub unsafe fn run_row(
+        &self,
+        isa: Isa,
+        n: usize,
+        slots: &[SlotPtr],
+        dst: *mut u8,
+        scratch: *mut f32,
+    ) {
+        dispatch(isa, Row { program: self, n, slots, dst, scratch });
+    }
+
+    /// [`Program::run_row`] inside a [`SimdJob`].
+    ///
+    /// # Safety
+    /// As [`Program::run_row`].
+    #[inline(always)]
+    pub unsafe fn run_row_in<S: Simd>(
+        &self,
+        s: S,
+        n: usize,
+        slots: &[SlotPtr],
+        dst: *mut u8,
+        scratch: *mut f32,
+    ) {
+        // The interpreter is large: one copy of it for each instruction set.
+        s.outline(Row { program: self, n, slots, dst, scratch });
+    }
+
+    /// Elements `start..start + n` of a row; `dst` is the first of them.
+    ///
+    /// # Safety
+    /// As [`Program::run_row`], with `n <= CHUNK`.
+    #[inline(always)]
+    unsafe fn run_chunk<S: Simd>(
+        &self,
+        s: S,
+        start: usize,
+        n: usize,
+        slots: &[SlotPtr],
+        dst: *mut u8,
+        scratch: *mut f32,
+    ) {
+        // SAFETY: scratch_len counts MAX_LANES for each instruction, then the registers, then one
+        // chunk for a result that is converted; loads and stores stay below n <= CHUNK.
+        unsafe {
+            let registers = scratch.add(self.instrs.len() * MAX_LANES);
+            let converted = registers.add(self.n_registers * CHUNK);
+            let mut values = [Source { ptr: scratch.cast_const(), step: 0 }; MAX_INSTRS];
+            let last = self.instrs.len() - 1;
+            let direct = self.result == DType::F32;
+            for (index, instr) in self.instrs.iter().enumerate() {
+                let splat = scratch.add(index * MAX_LANES);
+                let register = registers.add(usize::from(self.registers[index]) * CHUNK);
+                let to = match (index == last, direct) {
+                    (true, true) => dst.cast::<f32>(),
+                    (true, false) => converted,
+                    (false, _) => register,
+                };
+                let scalar = index != last
+                    && instr.operands().all(|x| values[usize::from(x.0)].step == 0);
+                let (to, len, step) = if scalar { (splat, S::LANES, 0) } else { (to, n, 1) };
+                values[index] = Source { ptr: to.cast_const(), step };
+                let value = |x: Value| values[usize::from(x.0)];
+                match *instr {
+                    Instr::Load { slot } => {
+                        let from = SlotPtr {
+                            ptr: slots[slot].ptr.offset(
+                                start as isize
+                                    * slots[slot].stride
+                                    * self.slots[slot].size() as isize,
+                            ),
+                            stride: slots[slot].stride,
+                        };
+                        let to = if index == last { to } else { register };
+                        let x = load(s, self.slots[slot], from, n, to, splat);
+                        if index == last && x.ptr != to.cast_const() {
+                            map1(s, n, x, to, #[inline(always)] |x| x);
+                        }
+                        values[index] = x;
+                    }
+                    Instr::Const(x) => {
+                        s.store(splat, s.splat(x));
+                        let x = Source { ptr: splat.cast_const(), step: 0 };
+                        if index == last {
+                            map1(s, n, x, to, #[inline(always)] |x| x);
+                        }
+                        values[index] = x;
+                    }
+                    Instr::Unary { op, x } => unary(s, op, len, value(x), to),
+                    Instr::Binary { op, x, y } => binary(s, op, len, value(x), value(y), to),
+                    Instr::Select { condition, x, y } => {
+                        map3(s, len, value(condition), value(x), value(y), to, #[inline(always)] |c, x, y| {
+                            s.select(s.ne(c, s.splat(0.0)), x, y)
+                        });
+                    }
+                    Instr::Round { dtype, x } => match dtype {
+                        DType::Bf16 => map1(s, len, value(x), to, #[inline(always)] |x| s.round_bf16(x)),
+                        DType::F16 => map1(s, len, value(x), to, #[inline(always)] |x| s.round_f16(x)),
+                        _ => map1(s, len, value(x), to, #[inline(always)] |x| x),
+                    },
+                }
+            }
+            if !direct {
+                store(s, self.result, converted.cast_const(), n, dst);
+            }
+        }
+    }
+}
+
+/// The arguments of [`Program::run_row`].
+struct Row<'a> {
+    program: &'a Program,
+    n: usize,
+    slots: &'a [SlotPtr],
+    dst: *mut u8,
+    scratch: *mut f32,
+}
+
+impl SimdJob for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let program = self.program;
+        assert!(self.slots.len() >= program.slots.len(), "a slot has no pointer");
+        let mut start = 0;
+        while start < self.n {
+            let len = CHUNK.min(self.n - start);
+            // SAFETY: the caller of `run_row` promises n elements; the chunk lies within them.
+            unsafe {
+                let dst = self.dst.add(start * program.result.size());
+                program.run_chunk(s, start, len, self.slots, dst, self.scratch);
+            }
+            start += len;
+        }
+    }
+}
+
+/// Gives each instruction a register that no live value holds; an operand read for the last time
+/// passes its register on.
+fn assign_registers(instrs: &[Instr]) -> (Vec<u8>, usize) {
+    let mut last_use: Vec<usize> = (0..instrs.len()).collect();
+    for (index, instr) in instrs.iter().enumerate() {
+        for operand in instr.operands() {
+            last_use[usize::from(operand.0)] = index;
+        }
+    }
+    let mut holder: Vec<Option<usize>> = Vec::new();
+    let mut registers = Vec::with_capacity(instrs.len());
+    for index in 0..instrs.len() {
+        for held in &mut holder {
+            held.take_if(|value| last_use[*value] <= index);
+        }
+        let register = holder.iter().position(Option::is_none).unwrap_or_else(|| {
+            holder.push(None);
+            holder.len() - 1
+        });
+        holder[register] = Some(index);
+        registers.push(register as u8);
+    }
+    (registers, holder.len())
+}
+
+/// Where a value's lanes are: at `ptr + i * step`; step 0 is one splatted vector.
+#[derive(Clone, Copy)]
+struct Source {
+    ptr: *const f32,
+    step: usize,
+}
+
+/// # Safety
+/// The sources are readable for `n` lanes, `to` writable.
+#[inline(always)]
+unsafe fn map1<S: Simd>(s: S, n: usize, x: Source, to: *mut f32, f: impl Fn(S::F) -> S::F) {
+    let mut i = 0;
+    // SAFETY: lanes below n.
+    unsafe {
+        while i + S::LANES <= n {
+            s.store(to.add(i), f(s.load(x.ptr.add(i * x.step))));
+            i += S::LANES;
+        }
+        if i < n {
+            let rest = n - i;
+            s.store_n(to.add(i), f(s.load_n(x.ptr.add(i * x.step), rest)), rest);
+        }
+    }
+}
+
+/// # Safety
+/// As [`map1`].
+#[inline(always)]
+unsafe fn map2<S: Simd>(
+    s: S,
+    n: usize,
+    x: Source,
+    y: Source,
+    to: *mut f32,
+    f: impl Fn(S::F, S::F) -> S::F,
+) {
+    let mut i = 0;
+    // SAFETY: lanes below n.
+    unsafe {
+        while i + S::LANES <= n {
+            let a = s.load(x.ptr.add(i * x.step));
+            s.store(to.add(i), f(a, s.load(y.ptr.add(i * y.step))));
+            i += S::LANES;
+        }
+        if i < n {
+            let rest = n - i;
+            let a = s.load_n(x.ptr.add(i * x.step), rest);
+            s.store_n(to.add(i), f(a, s.load_n(y.ptr.add(i * y.step), rest)), rest);
+        }
+    }
+}
+
+/// # Safety
+/// As [`map1`].
+#[inline(always)]
+unsafe fn map3<S: Simd>(
+    s: S,
+    n: usize,
+    x: Source,
+    y: Source,
+    z: Source,
+    to: *mut f32,
+    f: impl Fn(S::F, S::F, S::F) -> S::F,
+) {
+    let mut i = 0;
+    // SAFETY: lanes below n.
+    unsafe {
+        while i + S::LANES <= n {
+            let a = s.load(x.ptr.add(i * x.step));
+            let b = s.load(y.ptr.add(i * y.step));
+            s.store(to.add(i), f(a, b, s.load(z.ptr.add(i * z.step))));
+            i += S::LANES;
+        }
+        if i < n {
+            let rest = n - i;
+            let a = s.load_n(x.ptr.add(i * x.step), rest);
+            let b = s.load_n(y.ptr.add(i * y.step), rest);
+            s.store_n(to.add(i), f(a, b, s.load_n(z.ptr.add(i * z.step), rest)), rest);
+        }
+    }
+}
+
+/// # Safety
+/// As [`map1`].
+#[inline(always)]
+unsafe fn unary<S: Simd>(s: S, op: Unary, n: usize, x: Source, to: *mut f32) {
+    // SAFETY: passed on.
+    unsafe {
+        match op {
+            Unary::Neg => map1(s, n, x, to, #[inline(always)] |x| s.neg(x)),
+            Unary::Abs => map1(s, n, x, to, #[inline(always)] |x| s.abs(x)),
+            Unary::Exp => map1(s, n, x, to, #[inline(always)] |x| vec_math::exp(s, x)),
+            Unary::Log => map1(s, n, x, to, #[inline(always)] |x| vec_math::log(s, x)),
+            Unary::Recip => map1(s, n, x, to, #[inline(always)] |x| s.div(s.splat(1.0), x)),
+            Unary::Square => map1(s, n, x, to, #[inline(always)] |x| s.mul(x, x)),
+            Unary::Sqrt => map1(s, n, x, to, #[inline(always)] |x| s.sqrt(x)),
+            Unary::Rsqrt => map1(s, n, x, to, #[inline(always)] |x| vec_math::rsqrt(s, x)),
+            Unary::Sin => map1(s, n, x, to, #[inline(always)] |x| vec_math::sin(s, x)),
+            Unary::Cos => map1(s, n, x, to, #[inline(always)] |x| vec_math::cos(s, x)),
+            Unary::Tanh => map1(s, n, x, to, #[inline(always)] |x| vec_math::tanh(s, x)),
+            Unary::Sigmoid => map1(s, n, x, to, #[inline(always)] |x| vec_math::sigmoid(s, x)),
+            Unary::Silu => map1(s, n, x, to, #[inline(always)] |x| vec_math::silu(s, x)),
+            Unary::GeluTanh => map1(s, n, x, to, #[inline(always)] |x| vec_math::gelu_tanh(s, x)),
+        }
+    }
+}
+
+/// # Safety
+/// As [`map1`].
+#[inline(always)]
+unsafe fn binary<S: Simd>(s: S, op: Binary, n: usize, x: Source, y: Source, to: *mut f32) {
+    let zero = s.splat(0.0);
+    let one = s.splat(1.0);
+    // SAFETY: passed on.
+    unsafe {
+        match op {
+            Binary::Add => map2(s, n, x, y, to, #[inline(always)] |x, y| s.add(x, y)),
+            Binary::Sub => map2(s, n, x, y, to, #[inline(always)] |x, y| s.sub(x, y)),
+            Binary::Mul => map2(s, n, x, y, to, #[inline(always)] |x, y| s.mul(x, y)),
+            Binary::Div => map2(s, n, x, y, to, #[inline(always)] |x, y| s.div(x, y)),
+            Binary::Max => map2(s, n, x, y, to, #[inline(always)] |x, y| s.max(x, y)),
+            Binary::Min => map2(s, n, x, y, to, #[inline(always)] |x, y| s.min(x, y)),
+            Binary::Less => map2(s, n, x, y, to, #[inline(always)] |x, y| s.select(s.lt(x, y), one, zero)),
+            Binary::Equal => map2(s, n, x, y, to, #[inline(always)] |x, y| s.select(s.eq(x, y), one, zero)),
+        }
+    }
+}
+
+/// Element `i` of a row, converted; integers beyond 2^24 round.
+///
+/// # Safety
+/// The element is readable.
+#[inline(always)]
+unsafe fn element(dtype: DType, ptr: *const u8) -> f32 {
+    // SAFETY: the caller promises an element of this type.
+    unsafe {
+        match dtype {
+            DType::F32 => ptr.cast::<f32>().read_unaligned(),
+            DType::F16 => half::f16::from_bits(ptr.cast::<u16>().read_unaligned()).to_f32(),
+            DType::Bf16 => half::bf16::from_bits(ptr.cast::<u16>().read_unaligned()).to_f32(),
+            DType::I64 => ptr.cast::<i64>().read_unaligned() as f32,
+            DType::I32 => ptr.cast::<i32>().read_unaligned() as f32,
+            DType::U8 | DType::Bool => f32::from(*ptr),
+        }
+    }
+}
+
+/// Makes `n` elements of a slot available: in place if they are contiguous f32, else in `to`, or in
+/// `splat` if there is only one.
+///
+/// # Safety
+/// The slot is readable for `n` elements, `to` writable for as many, `splat` for one vector.
+#[inline(always)]
+unsafe fn load<S: Simd>(
+    s: S,
+    dtype: DType,
+    from: SlotPtr,
+    n: usize,
+    to: *mut f32,
+    splat: *mut f32,
+) -> Source {
+    // SAFETY: element addresses are those the caller promises.
+    unsafe {
+        match (from.stride, dtype) {
+            (0, _) => {
+                s.store(splat, s.splat(element(dtype, from.ptr)));
+                return Source { ptr: splat.cast_const(), step: 0 };
+            }
+            (1, DType::F32) => return Source { ptr: from.ptr.cast(), step: 1 },
+            (1, DType::Bf16) => {
+                let from = from.ptr.cast::<u16>();
+                let mut i = 0;
+                while i + S::LANES <= n {
+                    s.store(to.add(i), s.load_bf16(from.add(i)));
+                    i += S::LANES;
+                }
+                if i < n {
+                    s.store_n(to.add(i), s.load_bf16_n(from.add(i), n - i), n - i);
+                }
+            }
+            (1, DType::F16) => {
+                let from = from.ptr.cast::<u16>();
+                let mut i = 0;
+                while i + S::LANES <= n {
+                    s.store(to.add(i), s.load_f16(from.add(i)));
+                    i += S::LANES;
+                }
+                if i < n {
+                    s.store_n(to.add(i), s.load_f16_n(from.add(i), n - i), n - i);
+                }
+            }
+            (stride, _) => {
+                let step = stride * dtype.size() as isize;
+                for i in 0..n {
+                    *to.add(i) = element(dtype, from.ptr.offset(i as isize * step));
+                }
+            }
+        }
+    }
+    Source { ptr: to.cast_const(), step: 1 }
+}
+
+/// `n` elements of a row as f32: in place if they are contiguous f32, else converted into `to`.
+///
+/// # Safety
+/// The slot is readable for `n` elements, `to` writable for as many.
+#[inline(always)]
+pub(crate) unsafe fn load_f32<S: Simd>(
+    s: S,
+    dtype: DType,
+    from: SlotPtr,
+    n: usize,
+    to: *mut f32,
+) -> *const f32 {
+    let mut splat = [0f32; MAX_LANES];
+    // SAFETY: passed on.
+    unsafe {
+        let x = load(s, dtype, from, n, to, splat.as_mut_ptr());
+        if x.step == 0 {
+            map1(s, n, x, to, #[inline(always)] |x| x);
+            return to.cast_const();
+        }
+        x.ptr
+    }
+}
+
+/// Writes `n` values as `dtype`; to integers they truncate and saturate, to bool nonzero is 1.
+///
+/// # Safety
+/// `from` is readable for `n` values, `dst` writable for `n` elements.
+#[inline(always)]
+pub(crate) unsafe fn store<S: Simd>(s: S, dtype: DType, from: *const f32, n: usize, dst: *mut u8) {
+    // SAFETY: lanes below n.
+    unsafe {
+        let values = std::slice::from_raw_parts(from, n);
+        match dtype {
+            DType::F32 => std::ptr::copy_nonoverlapping(from, dst.cast(), n),
+            DType::Bf16 => {
+                let dst = dst.cast::<u16>();
+                let mut i = 0;
+                while i + S::LANES <= n {
+                    s.store_bf16(dst.add(i), s.load(from.add(i)));
+                    i += S::LANES;
+                }
+                if i < n {
+                    s.store_bf16_n(dst.add(i), s.load_n(from.add(i), n - i), n - i);
+                }
+            }
+            DType::F16 => {
+                let dst = dst.cast::<u16>();
+                let mut i = 0;
+                while i + S::LANES <= n {
+                    s.store_f16(dst.add(i), s.load(from.add(i)));
+                    i += S::LANES;
+                }
+                if i < n {
+                    s.store_f16_n(dst.add(i), s.load_n(from.add(i), n - i), n - i);
+                }
+            }
+            DType::I64 => {
+                for (i, &x) in values.iter().enumerate() {
+                    dst.cast::<i64>().add(i).write_unaligned(x as i64);
+                }
+            }
+            DType::I32 => {
+                for (i, &x) in values.iter().enumerate() {
+                    dst.cast::<i32>().add(i).write_unaligned(x as i32);
+                }
+            }
+            DType::U8 => {
+                for (i, &x) in values.iter().enumerate() {
+                    *dst.add(i) = x as u8;
+                }
+            }
+            DType::Bool => {
+                for (i, &x) in values.iter().enumerate() {
+                    *dst.add(i) = u8::from(x != 0.0);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    /// `(f32, bf16) -> f32 { %0 = load 0; %1 = load 1; %2 = add %0 %1 }`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slots: Vec<&str> = self.slots.iter().map(|dtype| dtype.name()).collect();
+        write!(f, "({}) -> {} {{ ", slots.join(", "), self.result.name())?;
+        for (index, instr) in self.instrs.iter().enumerate() {
+            if index > 0 {
+                f.write_str("; ")?;
+            }
+            write!(f, "%{index} = {instr}")?;
+        }
+        f.write_str(" }")
+    }
+}
+
+impl fmt::Display for Instr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load { slot } => write!(f, "load {slot}"),
+            Self::Const(x) => write!(f, "const {x:?}"),
+            Self::Unary { op, x } => write!(f, "{} %{}", op.name(), x.0),
+            Self::Binary { op, x, y } => write!(f, "{} %{} %{}", op.name(), x.0, y.0),
+            Self::Select { condition, x, y } => {
+                write!(f, "select %{} %{} %{}", condition.0, x.0, y.0)
+            }
+            Self::Round { dtype, x } => write!(f, "round_{} %{}", dtype.name(), x.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(program: &Program, isa: Isa, n: usize, slots: &[SlotPtr], dst: *mut u8) {
+        let mut scratch = vec![f32::NAN; program.scratch_len()];
+        // SAFETY: the tests pass buffers of n elements.
+        unsafe { program.run_row(isa, n, slots, dst, scratch.as_mut_ptr()) };
+    }
+
+    fn slot<T>(data: &[T], stride: isize) -> SlotPtr {
+        SlotPtr { ptr: data.as_ptr().cast(), stride }
+    }
+
+    fn ramp(n: usize) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 - 300.0) / 97.0).collect()
+    }
+
+    #[test]
+    fn every_function_follows_its_definition() {
+        let (x, y) = (ramp(700), ramp(701));
+        let y: Vec<f32> = y[1..].iter().rev().copied().collect();
+        for isa in Isa::available() {
+            for &op in Unary::ALL {
+                let mut p = ProgramBuilder::new();
+                let a = p.slot(DType::F32);
+                let a = p.unary(op, a);
+                let program = p.finish(a, DType::F32).unwrap();
+                let mut out = vec![0f32; x.len()];
+                run(&program, isa, x.len(), &[slot(&x, 1)], out.as_mut_ptr().cast());
+                for (&x, &found) in x.iter().zip(&out) {
+                    let expected = op.apply(f64::from(x));
+                    let close = (f64::from(found) - expected).abs() <= 1e-6 * (1.0 + expected.abs());
+                    assert!(close || expected.is_nan() && found.is_nan(), "{isa} {op:?} {x}");
+                }
+            }
+            for &op in Binary::ALL {
+                let mut p = ProgramBuilder::new();
+                let (a, b) = (p.slot(DType::F32), p.slot(DType::F32));
+                let a = p.binary(op, a, b);
+                let program = p.finish(a, DType::F32).unwrap();
+                let mut out = vec![0f32; x.len()];
+                let slots = [slot(&x, 1), slot(&y, 1)];
+                run(&program, isa, x.len(), &slots, out.as_mut_ptr().cast());
+                for (i, &found) in out.iter().enumerate() {
+                    let expected = op.apply(f64::from(x[i]), f64::from(y[i])) as f32;
+                    assert!(found.to_bits() == expected.to_bits(), "{isa} {op:?} {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tails_touch_nothing_behind_the_row() {
+        for isa in Isa::available() {
+            for n in [1, 3, 15, 16, 17, 511, 512, 513, 1030] {
+                let x = ramp(n);
+                let mut p = ProgramBuilder::new();
+                let a = p.slot(DType::F32);
+                let a = p.unary(Unary::Square, a);
+                let program = p.finish(a, DType::F32).unwrap();
+                let mut out = vec![7f32; n + 20];
+                run(&program, isa, n, &[slot(&x, 1)], out.as_mut_ptr().cast());
+                assert!(out[..n].iter().zip(&x).all(|(y, x)| *y == x * x), "{isa} {n}");
+                assert!(out[n..].iter().all(|&y| y == 7.0), "{isa} {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn strides_scalars_and_element_types_load_and_store() {
+        let n = 600;
+        let x: Vec<half::bf16> = ramp(2 * n).iter().map(|&x| half::bf16::from_f32(x)).collect();
+        let (scalar, ints) = ([3i64], (0..n as i32).collect::<Vec<_>>());
+        for isa in Isa::available() {
+            let mut p = ProgramBuilder::new();
+            let (a, b, c) = (p.slot(DType::Bf16), p.slot(DType::I64), p.slot(DType::I32));
+            let half = p.constant(0.5);
+            let b = p.binary(Binary::Mul, b, half);
+            let zero = p.constant(0.0);
+            let condition = p.binary(Binary::Less, a, zero);
+            let a = p.select(condition, b, a);
+            let a = p.binary(Binary::Add, a, c);
+            let program = p.finish(a, DType::F16).unwrap();
+            let mut out = vec![half::f16::ZERO; n];
+            let slots = [slot(&x, 2), slot(&scalar, 0), slot(&ints, 1)];
+            run(&program, isa, n, &slots, out.as_mut_ptr().cast());
+            for i in 0..n {
+                let a = x[2 * i].to_f32();
+                let expected = if a < 0.0 { 1.5 } else { a } + i as f32;
+                assert_eq!(out[i], half::f16::from_f32(expected), "{isa} {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_result_may_replace_an_operand() {
+        for isa in Isa::available() {
+            let mut x = ramp(1000);
+            let expected: Vec<f32> = x.iter().map(|x| x * x + x).collect();
+            let mut p = ProgramBuilder::new();
+            let a = p.slot(DType::F32);
+            let square = p.unary(Unary::Square, a);
+            let sum = p.binary(Binary::Add, square, a);
+            let program = p.finish(sum, DType::F32).unwrap();
+            let dst = x.as_mut_ptr();
+            let slots = [SlotPtr { ptr: dst.cast_const().cast(), stride: 1 }];
+            run(&program, isa, 1000, &slots, dst.cast());
+            assert_eq!(x, expected, "{isa}");
+        }
+    }
+
+    #[test]
+    fn prints_every_instruction_and_drops_unused_ones() {
+        let mut p = ProgramBuilder::new();
+        let x = p.slot(DType::F32);
+        let unused = p.slot(DType::Bf16);
+        p.unary(Unary::Exp, unused);
+        let c = p.constant(0.1);
+        let y = p.binary(Binary::Max, x, c);
+        let y = p.round(DType::Bf16, y);
+        let y = p.select(x, y, c);
+        let program = p.finish(y, DType::Bf16).unwrap();
+        let text = "(f32, bf16) -> bf16 { %0 = load 0; %1 = const 0.1; %2 = max %0 %1; \
+                    %3 = round_bf16 %2; %4 = select %0 %3 %1 }";
+        assert_eq!(program.to_string(), text);
+    }
+
+    #[test]
+    fn refuses_undefined_values_and_slots() {
+        let new = |instrs| Program::new(vec![DType::F32], instrs, DType::F32).unwrap_err();
+        let error = new(vec![Instr::Unary { op: Unary::Exp, x: Value(0) }]);
+        assert_eq!(error.to_string(), "invalid program: %0 reads %0, which is not defined yet");
+        let error = new(vec![Instr::Load { slot: 1 }]);
+        assert_eq!(error.to_string(), "invalid program: %0 reads slot 1 of 1");
+        let error = new(vec![]);
+        assert_eq!(error.to_string(), "invalid program: no instructions");
+    }
+
+    #[test]
+    fn refuses_programs_beyond_the_limit() {
+        let mut p = ProgramBuilder::new();
+        let mut x = p.slot(DType::F32);
+        for _ in 0..MAX_INSTRS {
+            x = p.unary(Unary::Neg, x);
+        }
+        let error = p.finish(x, DType::F32).unwrap_err();
+        assert_eq!(error.to_string(), "program needs 65 instructions, at most 64 fit; split it");
+    }
+}

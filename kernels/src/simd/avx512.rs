@@ -1,0 +1,211 @@
+//! [`Simd`] with AVX-512: sixteen lanes, masks in mask registers.
+
+use std::arch::x86_64::*;
+
+use super::{Simd, SimdJob};
+
+/// The token of the AVX-512 path; only [`super::dispatch`] makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+/// Runs `job` with the features of [`crate::isa::Kind::Avx512`].
+///
+/// # Safety
+/// The CPU has them.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn run<J: SimdJob>(job: J) -> J::Output {
+    job.run(Avx512(()))
+}
+
+const LANES: usize = 16;
+
+#[inline(always)]
+fn prefix_mask(n: usize) -> u16 {
+    debug_assert!(n <= LANES);
+    ((1u32 << n) - 1) as u16
+}
+
+/// A call of an intrinsic that touches no memory.
+macro_rules! op {
+    ($($call:tt)*) => {
+        // SAFETY: the token exists, so the CPU has the features; no memory is touched.
+        unsafe { $($call)* }
+    };
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = LANES;
+    const FUSED: bool = true;
+    const REGISTERS: usize = 32;
+    type F = __m512;
+    type M = __mmask16;
+
+    #[inline]
+    fn outline<J: SimdJob>(self, job: J) -> J::Output {
+        // SAFETY: the token exists, so the CPU has the features.
+        unsafe { run(job) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        op!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller promises LANES readable values.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(self, p: *const f32, n: usize) -> __m512 {
+        // SAFETY: the mask covers the n values the caller promises.
+        unsafe { _mm512_maskz_loadu_ps(prefix_mask(n), p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller promises LANES writable values.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(self, p: *mut f32, v: __m512, n: usize) {
+        // SAFETY: the mask covers the n values the caller promises.
+        unsafe { _mm512_mask_storeu_ps(p, prefix_mask(n), v) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> __m512 {
+        // SAFETY: the caller promises LANES readable values.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: __m512) {
+        let bits = op!(_mm512_srli_epi32::<16>(_mm512_castps_si512(self.round_bf16(v))));
+        // SAFETY: the caller promises LANES writable values.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(bits)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> __m512 {
+        // SAFETY: the caller promises LANES readable values.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: __m512) {
+        // SAFETY: the caller promises LANES writable values.
+        unsafe {
+            let bits = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+            _mm256_storeu_si256(p.cast(), bits);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        op!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        op!(_mm512_fnmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        op!(_mm512_sqrt_ps(a))
+    }
+
+    #[inline(always)]
+    fn lt(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn le(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn eq(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn ne(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(a, b))
+    }
+    #[inline(always)]
+    fn select(self, m: __mmask16, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_mask_blend_ps(m, b, a))
+    }
+    #[inline(always)]
+    fn any(self, m: __mmask16) -> bool {
+        m != 0
+    }
+
+    #[inline(always)]
+    fn and(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_and_ps(a, b))
+    }
+    #[inline(always)]
+    fn or(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_or_ps(a, b))
+    }
+    #[inline(always)]
+    fn xor(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_xor_ps(a, b))
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: __m512) -> __m512 {
+        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<N>(_mm512_castps_si512(a))))
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: __m512) -> __m512 {
+        op!(_mm512_castsi512_ps(_mm512_srli_epi32::<N>(_mm512_castps_si512(a))))
+    }
+    #[inline(always)]
+    fn add_bits(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_castsi512_ps(_mm512_add_epi32(
+            _mm512_castps_si512(a),
+            _mm512_castps_si512(b)
+        )))
+    }
+    #[inline(always)]
+    fn bits_to_f32(self, a: __m512) -> __m512 {
+        op!(_mm512_cvtepi32_ps(_mm512_castps_si512(a)))
+    }
+
+    #[inline(always)]
+    fn first(self, a: __m512) -> f32 {
+        op!(_mm512_cvtss_f32(a))
+    }
+    #[inline(always)]
+    fn reduce_add(self, a: __m512) -> f32 {
+        op!({
+            let high = _mm512_extractf32x8_ps::<1>(a);
+            super::avx2::sum(_mm256_add_ps(_mm512_castps512_ps256(a), high))
+        })
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: __m512) -> f32 {
+        op!(_mm512_reduce_max_ps(a))
+    }
+}

@@ -1,0 +1,287 @@
+//! One source, several instruction sets: vector code is written once, generic over [`Simd`].
+//!
+//! A [`Simd`] value is a zero-sized token: it only exists inside [`dispatch`], on a CPU that has
+//! the instructions, so its arithmetic methods are safe to call. Kernels implement [`SimdJob`] and
+//! mark `run` and all they call with `#[inline(always)]`; the job's body is then compiled with
+//! the instruction set enabled. Without the attribute the code is still right, but every
+//! intrinsic becomes a call.
+//!
+//! Numbers: each operation rounds once, lane by lane, the same on every instruction set, but for
+//! [`Simd::mul_add`] (fused except on the portable path) and the lane count's effect on the order
+//! of sums in [`Simd::reduce_add`]. So results are identical from run to run on one [`Isa`], and
+//! agree within rounding between two.
+
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
+pub use portable::Portable;
+
+use crate::isa::{Isa, Kind};
+
+/// Most lanes any [`Simd`] has; scratch that must hold one vector of any of them has this length.
+pub const MAX_LANES: usize = 16;
+
+/// Vector operations of one instruction set, on [`Simd::LANES`] f32 lanes.
+///
+/// Comparisons are false for NaN, except [`Simd::ne`].
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// f32 lanes of [`Simd::F`]; divides [`MAX_LANES`].
+    const LANES: usize;
+    /// Whether [`Simd::mul_add`] rounds once.
+    const FUSED: bool;
+    /// Vector registers the compiler can keep values of [`Simd::F`] in.
+    const REGISTERS: usize;
+    /// A vector of f32.
+    type F: Copy;
+    /// A lane mask.
+    type M: Copy;
+
+    /// Runs `job` in a function of its own with the same instructions enabled, so that its
+    /// registers are not allocated together with the caller's.
+    fn outline<J: SimdJob>(self, job: J) -> J::Output;
+
+    /// Every lane `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// Every lane the f32 with these bits.
+    #[inline(always)]
+    fn splat_bits(self, bits: u32) -> Self::F {
+        self.splat(f32::from_bits(bits))
+    }
+
+    /// Reads [`Simd::LANES`] values, no alignment needed.
+    ///
+    /// # Safety
+    /// `p` is readable for that many f32.
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    /// Reads `n <= LANES` values, zero elsewhere; touches no memory behind them.
+    ///
+    /// # Safety
+    /// `p` is readable for `n` f32.
+    unsafe fn load_n(self, p: *const f32, n: usize) -> Self::F;
+    /// Writes [`Simd::LANES`] values.
+    ///
+    /// # Safety
+    /// `p` is writable for that many f32.
+    unsafe fn store(self, p: *mut f32, v: Self::F);
+    /// Writes the first `n <= LANES` values; touches no memory behind them.
+    ///
+    /// # Safety
+    /// `p` is writable for `n` f32.
+    unsafe fn store_n(self, p: *mut f32, v: Self::F, n: usize);
+    /// Reads [`Simd::LANES`] bf16 values.
+    ///
+    /// # Safety
+    /// `p` is readable for that many u16.
+    unsafe fn load_bf16(self, p: *const u16) -> Self::F;
+    /// Writes [`Simd::LANES`] values as bf16, rounded to nearest even; NaN stays NaN.
+    ///
+    /// # Safety
+    /// `p` is writable for that many u16.
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::F);
+    /// Reads [`Simd::LANES`] f16 values.
+    ///
+    /// # Safety
+    /// `p` is readable for that many u16.
+    unsafe fn load_f16(self, p: *const u16) -> Self::F;
+    /// Writes [`Simd::LANES`] values as f16, rounded to nearest even.
+    ///
+    /// # Safety
+    /// `p` is writable for that many u16.
+    unsafe fn store_f16(self, p: *mut u16, v: Self::F);
+
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once where [`Simd::FUSED`].
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `c - a * b`, rounded once where [`Simd::FUSED`].
+    fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a < b ? a : b`: `b` if either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a > b ? a : b`: `b` if either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Square root, correctly rounded.
+    fn sqrt(self, a: Self::F) -> Self::F;
+
+    /// `a < b`.
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    /// `a <= b`.
+    fn le(self, a: Self::F, b: Self::F) -> Self::M;
+    /// `a == b`.
+    fn eq(self, a: Self::F, b: Self::F) -> Self::M;
+    /// `a != b`, true for NaN.
+    fn ne(self, a: Self::F, b: Self::F) -> Self::M;
+    /// Lane by lane `m ? a : b`.
+    fn select(self, m: Self::M, a: Self::F, b: Self::F) -> Self::F;
+    /// Whether any lane is set.
+    fn any(self, m: Self::M) -> bool;
+
+    /// Bitwise and.
+    fn and(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Bitwise or.
+    fn or(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Bitwise exclusive or.
+    fn xor(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The bits moved to the left by `N`.
+    fn shl<const N: u32>(self, a: Self::F) -> Self::F;
+    /// The bits moved to the right by `N`, zeros from the left.
+    fn shr<const N: u32>(self, a: Self::F) -> Self::F;
+    /// Adds the bits as 32-bit integers, wrapping.
+    fn add_bits(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The bits as i32, converted to f32.
+    fn bits_to_f32(self, a: Self::F) -> Self::F;
+
+    /// The first lane.
+    fn first(self, a: Self::F) -> f32;
+    /// Sum of the lanes, halves added pairwise.
+    fn reduce_add(self, a: Self::F) -> f32;
+    /// Largest lane; unspecified if one is NaN.
+    fn reduce_max(self, a: Self::F) -> f32;
+
+    /// `-a`.
+    #[inline(always)]
+    fn neg(self, a: Self::F) -> Self::F {
+        self.xor(a, self.splat_bits(0x8000_0000))
+    }
+    /// `|a|`.
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        self.and(a, self.splat_bits(0x7fff_ffff))
+    }
+    /// Rounds to bf16 and back.
+    #[inline(always)]
+    fn round_bf16(self, a: Self::F) -> Self::F {
+        let bits = self.and(self.shr::<16>(a), self.splat_bits(1));
+        let rounded = self.add_bits(self.add_bits(a, self.splat_bits(0x7fff)), bits);
+        let quiet = self.or(a, self.splat_bits(0x0040_0000));
+        let v = self.select(self.ne(a, a), quiet, rounded);
+        self.and(v, self.splat_bits(0xffff_0000))
+    }
+    /// Rounds to f16 and back.
+    #[inline(always)]
+    fn round_f16(self, a: Self::F) -> Self::F {
+        let mut buffer = [0u16; MAX_LANES];
+        // SAFETY: the buffer holds MAX_LANES >= LANES values.
+        unsafe {
+            self.store_f16(buffer.as_mut_ptr(), a);
+            self.load_f16(buffer.as_ptr())
+        }
+    }
+    /// Reads `n <= LANES` bf16 values, zero elsewhere.
+    ///
+    /// # Safety
+    /// `p` is readable for `n` u16.
+    #[inline(always)]
+    unsafe fn load_bf16_n(self, p: *const u16, n: usize) -> Self::F {
+        let mut buffer = [0u16; MAX_LANES];
+        // SAFETY: `p` is readable for n, the buffer holds MAX_LANES >= LANES >= n values.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n);
+            self.load_bf16(buffer.as_ptr())
+        }
+    }
+    /// Reads `n <= LANES` f16 values, zero elsewhere.
+    ///
+    /// # Safety
+    /// `p` is readable for `n` u16.
+    #[inline(always)]
+    unsafe fn load_f16_n(self, p: *const u16, n: usize) -> Self::F {
+        let mut buffer = [0u16; MAX_LANES];
+        // SAFETY: as in `load_bf16_n`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n);
+            self.load_f16(buffer.as_ptr())
+        }
+    }
+    /// Writes the first `n <= LANES` values as bf16.
+    ///
+    /// # Safety
+    /// `p` is writable for `n` u16.
+    #[inline(always)]
+    unsafe fn store_bf16_n(self, p: *mut u16, v: Self::F, n: usize) {
+        let mut buffer = [0u16; MAX_LANES];
+        // SAFETY: the buffer holds MAX_LANES >= LANES >= n values, `p` is writable for n.
+        unsafe {
+            self.store_bf16(buffer.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(buffer.as_ptr(), p, n);
+        }
+    }
+    /// Writes the first `n <= LANES` values as f16.
+    ///
+    /// # Safety
+    /// `p` is writable for `n` u16.
+    #[inline(always)]
+    unsafe fn store_f16_n(self, p: *mut u16, v: Self::F, n: usize) {
+        let mut buffer = [0u16; MAX_LANES];
+        // SAFETY: as in `store_bf16_n`.
+        unsafe {
+            self.store_f16(buffer.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(buffer.as_ptr(), p, n);
+        }
+    }
+}
+
+/// Asks for the cache line at `p` in all cache levels; any address is allowed.
+#[inline(always)]
+pub fn prefetch<T>(p: *const T) {
+    // SAFETY: a prefetch is a hint and never faults; SSE is part of x86_64.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Asks for the cache line at `p` in the second level; any address is allowed.
+#[inline(always)]
+pub fn prefetch_l2<T>(p: *const T) {
+    // SAFETY: as in `prefetch`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Work that is compiled once per instruction set.
+pub trait SimdJob {
+    /// What it returns.
+    type Output;
+    /// Does the work. Mark the implementation `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs `job` in a function that has `isa`'s instructions enabled.
+#[inline]
+pub fn dispatch<J: SimdJob>(isa: Isa, job: J) -> J::Output {
+    match isa.kind() {
+        // SAFETY: an `Isa` of this kind only exists if the CPU has the features.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => unsafe { avx512::run(job) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => unsafe { avx2::run(job) },
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => neon::run(job),
+        _ => portable::run(job),
+    }
+}

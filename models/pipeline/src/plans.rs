@@ -1,0 +1,156 @@
+//! What is asked for, and the compiled stages that make it: known before a weight is read.
+
+use std::sync::Arc;
+
+use compiler::Plan;
+use kernels::Target;
+use models::vae::{self, FrameBucket, LATENT_SCALE};
+use models::{Bucket, t5};
+use ops::{Builder, DType, Graph, Tensor, TensorType};
+
+use crate::model::Model;
+use crate::schedule::Scheduler;
+use crate::Error;
+
+/// The size and kind of the videos of one run.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Request {
+    /// Videos sampled at once.
+    pub rows: usize,
+    /// Frames of each.
+    pub num_frames: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Pixels.
+    pub width: usize,
+    /// Frames per second, as the model is told.
+    pub fps: f64,
+    /// Storage type of the transformer's and VAE's weights and activations.
+    pub dtype: DType,
+    /// Whether frames are given (image to video): the step then has a frame mask.
+    pub frame_mask: bool,
+}
+
+/// A stage of sampling.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Prompt to features.
+    Text,
+    /// Noise to latents.
+    Denoise,
+    /// Latents to frames.
+    Decode,
+}
+
+/// The plans of a request.
+#[derive(Clone, Debug)]
+pub struct Plans {
+    /// The text encoder, one prompt.
+    pub text: Arc<Plan>,
+    /// One step of the sampler, all rows.
+    pub denoise: Arc<Plan>,
+    /// The VAE's decoder, one frame.
+    pub decode: Arc<Plan>,
+}
+
+impl Plans {
+    /// Compiles the stages of `request`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the model has no video of this size.
+    pub fn compile(
+        model: &Model,
+        scheduler: &Scheduler,
+        request: &Request,
+        target: &Target,
+    ) -> Result<Plans, Error> {
+        let latent = request.latent(model)?;
+        let tokens = model.transformer.common().model_max_length;
+        let text = text_graph(model, tokens)?;
+        let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?)?;
+        let decode = decode_graph(model, request, latent)?;
+        let compile = |graph: Graph| -> Result<Arc<Plan>, Error> {
+            Ok(Arc::new(compiler::compile(graph, target)?))
+        };
+        Ok(Plans { text: compile(text)?, denoise: compile(denoise)?, decode: compile(decode)? })
+    }
+
+    /// Bytes of arenas and weights at the fullest moment: the text encoder runs alone, then
+    /// denoiser and decoder stay together.
+    pub fn peak_bytes(&self) -> usize {
+        let need = |plan: &Plan| plan.arena_bytes + plan.weight_bytes();
+        need(&self.text).max(need(&self.denoise) + need(&self.decode))
+    }
+
+    /// FLOPs of one batch of `rows` videos of `frames` frames in `steps` steps, by stage.
+    pub fn flops(&self, rows: usize, frames: usize, steps: usize) -> [(Stage, u64); 3] {
+        [
+            (Stage::Text, self.text.flops() * rows as u64),
+            (Stage::Denoise, self.denoise.flops() * steps as u64),
+            (Stage::Decode, self.decode.flops() * (rows * frames) as u64),
+        ]
+    }
+}
+
+impl Request {
+    /// Frames, height and width of the latent.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is none.
+    pub fn latent(&self, model: &Model) -> Result<[usize; 3], Error> {
+        let downscale = model.vae.downscale();
+        if self.rows == 0 {
+            return Err(Error::request("batch size", "0; expected at least 1"));
+        }
+        if self.num_frames == 0 {
+            return Err(Error::request("number of frames", "0; expected at least 1"));
+        }
+        if self.height < downscale || self.width < downscale {
+            let reason = format!(
+                "{}x{} is too small; the VAE needs at least {downscale}x{downscale} pixels",
+                self.height, self.width
+            );
+            return Err(Error::request("image size", reason));
+        }
+        Ok([self.num_frames, self.height / downscale, self.width / downscale])
+    }
+
+    /// Height and width of the frames that come out: whole multiples of the VAE's factor.
+    ///
+    /// # Errors
+    /// As [`Request::latent`].
+    pub fn frame_size(&self, model: &Model) -> Result<[usize; 2], Error> {
+        let [_, height, width] = self.latent(model)?;
+        Ok([height * model.vae.downscale(), width * model.vae.downscale()])
+    }
+
+    /// The transformer's bucket.
+    ///
+    /// # Errors
+    /// As [`Request::latent`].
+    pub fn bucket(&self, model: &Model) -> Result<Bucket, Error> {
+        let tokens = model.transformer.common().model_max_length;
+        let pixels = [self.height as f64, self.width as f64];
+        let bucket = Bucket::new(self.rows, self.latent(model)?, pixels, tokens);
+        Ok(Bucket { dtype: self.dtype, guided: true, frame_mask: self.frame_mask, ..bucket })
+    }
+}
+
+/// The text encoder on one prompt; upstream runs it in f32 whatever the transformer's type.
+fn text_graph(model: &Model, tokens: usize) -> Result<Graph, Error> {
+    let bucket = t5::TextBucket { dtype: DType::F32, rows: 1, tokens, mask: true };
+    Ok(t5::graph(&model.t5, &bucket)?)
+}
+
+/// One frame: `z` f32 `[1, channels, h, w]` as the sampler gives it, to f32 `[1, 3, H, W]`.
+fn decode_graph(model: &Model, request: &Request, latent: [usize; 3]) -> Result<Graph, Error> {
+    let [_, height, width] = latent;
+    let bucket = FrameBucket { dtype: request.dtype, frames: 1, height, width };
+    let mut b = Builder::new("decode_frame");
+    let ty = TensorType::new(DType::F32, [1, model.vae.latent_channels, height, width])?;
+    let z = b.input("z", ty);
+    let scale = b.constant(Tensor::f32(&[1, 1, 1, 1], &[LATENT_SCALE as f32])?);
+    let z = b.div(z, scale)?;
+    let x = vae::decode(&mut b, &model.vae, &bucket, z)?;
+    Ok(b.finish(&[x]))
+}

@@ -1,0 +1,218 @@
+//! Elementwise ops of one float operand. Adding one is one row of the table.
+
+use crate::op::{arity, float};
+use crate::{Attrs, Builder, Class, DType, Error, Example, OpDef, Tensor, TensorType, ValueId};
+
+/// One row: printed name, function, gradient, cost, and where examples draw values.
+struct Row {
+    name: &'static str,
+    f: fn(f64) -> f64,
+    /// Appends `grad * f'(x)` given `(x, y = f(x), grad)`.
+    vjp: fn(&mut Builder, ValueId, ValueId, ValueId) -> Result<ValueId, Error>,
+    flops: u64,
+    range: (f64, f64),
+}
+
+/// Expands the table into the enum, the rows and the builder methods.
+macro_rules! unary {
+    ($($(#[$doc:meta])* $variant:ident $method:ident $row:expr;)*) => {
+        /// An elementwise function of one operand. The result has the operand's type.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Unary { $($(#[$doc])* $variant),* }
+
+        impl Unary {
+            /// Every function, in table order.
+            pub const ALL: &[Unary] = &[$(Unary::$variant),*];
+
+            fn row(self) -> &'static Row {
+                match self { $(Unary::$variant => const { &$row }),* }
+            }
+        }
+
+        impl Builder {
+            $(
+                $(#[$doc])*
+                pub fn $method(&mut self, x: ValueId) -> Result<ValueId, Error> {
+                    self.op(Unary::$variant, &[x])
+                }
+            )*
+        }
+    };
+}
+
+unary! {
+    /// `-x`.
+    Neg neg Row {
+        name: "neg", f: |x| -x, flops: 1, range: (-2.0, 2.0),
+        vjp: |b, _, _, g| b.neg(g),
+    };
+    /// `|x|`; gradient `sign(x)`, 0 at 0.
+    Abs abs Row {
+        name: "abs", f: f64::abs, flops: 1, range: (0.25, 2.0),
+        vjp: |b, x, _, g| {
+            let zero = b.splat_like(x, 0.0)?;
+            let positive = b.less(zero, x)?;
+            let negative = b.less(x, zero)?;
+            let minus = b.neg(g)?;
+            let rest = b.select(negative, minus, zero)?;
+            b.select(positive, g, rest)
+        },
+    };
+    /// `e^x`.
+    Exp exp Row {
+        name: "exp", f: f64::exp, flops: 1, range: (-2.0, 2.0),
+        vjp: |b, _, y, g| b.mul(g, y),
+    };
+    /// Natural logarithm.
+    Log log Row {
+        name: "log", f: f64::ln, flops: 1, range: (0.25, 4.0),
+        vjp: |b, x, _, g| b.div(g, x),
+    };
+    /// `1 / x`.
+    Recip recip Row {
+        name: "recip", f: f64::recip, flops: 1, range: (0.5, 3.0),
+        vjp: |b, _, y, g| { let y2 = b.square(y)?; let d = b.mul(g, y2)?; b.neg(d) },
+    };
+    /// `x^2`.
+    Square square Row {
+        name: "square", f: |x| x * x, flops: 1, range: (-2.0, 2.0),
+        vjp: |b, x, _, g| { let d = b.mul(g, x)?; b.mul_scalar(d, 2.0) },
+    };
+    /// Square root.
+    Sqrt sqrt Row {
+        name: "sqrt", f: f64::sqrt, flops: 1, range: (0.25, 4.0),
+        vjp: |b, _, y, g| { let d = b.div(g, y)?; b.mul_scalar(d, 0.5) },
+    };
+    /// `1 / sqrt(x)`.
+    Rsqrt rsqrt Row {
+        name: "rsqrt", f: |x| 1.0 / x.sqrt(), flops: 2, range: (0.25, 4.0),
+        vjp: |b, x, y, g| { let d = b.mul(g, y)?; let d = b.div(d, x)?; b.mul_scalar(d, -0.5) },
+    };
+    /// Sine, radians.
+    Sin sin Row {
+        name: "sin", f: f64::sin, flops: 1, range: (-3.0, 3.0),
+        vjp: |b, x, _, g| { let d = b.cos(x)?; b.mul(g, d) },
+    };
+    /// Cosine, radians.
+    Cos cos Row {
+        name: "cos", f: f64::cos, flops: 1, range: (-3.0, 3.0),
+        vjp: |b, x, _, g| { let d = b.sin(x)?; let d = b.mul(g, d)?; b.neg(d) },
+    };
+    /// Hyperbolic tangent.
+    Tanh tanh Row {
+        name: "tanh", f: f64::tanh, flops: 1, range: (-2.0, 2.0),
+        vjp: |b, _, y, g| { let y2 = b.square(y)?; let d = b.mul(g, y2)?; b.sub(g, d) },
+    };
+    /// `1 / (1 + e^-x)`.
+    Sigmoid sigmoid Row {
+        name: "sigmoid", f: |x| 1.0 / (1.0 + (-x).exp()), flops: 3, range: (-3.0, 3.0),
+        vjp: |b, _, y, g| { let d = b.square(y)?; let d = b.sub(y, d)?; b.mul(g, d) },
+    };
+    /// `x * sigmoid(x)`.
+    Silu silu Row {
+        name: "silu", f: |x| x / (1.0 + (-x).exp()), flops: 4, range: (-3.0, 3.0),
+        // s + y (1 - s) with s = sigmoid(x).
+        vjp: |b, x, y, g| {
+            let s = b.sigmoid(x)?;
+            let ys = b.mul(y, s)?;
+            let d = b.sub(y, ys)?;
+            let d = b.add(s, d)?;
+            b.mul(g, d)
+        },
+    };
+    /// GELU in its tanh form: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    GeluTanh gelu_tanh Row {
+        name: "gelu_tanh", flops: 9, range: (-3.0, 3.0),
+        f: |x| 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)).tanh()),
+        // With u = c (x + a x^3), t = tanh(u): 0.5 (1 + t) + 0.5 x (1 - t^2) c (1 + 3 a x^2).
+        vjp: |b, x, _, g| {
+            let x2 = b.square(x)?;
+            let inner = b.mul_scalar(x2, GELU_CUBIC)?;
+            let inner = b.add_scalar(inner, 1.0)?;
+            let inner = b.mul(inner, x)?;
+            let u = b.mul_scalar(inner, SQRT_2_OVER_PI)?;
+            let t = b.tanh(u)?;
+            let du = b.mul_scalar(x2, 3.0 * GELU_CUBIC)?;
+            let du = b.add_scalar(du, 1.0)?;
+            let du = b.mul_scalar(du, SQRT_2_OVER_PI)?;
+            let t2 = b.square(t)?;
+            let dt = b.mul_scalar(t2, -1.0)?;
+            let dt = b.add_scalar(dt, 1.0)?;
+            let rest = b.mul(dt, du)?;
+            let rest = b.mul(rest, x)?;
+            let sum = b.add(t, rest)?;
+            let sum = b.add_scalar(sum, 1.0)?;
+            let d = b.mul_scalar(sum, 0.5)?;
+            b.mul(g, d)
+        },
+    };
+}
+
+const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
+const GELU_CUBIC: f64 = 0.044_715;
+
+impl Unary {
+    /// The function on one element.
+    pub fn apply(self, x: f64) -> f64 {
+        (self.row().f)(x)
+    }
+
+    /// The function called `name`, if the table has it.
+    pub fn parse(name: &str, attrs: &Attrs) -> Option<Result<Unary, Error>> {
+        let op = Unary::ALL.iter().copied().find(|op| op.name() == name)?;
+        Some(crate::AttrReader::new(op.name(), attrs).end().map(|()| op))
+    }
+
+    /// Every row on even and odd sizes and in half precision.
+    pub fn examples() -> Vec<Example> {
+        let mut all = Vec::new();
+        for &op in Unary::ALL {
+            let (low, high) = op.row().range;
+            let example = |shape: &[usize]| Example::f32(op, &[shape]).in_range(low, high);
+            all.push(example(&[2, 3]));
+            all.push(example(&[3, 1, 7]));
+            all.push(example(&[2, 5]).of(DType::Bf16));
+            all.push(example(&[5]).of(DType::F16));
+        }
+        all
+    }
+
+    /// Printed names in table order.
+    pub fn names() -> Vec<&'static str> {
+        Unary::ALL.iter().map(OpDef::name).collect()
+    }
+}
+
+impl OpDef for Unary {
+    fn name(&self) -> &'static str {
+        self.row().name
+    }
+
+    fn infer(&self, args: &[&TensorType]) -> Result<TensorType, Error> {
+        arity(self.name(), args, 1)?;
+        float(self.name(), args, 0)?;
+        Ok(args[0].clone())
+    }
+
+    fn class(&self) -> Class {
+        Class::Elementwise
+    }
+
+    fn eval(&self, args: &[&Tensor], out: &TensorType) -> Tensor {
+        Tensor::floats(out.clone(), args[0].as_floats().iter().map(|&x| self.apply(x)).collect())
+    }
+
+    fn vjp(
+        &self,
+        b: &mut Builder,
+        args: &[ValueId],
+        out: ValueId,
+        grad: ValueId,
+    ) -> Result<Vec<Option<ValueId>>, Error> {
+        Ok(vec![Some((self.row().vjp)(b, args[0], out, grad)?)])
+    }
+
+    fn flops(&self, _: &[&TensorType], out: &TensorType) -> u64 {
+        self.row().flops * out.count() as u64
+    }
+}

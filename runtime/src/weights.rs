@@ -1,0 +1,145 @@
+//! Weights in the form that kernels read, shared by all sessions of one model.
+//!
+//! A weight is held once per form: as the file has it where no kernel packs it and the element type
+//! is the graph's, else converted or packed, made at first use. Plans for other buckets find the
+//! same packed weight again.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kernels::{KernelDef, Packing, Pool};
+use ops::{DType, TensorType};
+
+use crate::Error;
+use crate::arena::Arena;
+
+/// Where weights come from: a checkpoint, or a table in a test.
+pub trait WeightSource: Send + Sync {
+    /// The dense little-endian bytes of tensor `name` with their type; `None` if there is none.
+    /// `Err` says why an existing tensor cannot be read.
+    #[expect(clippy::type_complexity, reason = "a named struct would only rename the pair")]
+    fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String>;
+}
+
+/// One weight in one form.
+#[derive(Debug)]
+pub(crate) struct Weight(Arena);
+
+impl Weight {
+    pub(crate) fn ptr(&self) -> *const u8 {
+        self.0.ptr()
+    }
+
+    /// A copy of `bytes`.
+    pub(crate) fn of(bytes: &[u8]) -> Result<Weight, Error> {
+        let mut arena = Arena::new(bytes.len(), "weights")?;
+        arena.slice_mut(0, bytes.len()).copy_from_slice(bytes);
+        Ok(Weight(arena))
+    }
+}
+
+/// The weights of one model, made on demand.
+pub struct WeightStore {
+    source: Box<dyn WeightSource>,
+    held: Mutex<BTreeMap<(String, DType, String), Arc<Weight>>>,
+}
+
+impl std::fmt::Debug for WeightStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WeightStore").field("bytes", &self.bytes()).finish_non_exhaustive()
+    }
+}
+
+impl WeightStore {
+    /// Weights of `source`; nothing is read yet.
+    pub fn new(source: impl WeightSource + 'static) -> WeightStore {
+        WeightStore { source: Box::new(source), held: Mutex::default() }
+    }
+
+    /// Bytes held: packed and converted weights.
+    pub fn bytes(&self) -> usize {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.values().map(|weight| weight.0.len()).sum()
+    }
+
+    /// Gives back every weight that no session uses.
+    pub fn clear(&self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|_, weight| Arc::strong_count(weight) > 1);
+    }
+
+    /// Weight `name` as `kernel` wants its operand `position`.
+    pub(crate) fn get(
+        &self,
+        name: &str,
+        ty: &TensorType,
+        packing: Option<&Packing>,
+        kernel: &dyn KernelDef,
+        position: usize,
+        pool: &Pool,
+    ) -> Result<Arc<Weight>, Error> {
+        let form = packing.map_or(String::new(), |packing| packing.name.clone());
+        let key = (name.to_string(), ty.dtype(), form);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(weight) = held.get(&key) {
+            return Ok(Arc::clone(weight));
+        }
+        let dense = self.dense(name, ty)?;
+        let weight = match packing {
+            None => Weight::of(&dense)?,
+            Some(packing) => {
+                let mut arena = Arena::new(packing.bytes, "packed weights")?;
+                kernel.pack(position, &dense, arena.slice_mut(0, packing.bytes), pool);
+                Weight(arena)
+            }
+        };
+        let weight = Arc::new(weight);
+        held.insert(key, Arc::clone(&weight));
+        Ok(weight)
+    }
+
+    /// The tensor's bytes in the graph's element type, aligned for it.
+    fn dense(&self, name: &str, ty: &TensorType) -> Result<Cow<'_, [u8]>, Error> {
+        let source = |reason| Error::Source { name: name.to_string(), reason };
+        let (found, bytes) = self
+            .source
+            .tensor(name)
+            .map_err(source)?
+            .ok_or_else(|| Error::MissingWeight(name.to_string()))?;
+        let convertible = found.dtype() == ty.dtype() || (found.dtype().is_float() && ty.dtype().is_float());
+        if found.shape() != ty.shape() || !convertible || bytes.len() != found.bytes() {
+            return Err(Error::WeightType {
+                name: name.to_string(),
+                found: found.to_string(),
+                expected: ty.to_string(),
+            });
+        }
+        if found.dtype() == ty.dtype() && bytes.as_ptr().addr().is_multiple_of(ty.dtype().size()) {
+            return Ok(bytes);
+        }
+        Ok(Cow::Owned(convert(&bytes, found.dtype(), ty.dtype())))
+    }
+}
+
+/// Rewrites dense little-endian elements of float type `from` as `to`, rounding to nearest even.
+fn convert(bytes: &[u8], from: DType, to: DType) -> Vec<u8> {
+    if from == to {
+        return bytes.to_vec();
+    }
+    let mut out = Vec::with_capacity(bytes.len() / from.size() * to.size());
+    for chunk in bytes.chunks_exact(from.size()) {
+        let x = match (from, chunk) {
+            (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+            (DType::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+            (DType::Bf16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+            _ => unreachable!("`dense` converts between float types only"),
+        };
+        match to {
+            DType::F16 => out.extend(half::f16::from_f32(x).to_le_bytes()),
+            DType::Bf16 => out.extend(half::bf16::from_f32(x).to_le_bytes()),
+            _ => out.extend(x.to_le_bytes()),
+        }
+    }
+    out
+}
