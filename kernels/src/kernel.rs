@@ -152,6 +152,7 @@ kernels! {
     "group_norm" => group_norm::GroupNorm,
     "norm" => norm::Norm,
     "pad" => pad::Pad,
+    "reduce" => reduce::Reduce,
     "rope" => rope::Rope,
     "map" => map::Map,
 }

@@ -65,12 +65,12 @@ impl Bucket {
         let fail = |reason: String| Err(Error::Bucket { model, reason });
         let rows = self.rows();
         for (what, have) in [("latents", self.latents), ("conditions", self.conditions)] {
-            if have == 0 || rows % have != 0 {
+            if have == 0 || !rows.is_multiple_of(have) {
                 return fail(format!("{have} {what} cannot be repeated up to {rows} rows"));
             }
         }
         let (more, fewer) = (self.latents.max(self.conditions), self.latents.min(self.conditions));
-        if more % fewer != 0 {
+        if !more.is_multiple_of(fewer) {
             return fail(format!("{fewer} latents or conditions cannot be repeated up to {more}"));
         }
         let is_size = |pixels: &f64| *pixels > 0.0 && pixels.is_finite();

@@ -178,10 +178,10 @@ impl Stdit {
     /// Fails unless heads and position tables have whole widths.
     pub(crate) fn check_heads(&self, error: impl Fn(String) -> Error) -> Result<(), Error> {
         let (width, heads) = (self.hidden_size, self.num_heads);
-        if width % heads != 0 {
+        if !width.is_multiple_of(heads) {
             return Err(error(format!("{heads} heads do not divide a width of {width}")));
         }
-        if width % 4 != 0 {
+        if !width.is_multiple_of(4) {
             return Err(error(format!(
                 "position tables need a multiple of 4, found width {width}"
             )));
@@ -260,11 +260,13 @@ impl Stdit2 {
     /// Fails unless the width splits into the three size embeddings and heads into rotated pairs.
     pub(crate) fn check(&self, error: impl Fn(String) -> Error) -> Result<(), Error> {
         let width = self.common.hidden_size;
-        if width % 3 != 0 {
+        if !width.is_multiple_of(3) {
             return Err(error(format!("size embeddings need a multiple of 3, found {width}")));
         }
         match self.common.head_width() {
-            head if head % 2 != 0 => Err(error(format!("cannot rotate heads of odd width {head}"))),
+            head if !head.is_multiple_of(2) => {
+                Err(error(format!("cannot rotate heads of odd width {head}")))
+            }
             _ => Ok(()),
         }
     }
@@ -342,7 +344,7 @@ impl AutoencoderKl {
             let reason = format!("expected 1 to 8 levels, found {}", channels.len());
             return Err(keys.wrong("block_out_channels", reason));
         }
-        if channels.iter().any(|&width| width == 0 || width % groups != 0) {
+        if channels.iter().any(|&width| width == 0 || !width.is_multiple_of(groups)) {
             let reason = format!("{channels:?} do not split into {groups} groups");
             return Err(keys.wrong("block_out_channels", reason));
         }

@@ -51,7 +51,7 @@ impl<'a> Shapes<'a> {
         let [mlp_hidden, _] = self.dims("blocks.0.mlp.fc1.weight")?;
         let [values, _] = self.dims("final_layer.linear.weight")?;
         let head = head.unwrap_or(PUBLISHED_HEAD);
-        if hidden_size % head != 0 {
+        if !hidden_size.is_multiple_of(head) {
             return Err(self.error(format!("heads of {head} do not divide width {hidden_size}")));
         }
         let one = t * h * w * in_channels;
@@ -117,7 +117,7 @@ impl T5 {
         let gated = shapes.has(&format!("{first}.1.DenseReluDense.wi_0.weight"));
         let wide = if gated { "wi_0" } else { "wi" };
         let [d_ff, _] = shapes.dims(&format!("{first}.1.DenseReluDense.{wide}.weight"))?;
-        if inner % num_heads != 0 || buckets < 4 {
+        if !inner.is_multiple_of(num_heads) || buckets < 4 {
             let reason = format!("{num_heads} heads, {buckets} buckets and width {inner} disagree");
             return Err(shapes.error(reason));
         }
@@ -149,7 +149,7 @@ impl AutoencoderKl {
         let mut block_out_channels = Vec::new();
         for level in 0..shapes.count(first) {
             let [channels, ..] = shapes.dims::<4>(&first(level))?;
-            if channels % norm_num_groups != 0 {
+            if !channels.is_multiple_of(norm_num_groups) {
                 let name = first(level);
                 let reason = format!("`{name}`: {channels} channels are not in groups of 32");
                 return Err(shapes.error(reason));

@@ -137,7 +137,7 @@ fn check(config: &AutoencoderKl, bucket: &FrameBucket, least: usize) -> Result<(
         ));
     }
     let groups = config.norm_num_groups;
-    match config.block_out_channels.iter().find(|&&channels| channels % groups != 0) {
+    match config.block_out_channels.iter().find(|&&channels| !channels.is_multiple_of(groups)) {
         Some(channels) => fail(format!("{channels} channels do not split into {groups} groups")),
         None => Ok(()),
     }

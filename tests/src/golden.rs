@@ -125,9 +125,7 @@ pub fn relative_l2(found: &Tensor, expected: &Tensor) -> f64 {
     if found.len() != expected.len() {
         return f64::INFINITY;
     }
-    let difference: f64 = found.iter().zip(&expected).map(|(x, y)| (x - y) * (x - y)).sum();
-    let norm: f64 = expected.iter().map(|y| y * y).sum();
-    let error = if norm == 0.0 { difference.sqrt() } else { (difference / norm).sqrt() };
+    let error = crate::relative_l2(&found, &expected);
     if error.is_finite() { error } else { f64::INFINITY }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Everything is a function of its seed, so a failure repeats.
 
+pub mod golden;
+
 use ops::{DType, Example, Tensor, TensorType};
 
 /// `SplitMix64` (Steele et al., Fast Splittable Pseudorandom Number Generators).

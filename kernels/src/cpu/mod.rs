@@ -18,6 +18,7 @@ mod matmul_tile;
 mod nest;
 pub mod norm;
 pub mod pad;
+pub mod reduce;
 pub mod rope;
 mod shared;
 mod sum;
