@@ -1,1 +1,4 @@
-//! Placeholder.
+//! What the benches share: cases to time and the limits of the machine.
+
+pub mod peak;
+pub mod product;

@@ -120,9 +120,11 @@ fn is_same(before: &Graph, after: &Graph) -> bool {
     };
     before.outputs == after.outputs
         && before.nodes.len() == after.nodes.len()
-        && before.nodes.iter().zip(&after.nodes).all(|(a, b)| {
-            a.args == b.args && a.ty == b.ty && same_role(&a.role, &b.role)
-        })
+        && before
+            .nodes
+            .iter()
+            .zip(&after.nodes)
+            .all(|(a, b)| a.args == b.args && a.ty == b.ty && same_role(&a.role, &b.role))
 }
 
 /// How inputs and outputs differ; a pass may only drop parameters.
@@ -134,10 +136,9 @@ fn interface_changes(before: &Graph, after: &Graph) -> Vec<String> {
         graph.outputs.iter().map(|&output: &ValueId| graph.ty(output).to_string()).collect()
     };
     let mut changes = Vec::new();
-    for (what, old, new) in [
-        ("inputs", inputs(before), inputs(after)),
-        ("outputs", outputs(before), outputs(after)),
-    ] {
+    for (what, old, new) in
+        [("inputs", inputs(before), inputs(after)), ("outputs", outputs(before), outputs(after))]
+    {
         if old != new {
             changes.push(format!("{what} were {old:?}, are {new:?}"));
         }

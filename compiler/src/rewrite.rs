@@ -61,7 +61,9 @@ impl<'a> Rewriter<'a> {
                 self.scope = Arc::clone(&node.scope);
                 self.append(op.clone(), &args)
             }
-            Role::Input(_) | Role::Param(_) | Role::Constant(_) => fits(self.new.copy_node(node, &[])),
+            Role::Input(_) | Role::Param(_) | Role::Constant(_) => {
+                fits(self.new.copy_node(node, &[]))
+            }
         };
         self.replace(old, new);
         new
@@ -69,14 +71,26 @@ impl<'a> Rewriter<'a> {
 
     /// The next old value is replaced by `new`, which must have its type.
     pub(crate) fn replace(&mut self, old: ValueId, new: ValueId) {
-        assert_eq!(old.index(), self.replacement.len(), "a rewriter visits every value once, in order");
-        debug_assert_eq!(self.old.ty(old), self.new.ty(new), "a replacement keeps the type of {old}");
+        assert_eq!(
+            old.index(),
+            self.replacement.len(),
+            "a rewriter visits every value once, in order"
+        );
+        debug_assert_eq!(
+            self.old.ty(old),
+            self.new.ty(new),
+            "a replacement keeps the type of {old}"
+        );
         self.replacement.push(new);
     }
 
     /// Leaves the next old value out: nothing that is kept may use it.
     pub(crate) fn drop(&mut self, old: ValueId) {
-        assert_eq!(old.index(), self.replacement.len(), "a rewriter visits every value once, in order");
+        assert_eq!(
+            old.index(),
+            self.replacement.len(),
+            "a rewriter visits every value once, in order"
+        );
         self.replacement.push(DROPPED);
     }
 
@@ -99,7 +113,12 @@ impl<'a> Rewriter<'a> {
     }
 
     /// [`Rewriter::append`] under the scope of old value `old`.
-    pub(crate) fn append_for(&mut self, old: ValueId, op: impl Into<Op>, args: &[ValueId]) -> ValueId {
+    pub(crate) fn append_for(
+        &mut self,
+        old: ValueId,
+        op: impl Into<Op>,
+        args: &[ValueId],
+    ) -> ValueId {
         self.scope = Arc::clone(&self.old.node(old).scope);
         self.append(op, args)
     }
@@ -115,7 +134,10 @@ impl<'a> Rewriter<'a> {
     pub(crate) fn constant(&mut self, tensor: Tensor) -> ValueId {
         let ty = tensor.ty().clone();
         let role = Role::Constant(Arc::new(tensor));
-        fits(self.new.copy_node(&Node { role, args: vec![], ty, scope: Arc::clone(&self.scope) }, &[]))
+        fits(
+            self.new
+                .copy_node(&Node { role, args: vec![], ty, scope: Arc::clone(&self.scope) }, &[]),
+        )
     }
 
     /// The new graph so far.

@@ -150,6 +150,7 @@ kernels! {
     "conv" => conv::Conv,
     "gather" => gather::Gather,
     "group_norm" => group_norm::GroupNorm,
+    "matmul" => fused_matmul::FusedMatmul,
     "norm" => norm::Norm,
     "pad" => pad::Pad,
     "reduce" => reduce::Reduce,

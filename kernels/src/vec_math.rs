@@ -3,9 +3,10 @@
 //!
 //! Polynomials are those of the Cephes library (single precision). Largest errors, over all paths,
 //! in units in the last place of the exact result, checked by the tests against f64:
-//! `exp` 2, `log` 2, `rsqrt` 2, `tanh` 4, `sigmoid` 4, `silu` 4. `gelu_tanh` is within 4 ulp of
-//! the larger of the result and `|x| / 2^6`: far in the negative tail its exponent amplifies the
-//! rounding of `x^3`. `sin` and `cos` are within 1.2e-7 of the exact value for every finite angle.
+//! `exp` 2, `log` 2, `rsqrt` 2, `tanh` 4, `sigmoid` 4, `silu` 4 (below -87 its sigmoid is
+//! subnormal, and the error is up to `|x|` times that one's). `gelu_tanh` is within 4 ulp of the
+//! larger of the result and `|x| / 8`: in the negative tail its exponent amplifies the rounding of
+//! `x^3`. `sin` and `cos` are within 1.2e-7 of the exact value for every finite angle.
 
 use half::{bf16, f16};
 
@@ -295,8 +296,10 @@ mod tests {
     }
 
     fn inputs() -> Vec<f32> {
-        let mut xs: Vec<f32> =
-            (0..u32::MAX / STEP).map(|i| f32::from_bits(i * STEP)).filter(|x| !x.is_nan()).collect();
+        let mut xs: Vec<f32> = (0..u32::MAX / STEP)
+            .map(|i| f32::from_bits(i * STEP))
+            .filter(|x| !x.is_nan())
+            .collect();
         // The bit patterns are thin where most activations are.
         xs.extend((-100_000..100_000).map(|i| i as f32 * 1.3e-4));
         xs.extend((-100_000..100_000).map(|i| i as f32 * 0.99));
@@ -355,7 +358,7 @@ mod tests {
         check(
             "silu",
             |x| if x == f64::NEG_INFINITY { f64::NAN } else { x * logistic(x) },
-            |_, y| 4.0 * ulp(y),
+            |x, y| 4.0 * ulp(y) + 2.0 * x.abs() * f64::from(f32::from_bits(1)),
         );
     }
 
@@ -367,7 +370,7 @@ mod tests {
             }
             x * logistic(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x))
         };
-        check("gelu_tanh", exact, |x, y| 4.0 * ulp(y.abs().max(x.abs() / 64.0)));
+        check("gelu_tanh", exact, |x, y| 4.0 * ulp(y.abs().max(x.abs() / 8.0)));
     }
 
     #[test]

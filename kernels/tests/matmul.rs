@@ -20,7 +20,8 @@ struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.0 >> 33
     }
     fn below(&mut self, n: usize) -> usize {
@@ -288,9 +289,7 @@ fn batches_broadcast_and_rows_follow_their_strides() {
             expected.extend(product((1, n, k), |_, i| a.values[start + i], |i, c| b[i * n + c]));
         }
     }
-    for (isa, c) in
-        run(&spec, &a, (&b, DType::F32, (0, 0)), &[], &[], &vec![0xff; 120 * n * 4])
-    {
+    for (isa, c) in run(&spec, &a, (&b, DType::F32, (0, 0)), &[], &[], &vec![0xff; 120 * n * 4]) {
         assert_close(isa, "batch", &decode(DType::F32, &c), &expected, sum_tolerance(k));
     }
 }
@@ -351,15 +350,13 @@ fn fused_case(norm: Norm, a_dtype: DType, (m, n, k): (usize, usize, usize)) {
             normed[r * k + i] = x * (1.0 + scale.values[i]) + shift.values[i];
         }
     }
-    let mut expected =
-        product((m, n, k), |r, i| normed[r * k + i], |i, c| b.values[c * k + i]);
+    let mut expected = product((m, n, k), |r, i| normed[r * k + i], |i, c| b.values[c * k + i]);
     for (at, (x, _)) in expected.iter_mut().enumerate() {
         let y = Unary::GeluTanh.apply(*x + bias.values[at % n]);
         *x = y * gate.values[at % n] + residual.values[at];
     }
     let b = (&b, DType::F32, (1, k));
-    let results =
-        run(&spec, &a, b, &[&scale, &shift], &[&bias, &gate, &in_place], &residual.bytes);
+    let results = run(&spec, &a, b, &[&scale, &shift], &[&bias, &gate, &in_place], &residual.bytes);
     for (isa, c) in results {
         // The norm adds roundings of its own to each product, and GELU's slope reaches 1.13.
         let tolerance = 3.0 * sum_tolerance(k);

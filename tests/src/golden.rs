@@ -23,7 +23,10 @@ pub struct Executor {
 }
 
 /// All of these must agree with the goldens.
-pub const EXECUTORS: &[Executor] = &[Executor { name: "interpreter", run: interpret }];
+pub const EXECUTORS: &[Executor] = &[
+    Executor { name: "interpreter", run: interpret },
+    Executor { name: "compiled", run: crate::compiled::on_this_machine },
+];
 
 fn interpret(graph: &Graph, given: &Tensors) -> Vec<Tensor> {
     ops::eval(graph, given, Rounding::Stored)

@@ -2,6 +2,7 @@
 //!
 //! Everything is a function of its seed, so a failure repeats.
 
+pub mod compiled;
 pub mod golden;
 
 use ops::{DType, Example, Tensor, TensorType};

@@ -124,7 +124,8 @@ fn live_nodes(graph: &Graph) -> Graph {
     let mut b = Builder::new(graph.name.clone());
     let mut new = vec![ValueId(0); graph.nodes.len()];
     for value in graph.values().filter(|value| is_live[value.index()]) {
-        let args: Vec<ValueId> = graph.node(value).args.iter().map(|arg| new[arg.index()]).collect();
+        let args: Vec<ValueId> =
+            graph.node(value).args.iter().map(|arg| new[arg.index()]).collect();
         new[value.index()] = b.copy_node(graph.node(value), &args).expect("the graph was valid");
     }
     let outputs: Vec<ValueId> = graph.outputs.iter().map(|output| new[output.index()]).collect();
@@ -290,11 +291,23 @@ impl Growth {
         let (value, bound) = match self.random.below(12) {
             0 => (b.abs(x.value)?, x.bound),
             1 => (b.exp(x.value)?, x.bound.exp()),
-            2 => { let p = positive(b)?; (b.log(p)?, 3.0) }
-            3 => { let p = positive(b)?; (b.recip(p)?, 2.0) }
-            4 => { let p = positive(b)?; (b.rsqrt(p)?, 2.0) }
+            2 => {
+                let p = positive(b)?;
+                (b.log(p)?, 3.0)
+            }
+            3 => {
+                let p = positive(b)?;
+                (b.recip(p)?, 2.0)
+            }
+            4 => {
+                let p = positive(b)?;
+                (b.rsqrt(p)?, 2.0)
+            }
             5 => (b.square(x.value)?, x.bound * x.bound),
-            6 => { let p = positive(b)?; (b.sqrt(p)?, 4.0) }
+            6 => {
+                let p = positive(b)?;
+                (b.sqrt(p)?, 4.0)
+            }
             7 => (b.sin(x.value)?, 1.0),
             8 => (b.cos(x.value)?, 1.0),
             9 => (b.sigmoid(x.value)?, 1.0),
@@ -395,8 +408,7 @@ impl Growth {
         let x = self.pick_f32();
         let dtype = [DType::Bf16, DType::F16, DType::F32][self.random.below(3)];
         let narrow = self.b.cast(x.value, dtype)?;
-        let value =
-            if self.random.one_in(2) { narrow } else { self.b.cast(narrow, DType::F32)? };
+        let value = if self.random.one_in(2) { narrow } else { self.b.cast(narrow, DType::F32)? };
         Ok(Candidate { value, is_raw: false, ..x })
     }
 
@@ -622,7 +634,8 @@ impl Growth {
         let shape = self.shape(2);
         let x = self.fresh(DType::I32, &shape);
         let y = self.fresh(DType::I32, &[shape[0], 1]);
-        let number = Tensor::ints(TensorType::new(DType::I32, [1, 1])?, vec![self.random.below(2) as i64]);
+        let number =
+            Tensor::ints(TensorType::new(DType::I32, [1, 1])?, vec![self.random.below(2) as i64]);
         let number = self.b.constant(number);
         let sum = self.b.add(x.value, y.value)?;
         let product = self.b.mul(sum, number)?;
@@ -705,12 +718,30 @@ impl Growth {
         let x = self.pick_f32();
         let b = &mut self.b;
         let value = match self.random.below(6) {
-            0 => { let y = b.neg(x.value)?; b.neg(y)? }
-            1 => { let y = b.mul_scalar(x.value, 0.75)?; b.mul_scalar(y, 3.0)? }
-            2 => { let y = b.add_scalar(x.value, 0.75)?; b.add_scalar(y, 0.5)? }
-            3 => { let y = b.abs(x.value)?; b.abs(y)? }
-            4 => { let y = b.neg(x.value)?; b.sub(x.value, y)? }
-            _ => { let y = b.neg(x.value)?; b.add(y, x.value)? }
+            0 => {
+                let y = b.neg(x.value)?;
+                b.neg(y)?
+            }
+            1 => {
+                let y = b.mul_scalar(x.value, 0.75)?;
+                b.mul_scalar(y, 3.0)?
+            }
+            2 => {
+                let y = b.add_scalar(x.value, 0.75)?;
+                b.add_scalar(y, 0.5)?
+            }
+            3 => {
+                let y = b.abs(x.value)?;
+                b.abs(y)?
+            }
+            4 => {
+                let y = b.neg(x.value)?;
+                b.sub(x.value, y)?
+            }
+            _ => {
+                let y = b.neg(x.value)?;
+                b.add(y, x.value)?
+            }
         };
         Ok(Candidate { value, bound: 3.0 * x.bound + 2.0, is_raw: false, known: None })
     }

@@ -32,8 +32,12 @@ pub(super) fn rule(r: &mut Rewriter<'_>, op: &Op, args: &[ValueId]) -> Option<Va
         Op::Cast(cast) => self::cast(r, *cast, args[0]),
         Op::Binary(op) => binary(r, *op, args[0], args[1]),
         Op::Matmul(op) => matmul(r, *op, args[0], args[1]),
-        Op::ReduceSum(reduce) => drop_unit_axes(r, &reduce.axes, args[0], |axes| ReduceSum { axes }),
-        Op::ReduceMax(reduce) => drop_unit_axes(r, &reduce.axes, args[0], |axes| ReduceMax { axes }),
+        Op::ReduceSum(reduce) => {
+            drop_unit_axes(r, &reduce.axes, args[0], |axes| ReduceSum { axes })
+        }
+        Op::ReduceMax(reduce) => {
+            drop_unit_axes(r, &reduce.axes, args[0], |axes| ReduceMax { axes })
+        }
         _ => None,
     })
 }
@@ -85,7 +89,7 @@ fn is_widening(from: DType, to: DType) -> bool {
 
 /// Operands of a commutative op stand in one order; a constant of one value becomes an attribute.
 fn binary(r: &mut Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> Option<ValueId> {
-    if op.is_commutative() && rank(r, y) < rank(r, x) {
+    if is_out_of_order(r, op, x, y) {
         return Some(r.append(op, &[y, x]));
     }
     let scalar = |op, value: f64| (!value.is_nan()).then_some(Scalar { op, value });
@@ -137,6 +141,11 @@ fn matmul(r: &mut Rewriter<'_>, op: Matmul, a: ValueId, b: ValueId) -> Option<Va
 fn swaps_last_two(axes: &[usize]) -> bool {
     let n = axes.len();
     n >= 2 && axes[n - 2..] == [n - 1, n - 2] && axes[..n - 2].iter().copied().eq(0..n - 2)
+}
+
+/// Whether the operands of `op` can be swapped and should be.
+pub(super) fn is_out_of_order(r: &Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> bool {
+    op.is_commutative() && rank(r, y) < rank(r, x)
 }
 
 /// The order of operands: what is computed first, then inputs, weights and constants, each as they

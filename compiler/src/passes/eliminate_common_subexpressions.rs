@@ -1,4 +1,5 @@
-//! Equal ops on equal operands are one value, and so are equal constants. The first stays.
+//! Equal ops on equal operands are one value, and so are equal constants. The first stays. Operands
+//! of commutative ops keep the order of `canonicalize`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -7,13 +8,11 @@ use std::sync::Arc;
 use ops::{Graph, Op, Role, Tensor, TensorType, ValueId};
 
 use crate::pass::Pass;
+use crate::passes::canonicalize;
 use crate::rewrite::Rewriter;
 
-pub(crate) const PASS: Pass = Pass {
-    name: "eliminate-common-subexpressions",
-    about: "compute equal values once",
-    run,
-};
+pub(crate) const PASS: Pass =
+    Pass { name: "eliminate-common-subexpressions", about: "compute equal values once", run };
 
 fn run(graph: &Graph) -> Graph {
     let mut r = Rewriter::without_rule(graph);
@@ -38,14 +37,18 @@ fn run(graph: &Graph) -> Graph {
                 }
             }
             Role::Op(op) => {
-                let args = node.args.iter().map(|&arg| r.new_of(arg)).collect();
-                let key = (text(op), args);
-                if let Some(&first) = computed.get(&key) {
-                    r.replace(value, first);
-                } else {
-                    let new = r.keep(value);
-                    computed.insert(key, new);
+                let mut args: Vec<ValueId> = node.args.iter().map(|&arg| r.new_of(arg)).collect();
+                // An operand that became an earlier value may stand on the wrong side.
+                if let (Op::Binary(op), [x, y]) = (op, &args[..])
+                    && canonicalize::is_out_of_order(&r, *op, *x, *y)
+                {
+                    args.reverse();
                 }
+                let key = (text(op), args);
+                let first = computed.get(&key).copied();
+                let new = first.unwrap_or_else(|| r.append_for(value, op.clone(), &key.1));
+                r.replace(value, new);
+                computed.entry(key).or_insert(new);
             }
         }
     }

@@ -10,11 +10,8 @@ use ops::{Graph, Op, ValueId};
 use crate::pass::Pass;
 use crate::passes::group::{Group, Grouping, Take};
 
-pub(crate) const PASS: Pass = Pass {
-    name: "fuse-elementwise",
-    about: "connected elementwise ops as one loop",
-    run,
-};
+pub(crate) const PASS: Pass =
+    Pass { name: "fuse-elementwise", about: "connected elementwise ops as one loop", run };
 
 fn run(graph: &Graph) -> Graph {
     let mut grouping = Grouping::new(graph);

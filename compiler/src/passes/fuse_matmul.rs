@@ -52,13 +52,22 @@ fn grow_prologue(grouping: &Grouping<'_>, group: &mut Group) {
     if a == b || op.transpose_a {
         return;
     }
-    let cone = grouping.cone(&group.members, [a], |_| false, |value| {
-        if is_norm(graph, value) {
-            return Take::Only;
-        }
-        let is_float = graph.ty(value).dtype().is_float();
-        if is_float && grouping.is_better_inside(a, value) { Take::AndOperands } else { Take::No }
-    });
+    let cone = grouping.cone(
+        &group.members,
+        [a],
+        |_| false,
+        |value| {
+            if is_norm(graph, value) {
+                return Take::Only;
+            }
+            let is_float = graph.ty(value).dtype().is_float();
+            if is_float && grouping.is_better_inside(a, value) {
+                Take::AndOperands
+            } else {
+                Take::No
+            }
+        },
+    );
     grouping.grow_backward(group, &cone, |added| is_prologue(grouping, added, a));
 }
 

@@ -6,11 +6,8 @@ use ops::{Graph, Op, ValueId};
 use crate::pass::Pass;
 use crate::passes::group::fuse_with_epilogue;
 
-pub(crate) const PASS: Pass = Pass {
-    name: "fuse-norm",
-    about: "norm or softmax with elementwise ops after",
-    run,
-};
+pub(crate) const PASS: Pass =
+    Pass { name: "fuse-norm", about: "norm or softmax with elementwise ops after", run };
 
 fn run(graph: &Graph) -> Graph {
     let is_norm = |value: ValueId| {

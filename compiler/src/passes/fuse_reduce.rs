@@ -6,11 +6,8 @@ use ops::{Class, Graph};
 use crate::pass::Pass;
 use crate::passes::group::{Group, Grouping, Take};
 
-pub(crate) const PASS: Pass = Pass {
-    name: "fuse-reduce",
-    about: "reduction with elementwise ops before and after",
-    run,
-};
+pub(crate) const PASS: Pass =
+    Pass { name: "fuse-reduce", about: "reduction with elementwise ops before and after", run };
 
 fn run(graph: &Graph) -> Graph {
     let mut grouping = Grouping::new(graph);
@@ -23,9 +20,14 @@ fn run(graph: &Graph) -> Graph {
         let result = group.result;
         grouping.grow_sides(&mut group, result);
         let operand = graph.node(value).args[0];
-        let cone = grouping.cone(&group.members, [operand], |_| false, |op| {
-            if grouping.is_better_inside(operand, op) { Take::AndOperands } else { Take::No }
-        });
+        let cone = grouping.cone(
+            &group.members,
+            [operand],
+            |_| false,
+            |op| {
+                if grouping.is_better_inside(operand, op) { Take::AndOperands } else { Take::No }
+            },
+        );
         grouping.grow_backward(&mut group, &cone, |_| true);
         grouping.claim(&group, |_| false);
         grouping.commit(group);

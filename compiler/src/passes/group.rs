@@ -260,10 +260,19 @@ impl<'a> Grouping<'a> {
             .filter(|&&member| member != group.anchor)
             .flat_map(|&member| self.graph.node(member).args.iter().copied());
         let args: Vec<ValueId> = args.collect();
-        let cone = self.cone(&group.members, args, |_| false, |value| {
-            let is_float = self.graph.ty(value).dtype().is_float();
-            if is_float && self.is_better_inside(like, value) { Take::AndOperands } else { Take::No }
-        });
+        let cone = self.cone(
+            &group.members,
+            args,
+            |_| false,
+            |value| {
+                let is_float = self.graph.ty(value).dtype().is_float();
+                if is_float && self.is_better_inside(like, value) {
+                    Take::AndOperands
+                } else {
+                    Take::No
+                }
+            },
+        );
         self.grow_backward(group, &cone, |_| true);
     }
 
@@ -412,10 +421,8 @@ mod tests {
         is_output[5] = true;
         is_output[6] = true;
         assert_eq!(post_dominators(&users, &is_output), [1, 7, 4, 7, 5, 7, 7]);
-        let no_side_exit: Vec<Vec<ValueId>> = users
-            .iter()
-            .map(|to| to.iter().copied().filter(|to| to.0 != 6).collect())
-            .collect();
+        let no_side_exit: Vec<Vec<ValueId>> =
+            users.iter().map(|to| to.iter().copied().filter(|to| to.0 != 6).collect()).collect();
         assert_eq!(post_dominators(&no_side_exit, &is_output), [1, 4, 4, 4, 5, 7, 7]);
     }
 }

@@ -51,8 +51,9 @@ fn permute(r: &mut Rewriter<'_>, op: &Permute, x: ValueId) -> Option<ValueId> {
 fn slice(r: &mut Rewriter<'_>, op: &Slice, x: ValueId) -> Option<ValueId> {
     let tight = tight(op);
     let shape = r.shape(x);
-    let takes_all = (0..shape.len())
-        .all(|axis| tight.start[axis] == 0 && tight.step[axis] == 1 && tight.stop[axis] == shape[axis]);
+    let takes_all = (0..shape.len()).all(|axis| {
+        tight.start[axis] == 0 && tight.step[axis] == 1 && tight.stop[axis] == shape[axis]
+    });
     if takes_all {
         return Some(x);
     }

@@ -97,7 +97,9 @@ fn product_of_factors(a: f64, b: f64) -> Option<f64> {
 fn binary(r: &mut Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> Option<ValueId> {
     if x == y {
         match op {
-            Binary::Mul if r.ty(x).dtype().is_float() => return Some(r.append(Unary::Square, &[x])),
+            Binary::Mul if r.ty(x).dtype().is_float() => {
+                return Some(r.append(Unary::Square, &[x]));
+            }
             Binary::Max | Binary::Min => return Some(x),
             _ => {}
         }

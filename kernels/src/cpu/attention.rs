@@ -346,16 +346,34 @@ impl SimdJob for Task<'_> {
                 for block in first_block..last_block {
                     let start = block * attention.block();
                     let count = attention.block().min(attention.sq - start);
+                    let pair = &pair;
                     match count.div_ceil(S::LANES) {
-                        1 => pair.queries::<S, 1>(s, start, count),
-                        2 => pair.queries::<S, 2>(s, start, count),
-                        3 => pair.queries::<S, 3>(s, start, count),
-                        _ => pair.queries::<S, 4>(s, start, count),
+                        1 => s.outline(Queries::<1> { pair, start, count }),
+                        2 => s.outline(Queries::<2> { pair, start, count }),
+                        3 => s.outline(Queries::<3> { pair, start, count }),
+                        _ => s.outline(Queries::<4> { pair, start, count }),
                     }
                 }
                 cursor.advance();
             }
         }
+    }
+}
+
+/// [`Pair::queries`], in a function of its own.
+struct Queries<'a, const N: usize> {
+    pair: &'a Pair<'a>,
+    start: usize,
+    count: usize,
+}
+
+impl<const N: usize> SimdJob for Queries<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the caller of `KernelDef::run` promises operands, result and scratch.
+        unsafe { self.pair.queries::<S, N>(s, self.start, self.count) }
     }
 }
 

@@ -6,7 +6,7 @@ use ops::defs::binary::Binary;
 
 use crate::Layout;
 use crate::program::{SlotPtr, load_f32};
-use crate::simd::Simd;
+use crate::simd::{Simd, SimdJob};
 use crate::vec_math;
 
 use super::body::{Leaf, leaf, operand_view};
@@ -166,15 +166,36 @@ impl HeadRows {
         tables: &[*const f32],
         to: *mut f32,
     ) -> *const f32 {
-        let rank = self.layout.rank();
-        let (n, stride) = (self.layout.shape[rank - 1], self.layout.strides[rank - 1]);
-        let dtype = self.layout.dtype;
+        s.outline(MakeRow { rows: self, shared, at, position, tables, to })
+    }
+}
+
+/// [`HeadRows::row`], in a function of its own.
+struct MakeRow<'a> {
+    rows: &'a HeadRows,
+    shared: Shared<'a>,
+    at: usize,
+    position: usize,
+    tables: &'a [*const f32],
+    to: *mut f32,
+}
+
+impl SimdJob for MakeRow<'_> {
+    type Output = *const f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> *const f32 {
+        let MakeRow { rows, shared, at, position, tables, to } = self;
+        let HeadRows { operand, layout, steps } = rows;
+        let rank = layout.rank();
+        let (n, stride) = (layout.shape[rank - 1], layout.strides[rank - 1]);
+        let dtype = layout.dtype;
         // SAFETY: passed on.
         unsafe {
-            let ptr = shared.operand(self.operand).add(at * dtype.size());
+            let ptr = shared.operand(*operand).add(at * dtype.size());
             let stride = if n == 1 { 1 } else { stride as isize };
             let mut x = load_f32(s, dtype, SlotPtr { ptr, stride }, n, to);
-            for step in &self.steps {
+            for step in steps {
                 match step {
                     Step::Rms { eps } => normalize(s, RowNorm::Rms { eps: *eps }, x, n, to),
                     Step::Weight(leaf) => weigh(s, shared, leaf, x, n, to),

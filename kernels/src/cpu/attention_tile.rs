@@ -3,7 +3,7 @@
 //! (`t` runs over head dims), outputs are values times weights (`t` runs over keys). So the softmax
 //! works lane by lane, and rows of keys and values are broadcast from where they are.
 
-use crate::simd::Simd;
+use crate::simd::{Simd, SimdJob};
 
 /// Where the factors of a product lie.
 #[derive(Clone, Copy)]
@@ -45,7 +45,8 @@ pub(crate) unsafe fn product<S: Simd, const V: usize>(
                 unsafe {
                     let a = factors.a.add(row * factors.a_row);
                     let factors = Factors { a, ..factors };
-                    tile::<S, $height, V>(s, factors, c.add(row * c_row), c_row, add);
+                    let c = c.add(row * c_row);
+                    s.outline(Tile::<$height, V> { factors, c, c_row, add });
                 }
                 row += $height;
             }
@@ -68,44 +69,47 @@ pub(crate) unsafe fn product<S: Simd, const V: usize>(
     tiles!(1);
 }
 
-/// One tile of `R` rows by `V` vectors.
-///
-/// # Safety
-/// As [`product`].
-#[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const V: usize>(
-    s: S,
+/// One tile of `R` rows by `V` vectors, in a function of its own: its sums take all registers.
+struct Tile<const R: usize, const V: usize> {
     factors: Factors,
     c: *mut f32,
     c_row: usize,
     add: bool,
-) {
-    let Factors { a, a_row, a_step, b, b_step, terms } = factors;
-    // SAFETY: passed on.
-    unsafe {
-        let mut sums = [[s.splat(0.0); V]; R];
-        if add {
-            for r in 0..R {
-                for v in 0..V {
-                    sums[r][v] = s.load(c.add(r * c_row + v * S::LANES));
+}
+
+impl<const R: usize, const V: usize> SimdJob for Tile<R, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Tile { factors, c, c_row, add } = self;
+        let Factors { a, a_row, a_step, b, b_step, terms } = factors;
+        // SAFETY: the caller of `product` promises the elements.
+        unsafe {
+            let mut sums = [[s.splat(0.0); V]; R];
+            if add {
+                for r in 0..R {
+                    for v in 0..V {
+                        sums[r][v] = s.load(c.add(r * c_row + v * S::LANES));
+                    }
                 }
             }
-        }
-        for t in 0..terms {
-            let mut lanes = [s.splat(0.0); V];
-            for v in 0..V {
-                lanes[v] = s.load(b.add(t * b_step + v * S::LANES));
-            }
-            for r in 0..R {
-                let x = s.splat(*a.add(r * a_row + t * a_step));
+            for t in 0..terms {
+                let mut lanes = [s.splat(0.0); V];
                 for v in 0..V {
-                    sums[r][v] = s.mul_add(x, lanes[v], sums[r][v]);
+                    lanes[v] = s.load(b.add(t * b_step + v * S::LANES));
+                }
+                for r in 0..R {
+                    let x = s.splat(*a.add(r * a_row + t * a_step));
+                    for v in 0..V {
+                        sums[r][v] = s.mul_add(x, lanes[v], sums[r][v]);
+                    }
                 }
             }
-        }
-        for r in 0..R {
-            for v in 0..V {
-                s.store(c.add(r * c_row + v * S::LANES), sums[r][v]);
+            for r in 0..R {
+                for v in 0..V {
+                    s.store(c.add(r * c_row + v * S::LANES), sums[r][v]);
+                }
             }
         }
     }

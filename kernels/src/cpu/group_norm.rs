@@ -340,7 +340,7 @@ impl Item<'_> {
             }
             let per_group = norm.channels / norm.groups;
             let n = (count * per_group) as f64;
-            channel_sums(s, rows, norm.channels, area.channels, |x, _| x, area.centers);
+            channel_sums(s, rows, norm.channels, area.channels, #[inline(always)] |x, _| x, area.centers);
             let partial = area.partials.add(2 * self.item * norm.groups);
             for group in 0..norm.groups {
                 let sums = area.channels.add(group * per_group);
@@ -351,11 +351,18 @@ impl Item<'_> {
                     *area.centers.add(group * per_group + i) = mean as f32;
                 }
             }
-            let square = |x: S::F, center: S::F| {
-                let d = s.sub(x, center);
-                s.mul(d, d)
-            };
-            channel_sums(s, rows, norm.channels, area.channels, square, area.centers);
+            channel_sums(
+                s,
+                rows,
+                norm.channels,
+                area.channels,
+                #[inline(always)]
+                |x, center| {
+                    let d = s.sub(x, center);
+                    s.mul(d, d)
+                },
+                area.centers,
+            );
             for group in 0..norm.groups {
                 let sums = area.channels.add(group * per_group);
                 let squares = (0..per_group).map(|i| *sums.add(i)).sum::<f64>();

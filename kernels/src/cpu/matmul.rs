@@ -165,7 +165,17 @@ impl Matmul {
         let n_rows = spec.rows.iter().product::<usize>();
         let block_rows = block_rows.min(n_rows.next_multiple_of(tile_rows));
         let n_batch = spec.batch.iter().product();
-        Ok(Self { spec, isa, panel, n_rows, n_batch, tile_rows, depth_block, depth_pass, block_rows })
+        Ok(Self {
+            spec,
+            isa,
+            panel,
+            n_rows,
+            n_batch,
+            tile_rows,
+            depth_block,
+            depth_pass,
+            block_rows,
+        })
     }
 
     /// What it computes.
@@ -190,7 +200,8 @@ impl Matmul {
 
     /// Bytes of scratch a run on `threads` threads needs.
     pub fn scratch_bytes(&self, threads: usize) -> usize {
-        self.packed_batch_bytes() * self.batch_group() + threads.max(1) * self.worker_scratch().bytes
+        self.packed_batch_bytes() * self.batch_group()
+            + threads.max(1) * self.worker_scratch().bytes
     }
 
     fn dense_b(&self) -> Option<&BView> {
@@ -274,16 +285,10 @@ impl Matmul {
             if row_blocks > 1 { row_blocks.next_multiple_of(threads).min(tiles) } else { 1 };
         let groups = self.spec.columns.div_ceil(GROUP_COLUMNS);
         let blocks = row_blocks * self.n_batch;
-        let wanted = if threads > 1 && blocks < 4 * threads {
-            (4 * threads).div_ceil(blocks)
-        } else {
-            1
-        };
-        let least = if self.keeps_sums() {
-            self.spec.columns.div_ceil(MAX_TASK_COLUMNS)
-        } else {
-            1
-        };
+        let wanted =
+            if threads > 1 && blocks < 4 * threads { (4 * threads).div_ceil(blocks) } else { 1 };
+        let least =
+            if self.keeps_sums() { self.spec.columns.div_ceil(MAX_TASK_COLUMNS) } else { 1 };
         // A range is a whole number of panels.
         let panels = self.spec.columns.div_ceil(self.panel.columns());
         let most = if wanted > groups { panels } else { groups };
@@ -308,11 +313,17 @@ impl Matmul {
         let mut first = 0;
         while first < self.n_batch {
             // Without packing there is no reason to stop between batch entries.
-            let len = if packed_bytes == 0 { self.n_batch } else { group.min(self.n_batch - first) };
+            let len =
+                if packed_bytes == 0 { self.n_batch } else { group.min(self.n_batch - first) };
             if let Some(view) = self.dense_b() {
                 pool.run(len * panels, &|item, _| {
                     let mut offset = [0];
-                    row_offsets(&self.spec.batch, &view.batch_strides, first + item / panels, &mut offset);
+                    row_offsets(
+                        &self.spec.batch,
+                        &view.batch_strides,
+                        first + item / panels,
+                        &mut offset,
+                    );
                     // SAFETY: B covers its view; each item writes its own panel of scratch.
                     unsafe {
                         let dense = buffers.b.add((view.offset + offset[0]) * view.dtype.size());
@@ -320,7 +331,15 @@ impl Matmul {
                         let (columns, depth) = (self.spec.columns, self.spec.depth);
                         let strides = (view.depth_stride, view.column_stride);
                         let types = (view.dtype, DType::F32);
-                        self.panel.pack(item % panels, columns, depth, dense, strides, packed, types);
+                        self.panel.pack(
+                            item % panels,
+                            columns,
+                            depth,
+                            dense,
+                            strides,
+                            packed,
+                            types,
+                        );
                     }
                 });
             }
@@ -678,8 +697,7 @@ impl Task<'_> {
                 slots[0].ptr = sums.add(row * self.matmul.sums_stride()).cast();
                 for (index, view) in spec.epilogue_operands.iter().enumerate() {
                     let offset = *offsets.add((1 + index) * self.matmul.block_rows + row);
-                    slots[1 + index] =
-                        view.slot(self.buffers.epilogue[index], offset, columns.0);
+                    slots[1 + index] = view.slot(self.buffers.epilogue[index], offset, columns.0);
                 }
                 let at = spec.c.offset + *offsets.add(row) + columns.0;
                 let dst = self.buffers.c.add(at * spec.c.dtype.size());

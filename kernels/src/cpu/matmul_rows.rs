@@ -144,16 +144,31 @@ impl PackRows<'_> {
         unsafe {
             match norm {
                 Norm::Layer { eps } => {
-                    let mean = self.row_sum(s, x, #[inline(always)] |x| x) / n;
+                    let mean = self.row_sum(
+                        s,
+                        x,
+                        #[inline(always)]
+                        |x| x,
+                    ) / n;
                     let center = s.splat(mean);
-                    let squares = self.row_sum(s, x, #[inline(always)] |x| {
-                        let d = s.sub(x, center);
-                        s.mul(d, d)
-                    });
+                    let squares = self.row_sum(
+                        s,
+                        x,
+                        #[inline(always)]
+                        |x| {
+                            let d = s.sub(x, center);
+                            s.mul(d, d)
+                        },
+                    );
                     [mean, 1.0 / (squares / n + eps).sqrt()]
                 }
                 Norm::Rms { eps } => {
-                    let squares = self.row_sum(s, x, #[inline(always)] |x| s.mul(x, x));
+                    let squares = self.row_sum(
+                        s,
+                        x,
+                        #[inline(always)]
+                        |x| s.mul(x, x),
+                    );
                     [0.0, 1.0 / (squares / n + eps).sqrt()]
                 }
             }

@@ -8,6 +8,7 @@ pub mod concat;
 pub mod conv;
 mod copy;
 mod exact;
+pub mod fused_matmul;
 pub mod gather;
 pub mod group_norm;
 pub mod map;

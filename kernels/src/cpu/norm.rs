@@ -250,28 +250,27 @@ pub(crate) unsafe fn normalize<S: Simd>(
     unsafe {
         match norm {
             RowNorm::Layer { eps } => {
-                let mean = sum_of(s, x, n, |x| x) / n as f64;
+                let mean = sum_of(s, x, n, #[inline(always)] |x| x) / n as f64;
                 // In two parts, so that a mean far above the deviation costs no accuracy.
                 let high = s.splat(mean as f32);
                 let low = s.splat((mean - f64::from(mean as f32)) as f32);
-                let center = |x: S::F| s.sub(s.sub(x, high), low);
-                let squares = sum_of(s, x, n, |x| {
-                    let d = center(x);
+                let squares = sum_of(s, x, n, #[inline(always)] |x| {
+                    let d = s.sub(s.sub(x, high), low);
                     s.mul(d, d)
                 });
                 let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
-                each(s, x, n, y, |x| s.mul(center(x), scale));
+                each(s, x, n, y, #[inline(always)] |x| s.mul(s.sub(s.sub(x, high), low), scale));
             }
             RowNorm::Rms { eps } => {
-                let squares = sum_of(s, x, n, |x| s.mul(x, x));
+                let squares = sum_of(s, x, n, #[inline(always)] |x| s.mul(x, x));
                 let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
-                each(s, x, n, y, |x| s.mul(x, scale));
+                each(s, x, n, y, #[inline(always)] |x| s.mul(x, scale));
             }
             RowNorm::Softmax => {
                 let max = s.splat(max_of(s, x, n));
-                each(s, x, n, y, |x| vec_math::exp(s, s.sub(x, max)));
-                let scale = s.splat((1.0 / sum_of(s, y.cast_const(), n, |y| y)) as f32);
-                each(s, y.cast_const(), n, y, |y| s.mul(y, scale));
+                each(s, x, n, y, #[inline(always)] |x| vec_math::exp(s, s.sub(x, max)));
+                let scale = s.splat((1.0 / sum_of(s, y.cast_const(), n, #[inline(always)] |y| y)) as f32);
+                each(s, y.cast_const(), n, y, #[inline(always)] |y| s.mul(y, scale));
             }
         }
     }

@@ -274,7 +274,7 @@ impl Reduce {
                         program.run_row_in(s, count, &slots, area.row.cast(), area.program);
                         let row = area.row.cast_const();
                         match self.fold {
-                            Fold::Sum => sum += sum_of(s, row, count, |x| x),
+                            Fold::Sum => sum += sum_of(s, row, count, #[inline(always)] |x| x),
                             Fold::Max => max = max.max(max_of(s, row, count)),
                         }
                     }

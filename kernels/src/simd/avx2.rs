@@ -211,10 +211,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn add_bits(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_castsi256_ps(_mm256_add_epi32(
-            _mm256_castps_si256(a),
-            _mm256_castps_si256(b)
-        )))
+        op!(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))))
     }
     #[inline(always)]
     fn bits_to_f32(self, a: __m256) -> __m256 {

@@ -183,10 +183,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn add_bits(self, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_castsi512_ps(_mm512_add_epi32(
-            _mm512_castps_si512(a),
-            _mm512_castps_si512(b)
-        )))
+        op!(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))))
     }
     #[inline(always)]
     fn bits_to_f32(self, a: __m512) -> __m512 {

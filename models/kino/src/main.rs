@@ -1,1 +1,2 @@
+//! The program `kino`.
 fn main() {}

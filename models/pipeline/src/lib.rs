@@ -14,7 +14,7 @@ mod source;
 
 pub use error::Error;
 pub use model::{Model, Paths, Transformer};
-pub use plans::{Plans, Request, Stage};
+pub use plans::{Plans, Request, Stage, decode_graph, text_graph};
 pub use sampler::{Conditioning, Features, Sampler, Watch};
 pub use schedule::{Scheduler, SchedulerKind};
 pub use source::Part;

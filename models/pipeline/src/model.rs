@@ -162,7 +162,7 @@ impl Model {
         };
         let config = match config_of(&transformer, &[Kind::StDit1, Kind::StDit2], "an STDiT-1 or STDiT-2")? {
             (Kind::StDit1, Some(config)) => Transformer::Stdit1(Stdit1::from_json(config)?),
-            (Kind::StDit1, None) => Transformer::Stdit1(Stdit1::from_shapes(&shapes(&transformer))?),
+            (Kind::StDit1, None) => Transformer::Stdit1(stdit1_from_tensors(&transformer)?),
             (_, Some(config)) => Transformer::Stdit2(Stdit2::from_json(config)?),
             (_, None) => Transformer::Stdit2(Stdit2::from_shapes(&shapes(&transformer))?),
         };
@@ -195,6 +195,12 @@ impl Model {
         })
     }
 
+    /// Elements of all its tensors.
+    pub fn n_parameters(&self) -> usize {
+        let parts = [&self.text_encoder, &self.denoiser, &self.autoencoder];
+        parts.iter().flat_map(|part| part.checkpoint().tensors()).map(|info| info.n_elements()).sum()
+    }
+
     /// The setting `key` that the model is meant for, below `group` of `model_index.json`.
     pub fn default(&self, group: &str, key: &str) -> Option<f64> {
         self.defaults.get(group)?.get(key)?.as_f64()
@@ -213,6 +219,21 @@ fn config_of<'c>(
         return Err(Error::Kind { path, found: identity.kind.to_string(), expected });
     }
     Ok((identity.kind, checkpoint.config()))
+}
+
+/// STDiT-1 of a bare file. Its position tables are recomputed, but their lengths tell which of the
+/// published sizes it was trained at, and so the scales, which no other tensor tells.
+fn stdit1_from_tensors(checkpoint: &Checkpoint) -> Result<Stdit1, Error> {
+    let mut config = Stdit1::from_shapes(&shapes(checkpoint))?;
+    let rows = |name: &str| checkpoint.info(name)?.shape.get(1).copied();
+    // 256x256 pixels are 16x16 tokens.
+    if rows("pos_embed") == Some(256) {
+        config.space_scale = 0.5;
+    }
+    if rows("pos_embed_temporal") == Some(64) {
+        config.time_scale = 2.0 / 3.0;
+    }
+    Ok(config)
 }
 
 fn shapes(checkpoint: &Checkpoint) -> Vec<(String, Vec<usize>)> {

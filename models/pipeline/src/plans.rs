@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use compiler::Plan;
 use kernels::Target;
+use models::config::{AutoencoderKl, T5};
 use models::vae::{self, FrameBucket, LATENT_SCALE};
 use models::{Bucket, t5};
 use ops::{Builder, DType, Graph, Tensor, TensorType};
@@ -66,9 +67,9 @@ impl Plans {
     ) -> Result<Plans, Error> {
         let latent = request.latent(model)?;
         let tokens = model.transformer.common().model_max_length;
-        let text = text_graph(model, tokens)?;
+        let text = text_graph(&model.t5, tokens)?;
         let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?)?;
-        let decode = decode_graph(model, request, latent)?;
+        let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
         let compile = |graph: Graph| -> Result<Arc<Plan>, Error> {
             Ok(Arc::new(compiler::compile(graph, target)?))
         };
@@ -124,6 +125,26 @@ impl Request {
         Ok([height * model.vae.downscale(), width * model.vae.downscale()])
     }
 
+    /// Bytes that any plan of this request needs at least: two copies of the transformer's tokens
+    /// and of the decoder's widest frame. Known without a graph, so that a size beyond all reason
+    /// is refused before even its position table is built.
+    ///
+    /// # Errors
+    /// As [`Request::latent`].
+    pub fn floor_bytes(&self, model: &Model) -> Result<f64, Error> {
+        let latent = self.latent(model)?;
+        let common = model.transformer.common();
+        let tokens: f64 = latent
+            .iter()
+            .zip(common.patch_size)
+            .map(|(&dim, patch)| dim.div_ceil(patch) as f64)
+            .product();
+        let stream = 2.0 * self.rows as f64 * tokens * common.hidden_size as f64;
+        let pixels = self.height as f64 * self.width as f64;
+        let frame = pixels * model.vae.block_out_channels[0] as f64;
+        Ok(2.0 * (stream + frame) * self.dtype.size() as f64)
+    }
+
     /// The transformer's bucket.
     ///
     /// # Errors
@@ -137,20 +158,26 @@ impl Request {
 }
 
 /// The text encoder on one prompt; upstream runs it in f32 whatever the transformer's type.
-fn text_graph(model: &Model, tokens: usize) -> Result<Graph, Error> {
+///
+/// # Errors
+/// [`Error::Model`] for no tokens.
+pub fn text_graph(config: &T5, tokens: usize) -> Result<Graph, Error> {
     let bucket = t5::TextBucket { dtype: DType::F32, rows: 1, tokens, mask: true };
-    Ok(t5::graph(&model.t5, &bucket)?)
+    Ok(t5::graph(config, &bucket)?)
 }
 
-/// One frame: `z` f32 `[1, channels, h, w]` as the sampler gives it, to f32 `[1, 3, H, W]`.
-fn decode_graph(model: &Model, request: &Request, latent: [usize; 3]) -> Result<Graph, Error> {
-    let [_, height, width] = latent;
-    let bucket = FrameBucket { dtype: request.dtype, frames: 1, height, width };
+/// The decoder on one frame: `z` f32 `[1, channels, h, w]` as the sampler gives it, to f32
+/// `[1, 3, H, W]`. `size` is that of the latent, height first.
+///
+/// # Errors
+/// [`Error::Model`] for an empty frame.
+pub fn decode_graph(config: &AutoencoderKl, dtype: DType, size: [usize; 2]) -> Result<Graph, Error> {
+    let [height, width] = size;
+    let bucket = FrameBucket { dtype, frames: 1, height, width };
     let mut b = Builder::new("decode_frame");
-    let ty = TensorType::new(DType::F32, [1, model.vae.latent_channels, height, width])?;
-    let z = b.input("z", ty);
+    let z = b.input("z", TensorType::new(DType::F32, [1, config.latent_channels, height, width])?);
     let scale = b.constant(Tensor::f32(&[1, 1, 1, 1], &[LATENT_SCALE as f32])?);
     let z = b.div(z, scale)?;
-    let x = vae::decode(&mut b, &model.vae, &bucket, z)?;
+    let x = vae::decode(&mut b, config, &bucket, z)?;
     Ok(b.finish(&[x]))
 }

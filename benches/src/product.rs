@@ -1,0 +1,190 @@
+//! Matrix products to time: STDiT-XL/2's, plain and with everything that is fused into them.
+//!
+//! Invariant: buffers are made once, before anything is timed.
+
+use kernels::cpu::matmul::{BOperand, Matmul, MatmulBuffers, MatmulSpec, pack_b, packed_b_bytes};
+use kernels::cpu::{Norm, RowView};
+use kernels::program::{Program, ProgramBuilder, Value};
+use kernels::{Error, Isa, Pool};
+use ops::DType;
+use ops::defs::binary::Binary;
+use ops::defs::unary::Unary;
+
+/// `(rows, columns, depth)` of the products of one block with 4096 tokens.
+pub const SHAPES: [(usize, usize, usize); 4] =
+    [(4096, 1152, 1152), (4096, 3456, 1152), (4096, 4608, 1152), (4096, 1152, 4608)];
+
+/// Second-level cache assumed per core.
+const L2_BYTES: usize = 1 << 20;
+
+/// What is fused into a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fusion {
+    /// Nothing.
+    Plain,
+    /// Layer norm and modulation before, bias and GELU after.
+    NormModulateGelu,
+    /// Bias, gate and residual after, in place.
+    GateResidual,
+}
+
+impl Fusion {
+    /// Every kind.
+    pub const ALL: [Fusion; 3] = [Fusion::Plain, Fusion::NormModulateGelu, Fusion::GateResidual];
+
+    /// Name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fusion::Plain => "plain",
+            Fusion::NormModulateGelu => "norm+modulate, bias+gelu",
+            Fusion::GateResidual => "bias, gate, residual",
+        }
+    }
+}
+
+/// Memory aligned to a cache line.
+#[derive(Clone, Debug)]
+struct Aligned {
+    memory: Vec<[f32; 16]>,
+}
+
+impl Aligned {
+    fn zeros(n_bytes: usize) -> Aligned {
+        // `Vec` aligns to 4 bytes only: one line more, and `ptr` starts at a whole one.
+        Aligned { memory: vec![[0.0; 16]; n_bytes.div_ceil(64) + 1] }
+    }
+
+    /// Values in `-0.5..0.5`, the same each time.
+    fn random(n: usize) -> Aligned {
+        let mut aligned = Aligned::zeros(n * 4);
+        let mut state = 1u32;
+        for x in aligned.memory.as_flattened_mut() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *x = (state >> 8) as f32 / 16_777_216.0 - 0.5;
+        }
+        aligned
+    }
+
+    fn ptr(&mut self) -> *mut u8 {
+        let start = self.memory.as_ptr().cast::<u8>().align_offset(64);
+        self.memory.as_mut_ptr().cast::<u8>().wrapping_add(start)
+    }
+}
+
+/// A product with its buffers.
+#[derive(Debug)]
+pub struct Product {
+    matmul: Matmul,
+    pool: Pool,
+    a: Aligned,
+    packed: Aligned,
+    rows: Aligned,
+    c: Aligned,
+    scratch: Aligned,
+}
+
+impl Product {
+    /// Makes the buffers and packs B.
+    ///
+    /// # Errors
+    /// The kernel's, if the shape is empty.
+    pub fn new(
+        (m, n, k): (usize, usize, usize),
+        fusion: Fusion,
+        isa: Isa,
+        pool: Pool,
+    ) -> Result<Product, Error> {
+        let matmul = Matmul::new(spec((m, n, k), fusion)?, isa, L2_BYTES)?;
+        let mut dense = Vec::with_capacity(n * k * 4);
+        for x in &Aligned::random(n * k).memory.as_flattened()[..n * k] {
+            dense.extend(x.to_le_bytes());
+        }
+        let mut packed = Aligned::zeros(packed_b_bytes(isa, n, k, DType::F32));
+        let bytes = packed_b_bytes(isa, n, k, DType::F32);
+        // SAFETY: the buffer has that many bytes behind its aligned start.
+        let to = unsafe { std::slice::from_raw_parts_mut(packed.ptr(), bytes) };
+        pack_b(&pool, isa, (n, k), (&dense, DType::F32), (1, k), (to, DType::F32))?;
+        let scratch = Aligned::zeros(matmul.scratch_bytes(pool.threads()));
+        let (a, rows, c) = (Aligned::random(m * k), Aligned::random(n + k), Aligned::random(m * n));
+        Ok(Product { matmul, pool, a, packed, rows, c, scratch })
+    }
+
+    /// Runs once.
+    pub fn run(&mut self) {
+        let (rows, c) = (self.rows.ptr().cast_const(), self.c.ptr());
+        let buffers = MatmulBuffers {
+            a: self.a.ptr(),
+            b: self.packed.ptr(),
+            prologue: &[rows, rows],
+            epilogue: &[rows, rows, c.cast_const()],
+            c,
+            scratch: self.scratch.ptr(),
+        };
+        // SAFETY: the buffers were made for this spec and this pool.
+        unsafe { self.matmul.run(&self.pool, &buffers) };
+    }
+
+    /// Floating-point operations of one run.
+    pub fn flops(&self) -> f64 {
+        self.matmul.flops() as f64
+    }
+}
+
+fn spec((m, n, k): (usize, usize, usize), fusion: Fusion) -> Result<MatmulSpec, Error> {
+    let view = |stride| RowView {
+        dtype: DType::F32,
+        row_strides: vec![stride],
+        column_stride: 1,
+        offset: 0,
+    };
+    let plain = MatmulSpec {
+        batch: vec![],
+        rows: vec![m],
+        columns: n,
+        depth: k,
+        a: view(k),
+        b: BOperand::Packed(DType::F32),
+        norm: None,
+        prologue: None,
+        prologue_operands: vec![],
+        epilogue: Program::copy(DType::F32, DType::F32),
+        epilogue_operands: vec![],
+        c: view(n),
+    };
+    let scale_shift = |p: &mut ProgramBuilder, x: Value| {
+        let (scale, shift) = (p.slot(DType::F32), p.slot(DType::F32));
+        let x = p.binary(Binary::Mul, x, scale);
+        p.binary(Binary::Add, x, shift)
+    };
+    let mut p = ProgramBuilder::new();
+    let x = p.slot(DType::F32);
+    Ok(match fusion {
+        Fusion::Plain => plain,
+        Fusion::NormModulateGelu => {
+            let x = scale_shift(&mut p, x);
+            let prologue = Some(p.finish(x, DType::F32)?);
+            let mut p = ProgramBuilder::new();
+            let (x, bias) = (p.slot(DType::F32), p.slot(DType::F32));
+            let x = p.binary(Binary::Add, x, bias);
+            let x = p.unary(Unary::GeluTanh, x);
+            MatmulSpec {
+                norm: Some(Norm::Layer { eps: 1e-6 }),
+                prologue,
+                prologue_operands: vec![view(0), view(0)],
+                epilogue: p.finish(x, DType::F32)?,
+                epilogue_operands: vec![view(0)],
+                ..plain
+            }
+        }
+        Fusion::GateResidual => {
+            let bias = p.slot(DType::F32);
+            let x = p.binary(Binary::Add, x, bias);
+            let x = scale_shift(&mut p, x);
+            MatmulSpec {
+                epilogue: p.finish(x, DType::F32)?,
+                epilogue_operands: vec![view(0), view(0), view(n)],
+                ..plain
+            }
+        }
+    })
+}

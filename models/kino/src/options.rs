@@ -1,0 +1,215 @@
+//! Every option of `kino sample`, in one place: the command line, the keys of a configuration file
+//! and the settings in an output's metadata are all this struct.
+//!
+//! An absent option is `None` (or empty), so that layers can be told apart; see `layers.rs`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// What to sample and how. Names are upstream's where upstream has the option.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SampleOptions {
+    /// What the video shows; several prompts make several videos
+    #[arg(value_name = "PROMPT")]
+    #[serde(skip)]
+    pub positional: Vec<String>,
+    /// The same as an option, which may be given several times
+    #[arg(long, num_args = 1.., value_name = "TEXT", help_heading = "Prompts")]
+    pub prompt: Vec<String>,
+    /// A text file with one prompt per line
+    #[arg(long, value_name = "FILE", help_heading = "Prompts")]
+    pub prompt_path: Option<PathBuf>,
+    /// First prompt of the list to sample, from 0
+    #[arg(long, value_name = "N", help_heading = "Prompts")]
+    pub start_index: Option<usize>,
+    /// One past the last prompt to sample
+    #[arg(long, value_name = "N", help_heading = "Prompts")]
+    pub end_index: Option<usize>,
+    /// Videos per prompt [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Prompts")]
+    pub num_sample: Option<usize>,
+    /// Encode the prompt as typed (in lower case) instead of cleaning it as training captions were
+    #[arg(long, help_heading = "Prompts")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub no_clean_caption: bool,
+
+    /// The embedded model (tiny-flare-1.1), or the kind that --ckpt-path must be: STDiT-XL/2, STDiT2-XL/2
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    pub model: Option<String>,
+    /// A pipeline folder, or the transformer's weights (safetensors, .pth, or a folder)
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    pub ckpt_path: Option<PathBuf>,
+    /// The VAE's weights, where --ckpt-path has none
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    pub vae: Option<PathBuf>,
+    /// The T5 encoder's weights, where --ckpt-path has none
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    pub text_encoder: Option<PathBuf>,
+    /// tokenizer.json or spiece.model, where neither pipeline nor text encoder has one
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    pub tokenizer: Option<PathBuf>,
+    /// Type that weights and activations are stored in; sums are always f32 [default: f32]
+    #[arg(long, value_name = "TYPE", help_heading = "Model")]
+    pub dtype: Option<Storage>,
+
+    /// Frames: a number, or 2s 4s 8s 16s 32s [default: the model's, else 16]
+    #[arg(long, value_name = "N", help_heading = "Video")]
+    #[serde(deserialize_with = "text_or_number")]
+    pub num_frames: Option<String>,
+    /// Height and width in pixels [default: the model's]
+    #[arg(long, num_args = 2, value_names = ["H", "W"], help_heading = "Video")]
+    pub image_size: Option<Vec<usize>>,
+    /// Size by name, such as 240p; see --aspect-ratio
+    #[arg(long, value_name = "NAME", help_heading = "Video")]
+    pub resolution: Option<String>,
+    /// Height to width, such as 9:16 for landscape [default: 9:16]
+    #[arg(long, value_name = "H:W", help_heading = "Video")]
+    pub aspect_ratio: Option<String>,
+    /// Frames per second that the model is told [default: the model's, else 24]
+    #[arg(long, value_name = "RATE", help_heading = "Video")]
+    pub fps: Option<f64>,
+    /// Every how many-th frame a video has: it plays at fps / interval [default: the model's, else 3]
+    #[arg(long, value_name = "N", help_heading = "Video")]
+    pub frame_interval: Option<usize>,
+    /// Frames per second of the output, whatever the model is told
+    #[arg(long, value_name = "RATE", help_heading = "Video")]
+    pub save_fps: Option<f64>,
+
+    /// Denoising steps [default: the model's, else 100]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub num_sampling_steps: Option<usize>,
+    /// How strongly the prompt is followed [default: the model's, else 7]
+    #[arg(long, value_name = "SCALE", help_heading = "Sampling")]
+    pub cfg_scale: Option<f64>,
+    /// How many latent channels are guided; as many as there are for all [default: the release's]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub cfg_channel: Option<usize>,
+    /// The sampler [default: iddpm]
+    #[arg(long, value_name = "NAME", help_heading = "Sampling")]
+    pub scheduler: Option<SchedulerName>,
+    /// The same seed gives the same video [default: 42]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub seed: Option<u64>,
+    /// Number of the first video, which chooses its noise; an output's metadata states its own
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub sample_index: Option<u64>,
+    /// Videos sampled at once; does not change them [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub batch_size: Option<usize>,
+    /// Initial noise: safetensors with tensor `z` or `noise` of the latent's shape
+    #[arg(long, value_name = "FILE", help_heading = "Sampling")]
+    pub initial_noise: Option<PathBuf>,
+
+    /// The output: .mp4 .png .gif .webp .sheet.png, or a folder of PNGs with a / at the end
+    #[arg(long, short, value_name = "PATH", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Folder for outputs, named by --sample-name [default: samples]
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    pub save_dir: Option<PathBuf>,
+    /// Outputs are NAME_0000, NAME_0001, ... [default: sample]
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
+    pub sample_name: Option<String>,
+    /// Format of outputs in --save-dir [default: mp4, png for one frame]
+    #[arg(long, value_name = "FORMAT", help_heading = "Output")]
+    pub format: Option<FormatName>,
+    /// Also write the final latents: safetensors, `latents` f32 [videos, channels, frames, h, w]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub save_latents: Option<PathBuf>,
+
+    /// Threads; does not change the video [default: all]
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub threads: Option<usize>,
+    /// One JSON document on standard output: plan, seconds of each stage, outputs
+    #[arg(long, help_heading = "Run")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub json: bool,
+    /// Print errors only
+    #[arg(long, short, help_heading = "Run")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub quiet: bool,
+    /// A TOML file with any of these options; options given here win
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Sample again what made this output: MP4, PNG, GIF, WebP or folder; options given here win
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    #[serde(skip)]
+    pub from: Option<PathBuf>,
+}
+
+/// Storage types, also under upstream's names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Storage {
+    /// 32 bits
+    #[value(alias = "fp32")]
+    #[serde(alias = "fp32")]
+    F32,
+    /// 16 bits, range of f32
+    Bf16,
+    /// 16 bits, IEEE
+    #[value(alias = "fp16")]
+    #[serde(alias = "fp16")]
+    F16,
+}
+
+impl Storage {
+    /// The element type.
+    pub(crate) fn dtype(self) -> ops::DType {
+        match self {
+            Storage::F32 => ops::DType::F32,
+            Storage::Bf16 => ops::DType::Bf16,
+            Storage::F16 => ops::DType::F16,
+        }
+    }
+}
+
+/// Samplers under upstream's names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SchedulerName {
+    /// Ancestral sampling with learned variance
+    Iddpm,
+    /// DPM-Solver++, second order, for few steps
+    DpmSolver,
+}
+
+/// Formats of outputs in a folder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FormatName {
+    /// H.264
+    Mp4,
+    /// One frame
+    Png,
+    /// Animated, 256 colors
+    Gif,
+    /// Animated, lossless
+    Webp,
+    /// A folder of PNGs
+    Frames,
+    /// All frames on one PNG
+    Sheet,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// TOML may say `num_frames = 16` or `num_frames = "2s"`.
+fn text_or_number<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(i64),
+        Text(String),
+    }
+    Ok(Option::<Either>::deserialize(source)?.map(|value| match value {
+        Either::Number(number) => number.to_string(),
+        Either::Text(text) => text,
+    }))
+}

@@ -1,0 +1,103 @@
+//! The prompts of a request: from the command line and files to the text that is encoded.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use text::Tokenizer;
+use text::prompts::{Loops, check_prompt, read_prompts, split_suffix};
+
+use crate::failure::{Failure, Outcome};
+use crate::options::SampleOptions;
+
+/// Most bytes that are read of a prompt file; the reader of its text sets the real limit.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// One prompt.
+#[derive(Clone, Debug)]
+pub(crate) struct Prompt {
+    /// Its place in the list that the user gave, from 0.
+    pub index: usize,
+    /// As typed.
+    pub typed: String,
+    /// As encoded.
+    pub cleaned: String,
+}
+
+/// The prompts that are asked for, cleaned.
+pub(crate) fn gather(options: &SampleOptions) -> Outcome<Vec<Prompt>> {
+    let typed = match (&options.prompt_path, options.prompt.is_empty()) {
+        (Some(_), false) => {
+            return Err(Failure::usage("give prompts or --prompt-path, not both"));
+        }
+        (Some(path), true) => read_file(path)?,
+        (None, false) => options.prompt.clone(),
+        (None, true) => {
+            return Err(Failure::usage(
+                "no prompt: say what the video shows, as in kino sample \"a zombie runs to the left \
+                 on green grass\"",
+            ));
+        }
+    };
+    let count = typed.len();
+    let start = options.start_index.unwrap_or(0);
+    let end = options.end_index.unwrap_or(count).min(count);
+    if start >= end {
+        let end = options.end_index.unwrap_or(count);
+        return Err(Failure::usage(format!(
+            "prompts {start} to {end} (--start-index, --end-index) are none of the {count}"
+        )));
+    }
+    let chosen = typed.into_iter().enumerate().skip(start).take(end - start);
+    chosen.map(|(index, typed)| clean(index, typed, !options.no_clean_caption)).collect()
+}
+
+fn read_file(path: &Path) -> Outcome<Vec<String>> {
+    let fail = |reason: &dyn std::fmt::Display| {
+        Failure::Run(anyhow::anyhow!("--prompt-path {}: {reason}", path.display()))
+    };
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(|error| fail(&error))?;
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
+    read_prompts(&bytes).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
+}
+
+fn clean(index: usize, typed: String, clean: bool) -> Outcome<Prompt> {
+    let fail = |reason: String| Failure::Usage(format!("prompt {}: {reason}", index + 1));
+    check_prompt(&typed).map_err(|error| fail(error.to_string()))?;
+    let parts = split_suffix(&typed).map_err(|error| fail(error.to_string()))?;
+    if !parts.reference_path.is_empty() || !parts.mask_strategy.is_empty() {
+        return Err(fail("reference images and videos are not supported yet; leave out `{…}`".into()));
+    }
+    let loops = Loops::split(&parts.text).map_err(|error| fail(error.to_string()))?;
+    if loops.merge().starts_with("|0|") {
+        return Err(fail("long videos in loops are not supported yet; leave out `|0|`".into()));
+    }
+    let cleaned = text::text_preprocessing(&parts.text, clean);
+    if cleaned.is_empty() {
+        return Err(fail(
+            "nothing is left of it after caption cleaning; use other words or --no-clean-caption"
+                .into(),
+        ));
+    }
+    Ok(Prompt { index, typed, cleaned })
+}
+
+/// A warning for each prompt of which the text encoder reads only the beginning.
+pub(crate) fn truncations(
+    prompts: &[Prompt],
+    tokenizer: &Tokenizer,
+    limit: usize,
+) -> Outcome<Vec<String>> {
+    let mut warnings = Vec::new();
+    for prompt in prompts {
+        let count = tokenizer.ids(&prompt.cleaned)?.len();
+        if count > limit {
+            warnings.push(format!(
+                "prompt {} has {count} tokens; the model reads the first {limit}",
+                prompt.index + 1
+            ));
+        }
+    }
+    Ok(warnings)
+}
