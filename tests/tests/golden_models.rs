@@ -15,7 +15,6 @@ use tests::golden::{
 /// Folders of models that are not supported yet.
 const NOT_YET_SUPPORTED: &[&str] = &[
     "buckets",
-    "iddpm_speed_v1_1_0",
     "masks",
     "rflow",
     "stdit3",
@@ -27,8 +26,16 @@ const NOT_YET_SUPPORTED: &[&str] = &[
 ];
 
 /// Folders that the suites of other crates walk.
-const TESTED_ELSEWHERE: &[&str] =
-    &["aspect_ratios", "dpm_solver", "iddpm_v1_0_0", "iddpm_v1_1_0", "t5_tokenizer", "text"];
+const TESTED_ELSEWHERE: &[&str] = &[
+    "aspect_ratios",
+    "dpm_solver",
+    "iddpm_speed_v1_1_0",
+    "iddpm_v1_0_0",
+    "iddpm_v1_1_0",
+    "t5_tokenizer",
+    "text",
+    "tiny_flare_t2v",
+];
 
 /// f32 against f32: the cases' own `f32_vs_f64` are all below 1e-6.
 const MODEL_LIMIT: f64 = 1e-5;

@@ -3,7 +3,8 @@
 //! bytes for 1, 2 and 3 threads.
 //!
 //! Tolerances: f32 results are within a relative L2 of 1e-6 of f64 arithmetic (a few roundings of
-//! 6e-8 each; sums are compensated or short). Half results may land on the neighboring number where
+//! 6e-8 each; sums are compensated or short), but for attention with 512 head dims, where chains of
+//! 512 multiply-adds, on the portable path rounded twice each, come to that: 2e-6. Half results may land on the neighboring number where
 //! f32 and f64 round apart: one unit in the last place of one element of a small tensor. Movement
 //! and integers are exact.
 
@@ -105,8 +106,11 @@ impl Aligned {
     }
 }
 
-/// `graph` with nested groups replaced by their bodies.
+/// `graph` with groups, and groups in them, replaced by their bodies.
 fn flattened(graph: &Graph) -> Graph {
+    if !graph.values().any(|value| matches!(graph.op(value), Some(Op::Fused(_)))) {
+        return graph.clone();
+    }
     let mut b = Builder::new(graph.name.clone());
     let mut values: Vec<ValueId> = vec![];
     for node in &graph.nodes {
@@ -117,7 +121,7 @@ fn flattened(graph: &Graph) -> Graph {
         });
     }
     let outputs: Vec<ValueId> = graph.outputs.iter().map(|out| values[out.index()]).collect();
-    b.finish(&outputs)
+    flattened(&b.finish(&outputs))
 }
 
 struct Case<'a> {
@@ -287,7 +291,7 @@ fn every_example_of_every_op_runs_and_agrees() {
                 tolerance: def.tolerance(),
             };
             if check(&case).is_none() {
-                without.push(name.clone());
+                without.push(def.name().to_owned());
             }
         }
     }
@@ -326,7 +330,8 @@ fn check_body_in(
     let mut rng = Rng::named(name);
     let operands: Vec<Tensor> = types.iter().map(|ty| rng.tensor(ty, range)).collect();
     let is_param = (0..operands.len()).map(|i| params.contains(&i)).collect();
-    let tolerance = Tolerance::Relative(1e-6);
+    let is_long = types[0].rank() == 4 && types[0].shape()[3] == 512;
+    let tolerance = Tolerance::Relative(if is_long { 2e-6 } else { 1e-6 });
     let case = Case { name: name.to_owned(), body: &body, operands, is_param, tolerance };
     let (taken, _) = check(&case).unwrap_or_else(|| panic!("no kernel takes {name}"));
     assert_eq!(taken, kernel, "{name}");

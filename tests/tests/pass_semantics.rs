@@ -26,7 +26,7 @@ fn closeness(pass: &str) -> Closeness {
 fn difference(graph: &Graph, passes: &[Pass], seed: u64, closeness: Closeness) -> Option<String> {
     let after = run_passes(graph.clone(), passes, &mut |_| {});
     let values = random_values(graph, seed);
-    let expected = eval(graph, &values, Rounding::Exact).unwrap();
+    let expected = eval(graph, &values, Rounding::Exact).expect("the graph is valid");
     let found = match eval(&after, &values, Rounding::Exact) {
         Ok(found) => found,
         Err(error) => return Some(format!("{error}\nafter: {after}")),
@@ -58,7 +58,8 @@ fn check(passes: &[Pass], seed: u64, closeness: Closeness) {
     let graph = random_graph(seed);
     if difference(&graph, passes, seed, closeness).is_some() {
         let small = shrink(&graph, |g| difference(g, passes, seed, closeness).is_some());
-        let what = difference(&small, passes, seed, closeness).unwrap();
+        let what =
+            difference(&small, passes, seed, closeness).expect("shrinking keeps the failure");
         let names: Vec<&str> = passes.iter().map(|pass| pass.name).collect();
         panic!("seed {seed}, {}: {what}\nbefore: {small:#}", names.join(", "));
     }

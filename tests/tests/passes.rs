@@ -22,14 +22,16 @@ fn ir_dir() -> PathBuf {
 fn cases() -> Vec<(String, PathBuf)> {
     let mut cases = Vec::new();
     for folder in sorted(&ir_dir()) {
-        let name = folder.file_name().unwrap().to_str().unwrap().to_string();
+        let name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();
         cases.extend(sorted(&folder).into_iter().map(|file| (name.clone(), file)));
     }
     cases
 }
 
 fn sorted(dir: &Path) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    let entries = fs::read_dir(dir).expect("ir is a folder of folders");
+    let path = |entry: std::io::Result<fs::DirEntry>| entry.expect("ir can be read").path();
+    let mut paths: Vec<PathBuf> = entries.map(path).collect();
     paths.sort();
     paths
 }
@@ -178,7 +180,7 @@ fn stdit2_xl(frame_mask: bool) -> Graph {
     };
     let config = Stdit2 { common, input_sq_size: 512.0, qk_norm: true, qk_norm_legacy: true };
     let bucket = Bucket { frame_mask, ..Bucket::new(2, [16, 30, 40], [240.0, 320.0], 200) };
-    stdit2::graph(&config, &bucket).unwrap()
+    stdit2::graph(&config, &bucket).expect("the bucket fits the model")
 }
 
 #[test]

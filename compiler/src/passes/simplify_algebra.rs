@@ -8,7 +8,7 @@
 use ops::defs::binary::Binary;
 use ops::defs::scalar::{Scalar, ScalarFn};
 use ops::defs::unary::Unary;
-use ops::{Data, Graph, Op, ValueId};
+use ops::{Data, Graph, Op, Tensor, ValueId};
 
 use crate::pass::Pass;
 use crate::passes::{canonicalize, fold_constants};
@@ -139,7 +139,7 @@ fn integer_identity(r: &Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> Opt
 
 /// A select between equals, or by a condition that is known, where dims allow.
 fn select(r: &Rewriter<'_>, cond: ValueId, x: ValueId, y: ValueId) -> Option<ValueId> {
-    let chosen = match r.constant_of(cond).map(|tensor| tensor.as_ints()) {
+    let chosen = match r.constant_of(cond).map(Tensor::as_ints) {
         Some(bits) if bits.iter().all(|&bit| bit != 0) => x,
         Some(bits) if bits.iter().all(|&bit| bit == 0) => y,
         _ if x == y => x,

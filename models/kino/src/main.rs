@@ -1,2 +1,88 @@
-//! The program `kino`.
-fn main() {}
+//! `kino`: prompts to videos, and a look at the parts that make them.
+//!
+//! Start reading at `sample.rs`. `options.rs` has every option. Exit codes: 0 done, 1 failed, 2 the
+//! request cannot be, 130 interrupted. This is the only place that reads the environment.
+
+mod doctor;
+mod dump;
+mod failure;
+mod inspect;
+mod layers;
+mod machine;
+mod noise;
+mod options;
+mod outputs;
+mod progress;
+mod prompts;
+mod report;
+mod sample;
+mod settings;
+mod source;
+mod units;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::{Failure, Outcome};
+
+/// Version of the program, in outputs' metadata too.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Text to video with the Open-Sora family, on a CPU.
+#[derive(Parser, Debug)]
+#[command(name = "kino", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Sample videos or images from prompts
+    Sample(Box<options::SampleOptions>),
+    /// Tell what a checkpoint, a pipeline folder or an output is
+    Inspect(inspect::InspectOptions),
+    /// Print a model's graph, or its plan, as text
+    Dump(dump::DumpOptions),
+    /// Tell what this machine offers and what is used of it
+    Doctor(doctor::DoctorOptions),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => {
+            // Help and version are no errors; a closed pipe is none either.
+            let _ = message.print();
+            return ExitCode::from(u8::from(message.use_stderr()) * 2);
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            progress::write_err(&format!("error: {failure}"));
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(command: Command) -> Outcome<()> {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    let forced_isa = std::env::var(machine::ISA_VARIABLE).ok().filter(|name| !name.is_empty());
+    let forced_isa = forced_isa.as_deref();
+    match command {
+        Command::Sample(options) => {
+            let interrupt = Arc::new(AtomicBool::new(false));
+            let flag = Arc::clone(&interrupt);
+            ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+                .map_err(|error| Failure::Run(error.into()))?;
+            sample::run(*options, forced_isa, &interrupt)
+        }
+        Command::Inspect(options) => inspect::run(&options),
+        Command::Dump(options) => dump::run(&options, forced_isa),
+        Command::Doctor(options) => doctor::run(&options, forced_isa),
+    }
+}

@@ -91,6 +91,11 @@ impl Stage {
         self.bar.set_position(done);
     }
 
+    /// Moves by one unit.
+    pub(crate) fn advance(&self) {
+        self.bar.inc(1);
+    }
+
     /// Runs a part of the stage and counts its time.
     pub(crate) fn time<T>(&mut self, body: impl FnOnce(&Stage) -> T) -> T {
         let start = Instant::now();
