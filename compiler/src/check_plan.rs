@@ -127,7 +127,8 @@ impl Checker<'_> {
             return;
         };
         if bytes > place.bytes {
-            self.problems.push(format!("b{} has {} bytes, {bytes} are written", buffer.0, place.bytes));
+            self.problems
+                .push(format!("b{} has {} bytes, {bytes} are written", buffer.0, place.bytes));
         }
         let (low, high) = (place.offset, place.offset + place.bytes);
         // Cut what was there before, keeping the parts outside.

@@ -2,7 +2,8 @@
 //!
 //! A reshape, permute, slice or broadcast has no step: it is a [`Layout`] into its operand's
 //! storage. Where strides cannot say what it means, or no kernel takes the strides, a copy node is
-//! added to the graph and becomes a step like any other. Results of steps are always dense.
+//! added to the graph and becomes a step like any other. Results of steps are always dense. A fused
+//! group that no kernel takes whole is taken apart again.
 
 use std::sync::Arc;
 
@@ -117,13 +118,35 @@ impl Lowering<'_> {
                         *arg = self.copy(*arg, node)?;
                     }
                 }
-                self.select(op, node, &args).ok_or_else(|| self.no_kernel(op, node, &args))?
+                match (self.select(op, node, &args), op) {
+                    (Some(kernel), _) => kernel,
+                    (None, Op::Fused(group)) => return self.split(group.body(), node, &args),
+                    (None, _) => return Err(self.no_kernel(op, node, &args)),
+                }
             }
         };
         let value = self.b.copy_node(node, &args)?;
         self.views.push(View { base: value, layout: Layout::dense(&node.ty) });
         self.steps.push(LoweredStep { value, kernel });
         Ok(value)
+    }
+
+    /// Appends the ops of a fused group that no kernel takes whole, one by one.
+    fn split(&mut self, body: &Graph, node: &Node, args: &[ValueId]) -> Result<ValueId, Error> {
+        let mut new: Vec<ValueId> = Vec::with_capacity(body.nodes.len());
+        for part in &body.nodes {
+            let value = match &part.role {
+                // Inputs are named by the position of their operand.
+                Role::Input(name) => args[name.parse::<usize>().unwrap_or_default()],
+                Role::Param(_) | Role::Constant(_) | Role::Op(_) => {
+                    let part = Node { scope: Arc::clone(&node.scope), ..part.clone() };
+                    let part_args = part.args.iter().map(|arg| new[arg.index()]).collect();
+                    self.node(&part, part_args)?
+                }
+            };
+            new.push(value);
+        }
+        Ok(new[body.outputs[0].index()])
     }
 
     fn push_view(
@@ -241,9 +264,7 @@ enum Viewed {
 
 fn view_of(op: &Op, operand: &Layout, node: &Node) -> Viewed {
     match op {
-        Op::Reshape(_) => {
-            operand.reshaped(node.ty.shape()).map_or(Viewed::NeedsCopy, Viewed::As)
-        }
+        Op::Reshape(_) => operand.reshaped(node.ty.shape()).map_or(Viewed::NeedsCopy, Viewed::As),
         Op::Permute(permute) => Viewed::As(operand.permuted(&permute.axes)),
         Op::Slice(slice) => Viewed::As(operand.sliced(&slice.start, node.ty.shape(), &slice.step)),
         Op::Broadcast(_) => Viewed::As(operand.broadcast(node.ty.shape())),

@@ -19,8 +19,7 @@ pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target) -> Plan {
     for (index, step) in lowered.steps.iter().enumerate() {
         let result = storage.result(&lowered, step, index);
         let scratch_bytes = step.kernel.def().scratch_bytes(target.threads);
-        let scratch =
-            (scratch_bytes > 0).then(|| storage.add(scratch_bytes, index, index));
+        let scratch = (scratch_bytes > 0).then(|| storage.add(scratch_bytes, index, index));
         let operands = (0..lowered.graph.node(step.value).args.len())
             .map(|position| storage.operand(&lowered, step, position))
             .collect();
@@ -201,7 +200,8 @@ fn best_fit(buffers: &[Buffer], order: &[usize]) -> (usize, Vec<usize>) {
         let mut rivals: Vec<(usize, usize)> = placed
             .iter()
             .filter(|&&j| {
-                buffers[j].first_step <= buffer.last_step && buffer.first_step <= buffers[j].last_step
+                buffers[j].first_step <= buffer.last_step
+                    && buffer.first_step <= buffers[j].last_step
             })
             .map(|&j| (offsets[j], offsets[j] + buffers[j].bytes))
             .collect();
@@ -209,7 +209,10 @@ fn best_fit(buffers: &[Buffer], order: &[usize]) -> (usize, Vec<usize>) {
         let mut end = 0;
         let mut gap: Option<(usize, usize)> = None;
         for (low, high) in rivals {
-            if low > end && low - end >= buffer.bytes && gap.is_none_or(|(size, _)| low - end < size) {
+            if low > end
+                && low - end >= buffer.bytes
+                && gap.is_none_or(|(size, _)| low - end < size)
+            {
                 gap = Some((low - end, end));
             }
             end = end.max(high);

@@ -72,7 +72,8 @@ impl Layout {
             dtype: self.dtype,
             shape: shape.to_vec(),
             strides: self.strides.iter().zip(step).map(|(stride, step)| stride * step).collect(),
-            offset: self.offset + start.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>(),
+            offset: self.offset
+                + start.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>(),
         }
     }
 
@@ -161,7 +162,14 @@ mod tests {
             dense(&[1, 24, 1]),
         ];
         let shapes: [&[usize]; 9] = [
-            &[24], &[2, 12], &[6, 4], &[2, 3, 4], &[3, 8], &[1, 2, 1, 12], &[4, 6], &[48],
+            &[24],
+            &[2, 12],
+            &[6, 4],
+            &[2, 3, 4],
+            &[3, 8],
+            &[1, 2, 1, 12],
+            &[4, 6],
+            &[48],
             &[4, 2, 6],
         ];
         let mut kept = 0;

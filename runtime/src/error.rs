@@ -27,7 +27,9 @@ pub enum Error {
         reason: String,
     },
     /// The system has not enough memory. The world's.
-    #[error("{bytes} bytes for the {what} cannot be allocated: use a smaller size, fewer frames or a smaller batch")]
+    #[error(
+        "{bytes} bytes for the {what} cannot be allocated: use a smaller size, fewer frames or a smaller batch"
+    )]
     OutOfMemory {
         /// What the memory is for.
         what: &'static str,

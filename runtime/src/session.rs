@@ -11,9 +11,9 @@ use compiler::{Place, Plan, Port, check_plan};
 use kernels::{Launch, Pool};
 use ops::Role;
 
+use crate::Error;
 use crate::arena::Arena;
 use crate::weights::{Weight, WeightStore};
-use crate::Error;
 
 /// Time and work of one step, summed over runs.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
@@ -189,7 +189,10 @@ impl Session {
         let error = |name: &str, reason: String| Error::Input { name: name.to_string(), reason };
         if let Some((name, _)) = inputs.iter().find(|(name, _)| self.port(name).is_none()) {
             let known: Vec<&str> = self.plan.inputs.iter().map(|port| &*port.name).collect();
-            return Err(error(name, format!("unknown; the plan's inputs are {}", known.join(", "))));
+            return Err(error(
+                name,
+                format!("unknown; the plan's inputs are {}", known.join(", ")),
+            ));
         }
         for port in &self.plan.inputs {
             let (_, bytes) = inputs
@@ -197,7 +200,8 @@ impl Session {
                 .find(|(name, _)| *name == &*port.name)
                 .ok_or_else(|| error(&port.name, format!("missing, expected {}", port.ty)))?;
             if bytes.len() != port.ty.bytes() {
-                let reason = format!("{} bytes, expected {} for {}", bytes.len(), port.ty.bytes(), port.ty);
+                let reason =
+                    format!("{} bytes, expected {} for {}", bytes.len(), port.ty.bytes(), port.ty);
                 return Err(error(&port.name, reason));
             }
             let offset = self.plan.buffers[port.buffer.index()].offset;

@@ -107,7 +107,8 @@ impl WeightStore {
             .tensor(name)
             .map_err(source)?
             .ok_or_else(|| Error::MissingWeight(name.to_string()))?;
-        let convertible = found.dtype() == ty.dtype() || (found.dtype().is_float() && ty.dtype().is_float());
+        let convertible =
+            found.dtype() == ty.dtype() || (found.dtype().is_float() && ty.dtype().is_float());
         if found.shape() != ty.shape() || !convertible || bytes.len() != found.bytes() {
             return Err(Error::WeightType {
                 name: name.to_string(),

@@ -53,16 +53,15 @@ pub fn run(graph: &Graph, given: &BTreeMap<String, Tensor>, target: &Target) -> 
 /// The executor of the best instruction set of this machine, 2 threads.
 pub fn on_this_machine(graph: &Graph, given: &BTreeMap<String, Tensor>) -> Vec<Tensor> {
     // Sessions take inputs in the graph's types, as callers store them.
-    let given = given
-        .iter()
-        .map(|(name, tensor)| (name.clone(), typed(graph, name, tensor)))
-        .collect();
+    let given =
+        given.iter().map(|(name, tensor)| (name.clone(), typed(graph, name, tensor))).collect();
     run(graph, &given, &target(Isa::detect(), 2))
 }
 
 /// Masks of goldens are i64 where graphs take bool.
 fn typed(graph: &Graph, name: &str, tensor: &Tensor) -> Tensor {
-    let declared = graph.inputs().find(|(_, input)| *input == name).map(|(value, _)| graph.ty(value));
+    let declared =
+        graph.inputs().find(|(_, input)| *input == name).map(|(value, _)| graph.ty(value));
     match declared {
         Some(ty) if ty.dtype() == DType::Bool && !tensor.ty().dtype().is_float() => {
             Tensor::ints(ty.clone(), tensor.as_ints().iter().map(|&x| i64::from(x != 0)).collect())

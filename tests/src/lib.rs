@@ -4,6 +4,7 @@
 
 pub mod compiled;
 pub mod golden;
+pub mod random_graph;
 
 use ops::{DType, Example, Tensor, TensorType};
 

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use kernels::{Isa, Kernel, Launch, Layout, Pool, Site, Target};
 use ops::defs::conv::Window;
 use ops::{
-    Builder, DType, Error, Graph, Op, Role, Rounding, Tensor, TensorType, Tolerance,
-    ValueId, eval, row_major_strides,
+    Builder, DType, Error, Graph, Op, Role, Rounding, Tensor, TensorType, Tolerance, ValueId, eval,
+    row_major_strides,
 };
 use tests::{Rng, relative_l2};
 
@@ -177,12 +177,8 @@ fn run(case: &Case<'_>, isa: Isa, storage: Storage, threads: usize) -> Option<(S
     let mut out = Aligned::new(extent * size);
     let mut scratch = Aligned::new(def.scratch_bytes(threads));
     let pointers: Vec<*const u8> = packed.iter_mut().map(|p| p.ptr().cast_const()).collect();
-    let launch = Launch {
-        pool: &pool,
-        operands: &pointers,
-        result: out.ptr(),
-        scratch: scratch.ptr(),
-    };
+    let launch =
+        Launch { pool: &pool, operands: &pointers, result: out.ptr(), scratch: scratch.ptr() };
     // SAFETY: every buffer holds its layout, the scratch has the size the kernel asked for.
     unsafe { def.run(&launch) };
     assert!(scratch.guard().iter().all(|&b| b == 0xA5), "{}: scratch is too small", case.name);
@@ -427,13 +423,19 @@ fn norms_run_with_code_before_and_after() {
             let y = b.mul(y, scale)?;
             b.add(y, args[2])
         });
-        check_body("weighted rms of a sum", "norm", &[(x, BF16), (x, BF16), (&[n], F32)], &[2], |b, args| {
-            let sum = b.add(args[0], args[1])?;
-            let y = b.rms_norm(sum, 1e-6)?;
-            let weight = b.reshape(args[2], &[1, 1, n])?;
-            let y = b.cast(y, F32)?;
-            b.mul(y, weight)
-        });
+        check_body(
+            "weighted rms of a sum",
+            "norm",
+            &[(x, BF16), (x, BF16), (&[n], F32)],
+            &[2],
+            |b, args| {
+                let sum = b.add(args[0], args[1])?;
+                let y = b.rms_norm(sum, 1e-6)?;
+                let weight = b.reshape(args[2], &[1, 1, n])?;
+                let y = b.cast(y, F32)?;
+                b.mul(y, weight)
+            },
+        );
         check_body("softmax", "norm", &[(x, F32)], &[], |b, args| b.softmax(args[0], 2));
         check_body("softmax of columns", "norm", &[(x, F32)], &[], |b, args| b.softmax(args[0], 1));
     }
@@ -457,9 +459,12 @@ fn norms_keep_their_accuracy_under_a_large_mean() {
 
 #[test]
 fn group_norms_run_with_an_activation() {
-    for (shape, groups) in
-        [(&[1, 9, 7, 32][..], 32), (&[2, 33, 40, 48], 4), (&[2, 300, 128], 32), (&[1, 3, 100, 6], 3)]
-    {
+    for (shape, groups) in [
+        (&[1, 9, 7, 32][..], 32),
+        (&[2, 33, 40, 48], 4),
+        (&[2, 300, 128], 32),
+        (&[1, 3, 100, 6], 3),
+    ] {
         let channels = &shape[shape.len() - 1..];
         let types = [(shape, F32), (channels, F32), (channels, F32)];
         check_body("group_norm silu", "group_norm", &types, &[1, 2], |b, args| {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use kernels::{Isa, Pool};
 use ops::DType;
-use pipeline::{Conditioning, Model, Paths, Plans, Request, Sampler, Scheduler, SchedulerKind, Watch};
+use pipeline::{
+    Conditioning, Model, Paths, Plans, Request, Sampler, Scheduler, SchedulerKind, Watch,
+};
 use safetensors::SafeTensors;
 use tests::{compiled, relative_l2};
 
@@ -70,7 +72,9 @@ fn cases() -> Vec<PathBuf> {
         .iter()
         .filter_map(|root| std::fs::read_dir(root).ok())
         .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
-        .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("tiny_flare")))
+        .filter(|path| {
+            path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("tiny_flare"))
+        })
         .collect();
     cases.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
     cases.dedup_by_key(|path| path.file_name().map(ToOwned::to_owned));
@@ -147,12 +151,7 @@ fn sample(model: &Model, case: &Case, is_masked: bool, threads: usize) -> Outcom
             Ok(())
         })
         .unwrap();
-    Outcome {
-        ids: features[0].ids.clone(),
-        features: features[0].values.clone(),
-        latents,
-        frames,
-    }
+    Outcome { ids: features[0].ids.clone(), features: features[0].values.clone(), latents, frames }
 }
 
 fn distance(found: &[f32], expected: &[f32]) -> f64 {

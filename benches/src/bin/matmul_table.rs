@@ -1,4 +1,4 @@
-//! `matmul_table [PYTHON]`: our product beside OpenBLAS (numpy of that interpreter) and the
+//! `matmul_table [PYTHON]`: our product beside `OpenBLAS` (numpy of that interpreter) and the
 //! multiply-add peak, all in this run, as a table. Ours and the peer take turns, shape by shape,
 //! because a machine's clock changes over minutes. The number is the best of several repetitions.
 #![allow(clippy::print_stdout, reason = "the table is the program's output")]

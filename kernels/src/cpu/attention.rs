@@ -337,8 +337,7 @@ impl SimdJob for Task<'_> {
             let area = Area::new(attention, shared, worker);
             for _ in first_pair..last_pair {
                 let starts = [OUT, Q, K, V, MASK, BIAS].map(|layout| cursor.position(layout));
-                let mut pair =
-                    Pair { attention, shared, area, tables: &tables, starts, n_kept: 0 };
+                let mut pair = Pair { attention, shared, area, tables: &tables, starts, n_kept: 0 };
                 pair.keep_keys();
                 if attention.keeps_keys() {
                     pair.pack_keys(s, 0, pair.n_kept);

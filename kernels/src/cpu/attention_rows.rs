@@ -1,8 +1,8 @@
 //! Rows of queries, keys and values on their way into attention: widened to f32, and, where the
 //! body says so, normalized, weighted and rotated.
 
-use ops::{DType, Graph, Op, ValueId};
 use ops::defs::binary::Binary;
+use ops::{DType, Graph, Op, ValueId};
 
 use crate::Layout;
 use crate::program::{SlotPtr, load_f32};

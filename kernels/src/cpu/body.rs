@@ -214,8 +214,7 @@ impl Compiler<'_> {
             let from = dtype(args[0]);
             // Integers pass through f32 only where nothing but the cast sees them.
             let direct = real(args[0])
-                || (cast.dtype.is_float()
-                    && leaf(self.body, args[0], self.operands).is_some());
+                || (cast.dtype.is_float() && leaf(self.body, args[0], self.operands).is_some());
             if !direct || (!real(value) && value != self.root) {
                 return None;
             }

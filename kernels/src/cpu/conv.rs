@@ -271,8 +271,12 @@ impl KernelDef for Conv {
         assert_eq!(dense.len(), self.weight.layout.count() * self.weight.layout.dtype.size());
         assert_eq!(packed.len(), self.packed_bytes());
         let bases = [dense.as_ptr()];
-        let launch =
-            Launch { pool, operands: &bases, result: packed.as_mut_ptr(), scratch: packed.as_mut_ptr() };
+        let launch = Launch {
+            pool,
+            operands: &bases,
+            result: packed.as_mut_ptr(),
+            scratch: packed.as_mut_ptr(),
+        };
         let shared = Shared::new(&launch);
         pool.run(self.panels(), &|panel, _| {
             // SAFETY: lengths were checked above; panels do not overlap.
@@ -406,8 +410,11 @@ impl Task<'_> {
                         .checked_sub(conv.pad_low[axis])
                         .filter(|&at| at < conv.input[axis])
                 };
-                let at = inside(0, plane, tap_row / kernel_height)
-                    .zip(inside(1, line, tap_row % kernel_height));
+                let at = inside(0, plane, tap_row / kernel_height).zip(inside(
+                    1,
+                    line,
+                    tap_row % kernel_height,
+                ));
                 let Some((z, y)) = at.filter(|_| first < last) else {
                     std::ptr::write_bytes(patch, 0, end - within);
                     continue;
@@ -421,7 +428,8 @@ impl Task<'_> {
                 let mut i = low;
                 while i < high {
                     let (tap, channel) = (i / conv.channels, i % conv.channels);
-                    let n = if is_joined { high - i } else { (conv.channels - channel).min(high - i) };
+                    let n =
+                        if is_joined { high - i } else { (conv.channels - channel).min(high - i) };
                     let column = left + tap - conv.pad_low[2];
                     let at = row + column * strides[2] + channel * channel_stride;
                     let ptr = x.add(at * layout.dtype.size());

@@ -47,9 +47,7 @@ impl Copy {
     /// Items of work; disjoint in what they write.
     pub(crate) fn n_items(&self) -> usize {
         match self.transposed {
-            None => {
-                self.segments() * self.nest.n_rows().div_ceil(self.rows_per_item)
-            }
+            None => self.segments() * self.nest.n_rows().div_ceil(self.rows_per_item),
             Some(axis) => {
                 let dim = self.nest.dim(axis);
                 self.nest.n_rows() / dim * dim.div_ceil(TILE)

@@ -74,9 +74,7 @@ impl Exact {
                     Op::Binary(op) if dtype(node.args[0]).is_float() => Step::Floats(*op, [x, y]),
                     Op::Binary(op) => Step::Ints(*op, [x, y], node.ty.dtype()),
                     Op::Select(_) => Step::Select(args),
-                    Op::Cast(cast) => {
-                        Step::Cast { from: dtype(node.args[0]), to: cast.dtype, x }
-                    }
+                    Op::Cast(cast) => Step::Cast { from: dtype(node.args[0]), to: cast.dtype, x },
                     _ => return None,
                 }
             }
@@ -188,7 +186,11 @@ impl Exact {
                     wrap(dtype, op.apply_int(int(read(x)), int(read(y)))).cast_unsigned()
                 }
                 Step::Select([condition, x, y]) => {
-                    if read(condition) != 0 { read(x) } else { read(y) }
+                    if read(condition) != 0 {
+                        read(x)
+                    } else {
+                        read(y)
+                    }
                 }
                 Step::Cast { from, to, x } => cast(from, to, read(x)),
             };

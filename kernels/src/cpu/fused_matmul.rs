@@ -68,7 +68,8 @@ impl FusedMatmul {
         let b = if is_packed {
             BOperand::Packed(b_layout.dtype)
         } else {
-            let batch = b_layout.broadcast(&[&shape[..n_batch], &b_layout.shape[n_batch..]].concat());
+            let batch =
+                b_layout.broadcast(&[&shape[..n_batch], &b_layout.shape[n_batch..]].concat());
             BOperand::Dense(BView {
                 dtype: b_layout.dtype,
                 batch_strides: if is_shared { vec![] } else { batch.strides[..n_batch].to_vec() },
@@ -100,7 +101,8 @@ impl FusedMatmul {
         let at = code.leaves.iter().position(|leaf| matches!(leaf.source, Source::Frontier(_)))?;
         let in_place = (0..operands.len())
             .map(|operand| {
-                let elsewhere = left.leaves.iter().any(|leaf| leaf.source == Source::Operand(operand));
+                let elsewhere =
+                    left.leaves.iter().any(|leaf| leaf.source == Source::Operand(operand));
                 operand != b_operand && !elsewhere && code.may_alias(operand, site.result)
             })
             .collect();
@@ -126,7 +128,8 @@ impl FusedMatmul {
             c: rows(site.result),
         });
         let matmul = Matmul::new(spec, site.target.isa, site.target.l2_bytes).ok()?;
-        let sources = |leaves: &[Leaf]| leaves[1..].iter().map(|leaf| leaf.source.clone()).collect();
+        let sources =
+            |leaves: &[Leaf]| leaves[1..].iter().map(|leaf| leaf.source.clone()).collect();
         Some(FusedMatmul {
             matmul,
             a: left.leaves[0].source.clone(),
@@ -215,7 +218,10 @@ fn joined(mut spec: MatmulSpec) -> MatmulSpec {
             view.row_strides[axis] == view.row_strides[axis + 1] * inner_dim || spec.rows[at] == 1
         };
         let views = || {
-            [&spec.a, &spec.c].into_iter().chain(&spec.prologue_operands).chain(&spec.epilogue_operands)
+            [&spec.a, &spec.c]
+                .into_iter()
+                .chain(&spec.prologue_operands)
+                .chain(&spec.epilogue_operands)
         };
         if !views().all(even) {
             at += 1;
@@ -288,9 +294,7 @@ impl KernelDef for FusedMatmul {
         };
         let mut prologue = [std::ptr::null(); MAX_SLOTS];
         let mut epilogue = [std::ptr::null(); MAX_SLOTS];
-        for (table, sources) in
-            [(&mut prologue, &self.prologue), (&mut epilogue, &self.epilogue)]
-        {
+        for (table, sources) in [(&mut prologue, &self.prologue), (&mut epilogue, &self.epilogue)] {
             for (slot, source) in table.iter_mut().zip(sources) {
                 *slot = base(source);
             }

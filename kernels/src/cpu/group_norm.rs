@@ -111,8 +111,7 @@ impl GroupNorm {
     }
 
     fn program_bytes(&self) -> usize {
-        let programs =
-            [&self.prologue, &self.epilogue, &self.affine[0], &self.affine[1]];
+        let programs = [&self.prologue, &self.epilogue, &self.affine[0], &self.affine[1]];
         let len = programs.iter().map(|code| code.program.scratch_len()).max().unwrap_or(0);
         aligned(4 * len)
     }
@@ -340,7 +339,15 @@ impl Item<'_> {
             }
             let per_group = norm.channels / norm.groups;
             let n = (count * per_group) as f64;
-            channel_sums(s, rows, norm.channels, area.channels, #[inline(always)] |x, _| x, area.centers);
+            channel_sums(
+                s,
+                rows,
+                norm.channels,
+                area.channels,
+                #[inline(always)]
+                |x, _| x,
+                area.centers,
+            );
             let partial = area.partials.add(2 * self.item * norm.groups);
             for group in 0..norm.groups {
                 let sums = area.channels.add(group * per_group);
@@ -396,8 +403,9 @@ impl Item<'_> {
                 for block in 0..norm.blocks() {
                     let start = block * norm.rows_per_block;
                     let rows = norm.rows_per_block.min(norm.positions - start);
-                    let partial =
-                        area.partials.add(2 * ((sample * norm.blocks() + block) * norm.groups + group));
+                    let partial = area
+                        .partials
+                        .add(2 * ((sample * norm.blocks() + block) * norm.groups + group));
                     let block_n = (rows * per_group) as f64;
                     let delta = *partial - mean;
                     let total = n + block_n;
@@ -446,11 +454,8 @@ impl Item<'_> {
                 if i < n {
                     let rest = n - i;
                     let d = s.sub(s.load_n(x.add(i), rest), s.load_n(center.add(i), rest));
-                    let y_rest = s.mul_add(
-                        d,
-                        s.load_n(scale.add(i), rest),
-                        s.load_n(shift.add(i), rest),
-                    );
+                    let y_rest =
+                        s.mul_add(d, s.load_n(scale.add(i), rest), s.load_n(shift.add(i), rest));
                     s.store_n(y.add(i), y_rest, rest);
                 }
                 if !is_plain {

@@ -112,11 +112,7 @@ impl Nest {
 
     /// A cursor at row `row`.
     pub(crate) fn at(&self, row: usize) -> Cursor<'_> {
-        let mut cursor = Cursor {
-            nest: self,
-            index: [0; MAX_RANK],
-            positions: [0; MAX_LAYOUTS],
-        };
+        let mut cursor = Cursor { nest: self, index: [0; MAX_RANK], positions: [0; MAX_LAYOUTS] };
         cursor.positions[..self.starts.len()].copy_from_slice(&self.starts);
         let mut rest = row;
         for axis in (0..self.rank() - 1).rev() {

@@ -173,13 +173,7 @@ impl SimdJob for Item<'_> {
 /// # Safety
 /// The buffers of `shared` hold the layouts; the scratch has one part per worker.
 #[inline(always)]
-unsafe fn row<S: Simd>(
-    s: S,
-    norm: &Norm,
-    shared: Shared<'_>,
-    cursor: &Cursor<'_>,
-    worker: usize,
-) {
+unsafe fn row<S: Simd>(s: S, norm: &Norm, shared: Shared<'_>, cursor: &Cursor<'_>, worker: usize) {
     let nest = &norm.nest;
     let n = nest.row_len();
     let size = norm.result.dtype.size();
@@ -239,38 +233,86 @@ unsafe fn row<S: Simd>(
 /// # Safety
 /// Both have `n` values; they are the same or do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn normalize<S: Simd>(
-    s: S,
-    norm: RowNorm,
-    x: *const f32,
-    n: usize,
-    y: *mut f32,
-) {
+pub(crate) unsafe fn normalize<S: Simd>(s: S, norm: RowNorm, x: *const f32, n: usize, y: *mut f32) {
     // SAFETY: passed on.
     unsafe {
         match norm {
             RowNorm::Layer { eps } => {
-                let mean = sum_of(s, x, n, #[inline(always)] |x| x) / n as f64;
+                let mean = sum_of(
+                    s,
+                    x,
+                    n,
+                    #[inline(always)]
+                    |x| x,
+                ) / n as f64;
                 // In two parts, so that a mean far above the deviation costs no accuracy.
                 let high = s.splat(mean as f32);
                 let low = s.splat((mean - f64::from(mean as f32)) as f32);
-                let squares = sum_of(s, x, n, #[inline(always)] |x| {
-                    let d = s.sub(s.sub(x, high), low);
-                    s.mul(d, d)
-                });
+                let squares = sum_of(
+                    s,
+                    x,
+                    n,
+                    #[inline(always)]
+                    |x| {
+                        let d = s.sub(s.sub(x, high), low);
+                        s.mul(d, d)
+                    },
+                );
                 let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
-                each(s, x, n, y, #[inline(always)] |x| s.mul(s.sub(s.sub(x, high), low), scale));
+                each(
+                    s,
+                    x,
+                    n,
+                    y,
+                    #[inline(always)]
+                    |x| s.mul(s.sub(s.sub(x, high), low), scale),
+                );
             }
             RowNorm::Rms { eps } => {
-                let squares = sum_of(s, x, n, #[inline(always)] |x| s.mul(x, x));
+                let squares = sum_of(
+                    s,
+                    x,
+                    n,
+                    #[inline(always)]
+                    |x| s.mul(x, x),
+                );
                 let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
-                each(s, x, n, y, #[inline(always)] |x| s.mul(x, scale));
+                each(
+                    s,
+                    x,
+                    n,
+                    y,
+                    #[inline(always)]
+                    |x| s.mul(x, scale),
+                );
             }
             RowNorm::Softmax => {
                 let max = s.splat(max_of(s, x, n));
-                each(s, x, n, y, #[inline(always)] |x| vec_math::exp(s, s.sub(x, max)));
-                let scale = s.splat((1.0 / sum_of(s, y.cast_const(), n, #[inline(always)] |y| y)) as f32);
-                each(s, y.cast_const(), n, y, #[inline(always)] |y| s.mul(y, scale));
+                each(
+                    s,
+                    x,
+                    n,
+                    y,
+                    #[inline(always)]
+                    |x| vec_math::exp(s, s.sub(x, max)),
+                );
+                let scale = s.splat(
+                    (1.0 / sum_of(
+                        s,
+                        y.cast_const(),
+                        n,
+                        #[inline(always)]
+                        |y| y,
+                    )) as f32,
+                );
+                each(
+                    s,
+                    y.cast_const(),
+                    n,
+                    y,
+                    #[inline(always)]
+                    |y| s.mul(y, scale),
+                );
             }
         }
     }

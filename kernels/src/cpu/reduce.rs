@@ -225,9 +225,8 @@ impl Reduce {
     ) -> [SlotPtr; MAX_SLOTS] {
         let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
         for (i, leaf) in leaves.iter().enumerate() {
-            let position = kept.position(first + i)
-                + at * self.kept.row_stride(first + i)
-                + inner.position(i);
+            let position =
+                kept.position(first + i) + at * self.kept.row_stride(first + i) + inner.position(i);
             // SAFETY: positions of the nests add up to one of the layout.
             slots[i] = unsafe { shared.slot(leaf, position, stride(i), std::ptr::null()) };
         }
@@ -274,7 +273,15 @@ impl Reduce {
                         program.run_row_in(s, count, &slots, area.row.cast(), area.program);
                         let row = area.row.cast_const();
                         match self.fold {
-                            Fold::Sum => sum += sum_of(s, row, count, #[inline(always)] |x| x),
+                            Fold::Sum => {
+                                sum += sum_of(
+                                    s,
+                                    row,
+                                    count,
+                                    #[inline(always)]
+                                    |x| x,
+                                )
+                            }
                             Fold::Max => max = max.max(max_of(s, row, count)),
                         }
                     }

@@ -63,9 +63,12 @@ pub(crate) fn run(options: &DoctorOptions, forced_isa: Option<&str>) -> Outcome<
         ),
         ("memory read", format!("{}/s, one thread", units::bytes(read))),
         ("kernels", Kernel::names().join(", ")),
-        ("cuda driver", cuda.map_or("none; sampling runs on the CPU".into(), |path| {
-            format!("{} (not used: sampling runs on the CPU)", path.display())
-        })),
+        (
+            "cuda driver",
+            cuda.map_or("none; sampling runs on the CPU".into(), |path| {
+                format!("{} (not used: sampling runs on the CPU)", path.display())
+            }),
+        ),
         ("embedded", embedded.unwrap_or("no model; give --ckpt-path").to_string()),
     ];
     let mut text = String::new();

@@ -91,9 +91,8 @@ pub(crate) fn run(options: &DumpOptions, forced_isa: Option<&str>) -> Outcome<()
 
 /// Frames, height and width in pixels.
 fn parse_bucket(text: &str) -> Outcome<[usize; 3]> {
-    let unknown = || {
-        Failure::usage(format!("--bucket {text}; expected such as 240p:16f:9:16 or 16x256x256"))
-    };
+    let unknown =
+        || Failure::usage(format!("--bucket {text}; expected such as 240p:16f:9:16 or 16x256x256"));
     if let Some((name, rest)) = text.split_once(':') {
         let (frames, aspect) = rest.split_once(':').unwrap_or((rest, "9:16"));
         let frames = diffusion::num_frames(frames.strip_suffix('f').unwrap_or(frames))?;
@@ -123,7 +122,8 @@ fn parts(name: &str) -> Outcome<Parts> {
             parts.transformer = Some(Transformer::Stdit1(Stdit1::from_json(&json!({}))?));
         }
         "stdit2-xl" => {
-            let published = json!({ "input_sq_size": 512, "qk_norm": true, "model_max_length": 200 });
+            let published =
+                json!({ "input_sq_size": 512, "qk_norm": true, "model_max_length": 200 });
             parts.transformer = Some(Transformer::Stdit2(Stdit2::from_json(&published)?));
         }
         "t5-xxl" => {

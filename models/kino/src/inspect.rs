@@ -29,6 +29,9 @@ pub(crate) struct InspectOptions {
     json: bool,
 }
 
+/// Parts of a pipeline that are checkpoints.
+const WITH_WEIGHTS: [&str; 3] = ["text_encoder", "transformer", "vae"];
+
 /// The configuration of a model that this program can build.
 #[derive(Debug)]
 pub(crate) enum Config {
@@ -52,11 +55,11 @@ pub(crate) fn run(options: &InspectOptions) -> Outcome<()> {
     let mut documents = Vec::new();
     let mut text = String::new();
     let mut misfits = Vec::new();
-    let parts = if Pipeline::is_pipeline(path) {
+    let parts: Vec<(Option<String>, PathBuf)> = if Pipeline::is_pipeline(path) {
         let pipeline = Pipeline::open(path)?;
-        let with_weights = pipeline.components.iter().filter(|(name, _)| *name != "tokenizer");
-        let parts = with_weights.map(|(name, part)| (Some(name.clone()), part.path.clone()));
-        parts.collect()
+        let parts = pipeline.components.into_iter();
+        let parts = parts.filter(|(name, _)| WITH_WEIGHTS.contains(&name.as_str()));
+        parts.map(|(name, part)| (Some(name), part.path)).collect()
     } else {
         vec![(None, path.clone())]
     };
@@ -186,9 +189,10 @@ fn misfit_json(misfit: &Misfit) -> Value {
     let list = |rows: &[Parameter]| -> Vec<Value> {
         rows.iter().map(|(name, shape)| json!({ "name": name, "shape": shape })).collect()
     };
-    let misshapen = misfit.misshapen.iter().map(
-        |row| json!({ "name": row.name, "expected": row.expected, "found": row.found }),
-    );
+    let misshapen = misfit
+        .misshapen
+        .iter()
+        .map(|row| json!({ "name": row.name, "expected": row.expected, "found": row.found }));
     json!({
         "fits": false, "missing": list(&misfit.missing), "unexpected": list(&misfit.unexpected),
         "misshapen": misshapen.collect::<Vec<_>>(),

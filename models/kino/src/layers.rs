@@ -83,7 +83,8 @@ fn over(upper: Layer, mut lower: Layer) -> Layer {
 /// Every key of a configuration file.
 fn known_keys() -> Vec<String> {
     // Flags are left out of a layer while they are off.
-    let all = SampleOptions { json: true, quiet: true, no_clean_caption: true, ..Default::default() };
+    let all =
+        SampleOptions { json: true, quiet: true, no_clean_caption: true, ..Default::default() };
     match serde_json::to_value(all) {
         Ok(Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
         _ => unreachable!("options are an object"),
@@ -169,14 +170,23 @@ mod tests {
 
     #[test]
     fn both_spellings_of_a_key_are_one() {
-        assert_eq!(over_text("cfg-scale = 2", "cfg_scale = 3\nseed = 1"), r#"{"cfg_scale":2.0,"seed":1}"#);
+        assert_eq!(
+            over_text("cfg-scale = 2", "cfg_scale = 3\nseed = 1"),
+            r#"{"cfg_scale":2.0,"seed":1}"#
+        );
         assert!(parse_config("cfg-scale = 2\ncfg_scale = 3").unwrap_err().contains("twice"));
     }
 
     #[test]
     fn a_size_hides_the_size_below() {
-        assert_eq!(over_text("resolution = \"240p\"", "image_size = [64, 64]"), r#"{"resolution":"240p"}"#);
-        assert_eq!(over_text("num_sample = 2", "prompt = \"a\""), r#"{"num_sample":2,"prompt":["a"]}"#);
+        assert_eq!(
+            over_text("resolution = \"240p\"", "image_size = [64, 64]"),
+            r#"{"resolution":"240p"}"#
+        );
+        assert_eq!(
+            over_text("num_sample = 2", "prompt = \"a\""),
+            r#"{"num_sample":2,"prompt":["a"]}"#
+        );
     }
 
     #[test]

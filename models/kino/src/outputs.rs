@@ -12,6 +12,9 @@ use crate::prompts::Prompt;
 /// Folder of outputs without `--output` and `--save-dir`.
 const SAVE_DIR: &str = "samples";
 
+/// Most videos of one run.
+const MAX_VIDEOS: usize = 100_000;
+
 /// One video to sample.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
@@ -42,7 +45,8 @@ impl MadeFolders {
     /// Makes `folder` and what is missing above it.
     fn make(&mut self, folder: &Path) -> Outcome<()> {
         let missing = folder.ancestors().take_while(|folder| !folder.exists());
-        self.0.extend(missing.filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_path_buf));
+        self.0
+            .extend(missing.filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_path_buf));
         fs::create_dir_all(folder).map_err(|error| {
             let error = anyhow::Error::from(error);
             Failure::Run(error.context(format!("cannot make the folder {}", folder.display())))
@@ -52,6 +56,10 @@ impl MadeFolders {
 
 /// Refuses an output that cannot be, as far as that is known without a model.
 pub(crate) fn check(options: &SampleOptions, n_videos: usize) -> Outcome<()> {
+    if n_videos > MAX_VIDEOS {
+        let reason = format!("{n_videos} videos; expected at most {MAX_VIDEOS} in one run");
+        return Err(Failure::Usage(reason));
+    }
     if let Some(path) = &options.output {
         for (flag, is_given) in [
             ("--save-dir", options.save_dir.is_some()),
@@ -59,7 +67,9 @@ pub(crate) fn check(options: &SampleOptions, n_videos: usize) -> Outcome<()> {
             ("--format", options.format.is_some()),
         ] {
             if is_given {
-                return Err(Failure::usage(format!("{flag} names outputs that --output names too")));
+                return Err(Failure::usage(format!(
+                    "{flag} names outputs that --output names too"
+                )));
             }
         }
         if n_videos > 1 {

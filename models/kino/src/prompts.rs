@@ -67,7 +67,9 @@ fn clean(index: usize, typed: String, clean: bool) -> Outcome<Prompt> {
     check_prompt(&typed).map_err(|error| fail(error.to_string()))?;
     let parts = split_suffix(&typed).map_err(|error| fail(error.to_string()))?;
     if !parts.reference_path.is_empty() || !parts.mask_strategy.is_empty() {
-        return Err(fail("reference images and videos are not supported yet; leave out `{…}`".into()));
+        return Err(fail(
+            "reference images and videos are not supported yet; leave out `{…}`".into(),
+        ));
     }
     let loops = Loops::split(&parts.text).map_err(|error| fail(error.to_string()))?;
     if loops.merge().starts_with("|0|") {

@@ -89,12 +89,23 @@ impl Report {
             if n < channels { format!(" on {n} of {channels} channels") } else { String::new() }
         });
         self.header = vec![
-            ("model", format!("{} ({}, {parameters:.1}M parameters)", model.name, model.transformer.name())),
+            (
+                "model",
+                format!(
+                    "{} ({}, {parameters:.1}M parameters)",
+                    model.name,
+                    model.transformer.name()
+                ),
+            ),
             (
                 "bucket",
                 format!(
                     "{} of {height}x{width}, latent {channels}x{}x{}x{}, batch {}",
-                    plural(request.num_frames, "frame"), latent[0], latent[1], latent[2], request.rows
+                    plural(request.num_frames, "frame"),
+                    latent[0],
+                    latent[1],
+                    latent[2],
+                    request.rows
                 ),
             ),
             (
@@ -140,7 +151,13 @@ impl Report {
         }
         let bytes = |count: usize| units::bytes(count as f64);
         let head = ["weights", "arena", "steps", "work"];
-        line(&mut text, format_args!("{:<8} {:>12} {:>12} {:>7} {:>14}", "plan", head[0], head[1], head[2], head[3]));
+        line(
+            &mut text,
+            format_args!(
+                "{:<8} {:>12} {:>12} {:>7} {:>14}",
+                "plan", head[0], head[1], head[2], head[3]
+            ),
+        );
         for stage in &self.stages {
             line(
                 &mut text,
@@ -155,7 +172,10 @@ impl Report {
             );
         }
         let work = units::flops(self.stages.iter().map(|stage| stage.flops).sum());
-        line(&mut text, format_args!("{:<8} {} at the peak; {work} in all", "memory", bytes(self.peak_bytes)));
+        line(
+            &mut text,
+            format_args!("{:<8} {} at the peak; {work} in all", "memory", bytes(self.peak_bytes)),
+        );
         text
     }
 

@@ -128,7 +128,8 @@ impl Run<'_> {
         // Batches of the last size may be smaller; what they cost is in proportion.
         let of_all = |at: usize| flops[at].1 / request.rows as u64 * jobs.len() as u64;
         let mut sampler = self.sampler(request.clone(), plans);
-        let mut text = console.stage("text", sampler.plans().text.flops() * self.prompts.len() as u64);
+        let mut text =
+            console.stage("text", sampler.plans().text.flops() * self.prompts.len() as u64);
         let cleaned: Vec<String> = self.prompts.iter().map(|p| p.cleaned.clone()).collect();
         let features = text.time(|bar| {
             let mut on_flops = |done| bar.set(done);
@@ -142,7 +143,13 @@ impl Run<'_> {
         for (number, batch) in batches.iter().enumerate() {
             self.fit(&mut sampler, batch.len())?;
             let done_before = number as u64 * flops[1].1;
-            latents.push(self.denoise(&mut sampler, batch, &features, &mut denoise, done_before)?);
+            latents.push(self.denoise(
+                &mut sampler,
+                batch,
+                &features,
+                &mut denoise,
+                done_before,
+            )?);
         }
         report.seconds.push(("denoise", denoise.finish()));
 
@@ -163,6 +170,8 @@ impl Run<'_> {
                 report.outputs.push(Output { prompt, sample_index: job.sample_index, written });
             }
         }
+        // Frames are encoded between the steps of decoding.
+        decode.elapsed = decode.elapsed.saturating_sub(encode.elapsed);
         report.seconds.push(("decode", decode.finish()));
         report.seconds.push(("encode", encode.finish()));
         if let Some(path) = &self.options.save_latents {
@@ -207,8 +216,7 @@ impl Run<'_> {
                 self.noise.fill(draw, job.sample_index, out);
             }
         };
-        let mut conditioning =
-            Conditioning { features: &features, noise: &mut noise, given: None };
+        let mut conditioning = Conditioning { features: &features, noise: &mut noise, given: None };
         stage.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);
             Ok(sampler.denoise(&mut conditioning, &mut self.watch(&mut on_flops))?)

@@ -107,7 +107,11 @@ impl Settings {
         let own_interval = own("fps").map(|_| own_count("frame_interval").unwrap_or(1));
         let interval = options.frame_interval.or(own_interval).unwrap_or(released_interval);
         // Upstream divides whole rates as integers.
-        let played = if fps.fract() == 0.0 { (fps / interval as f64).floor() } else { fps / interval as f64 };
+        let played = if fps.fract() == 0.0 {
+            (fps / interval as f64).floor()
+        } else {
+            fps / interval as f64
+        };
         let save_fps = Fps::from_f64(options.save_fps.unwrap_or(played)).map_err(|error| {
             Failure::usage(format!("--fps {fps} at --frame-interval {interval}: {error}"))
         })?;
@@ -115,7 +119,8 @@ impl Settings {
             Some(SchedulerName::DpmSolver) => SchedulerKind::DpmSolver,
             Some(SchedulerName::Iddpm) | None => SchedulerKind::Iddpm,
         };
-        let own_steps = model.default("scheduler", "num_sampling_steps").map(|steps| steps as usize);
+        let own_steps =
+            model.default("scheduler", "num_sampling_steps").map(|steps| steps as usize);
         let steps = options.num_sampling_steps.unwrap_or(match kind {
             SchedulerKind::Iddpm => own_steps.unwrap_or(100),
             SchedulerKind::DpmSolver => 20,

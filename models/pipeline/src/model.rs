@@ -9,8 +9,8 @@ use models::{stdit1, stdit2, t5, vae};
 use serde_json::Value;
 use text::Tokenizer;
 
-use crate::source::Part;
 use crate::Error;
+use crate::source::Part;
 
 /// Where the parts of a model are. A pipeline folder has all; a part given by itself wins.
 #[derive(Clone, Default, Debug)]
@@ -114,7 +114,8 @@ impl Model {
             .ok_or_else(|| no_part("text encoder", "--text-encoder"))?;
         let vae = part(&paths.vae, "vae")?.ok_or_else(|| no_part("VAE", "--vae"))?;
         // A T5 folder has its tokenizer beside the weights.
-        let tokenizer = part(&paths.tokenizer, "tokenizer")?.unwrap_or_else(|| text_encoder.clone());
+        let tokenizer =
+            part(&paths.tokenizer, "tokenizer")?.unwrap_or_else(|| text_encoder.clone());
         let name = paths.model.as_ref().and_then(|path| path.file_name());
         Model::assemble(Pieces {
             name: name.map_or("model".into(), |name| name.to_string_lossy().into_owned()),
@@ -160,7 +161,11 @@ impl Model {
             (_, Some(config)) => T5::from_json(config)?,
             (_, None) => T5::from_shapes(&shapes(&text_encoder))?,
         };
-        let config = match config_of(&transformer, &[Kind::StDit1, Kind::StDit2], "an STDiT-1 or STDiT-2")? {
+        let config = match config_of(
+            &transformer,
+            &[Kind::StDit1, Kind::StDit2],
+            "an STDiT-1 or STDiT-2",
+        )? {
             (Kind::StDit1, Some(config)) => Transformer::Stdit1(Stdit1::from_json(config)?),
             (Kind::StDit1, None) => Transformer::Stdit1(stdit1_from_tensors(&transformer)?),
             (_, Some(config)) => Transformer::Stdit2(Stdit2::from_json(config)?),
@@ -198,7 +203,11 @@ impl Model {
     /// Elements of all its tensors.
     pub fn n_parameters(&self) -> usize {
         let parts = [&self.text_encoder, &self.denoiser, &self.autoencoder];
-        parts.iter().flat_map(|part| part.checkpoint().tensors()).map(|info| info.n_elements()).sum()
+        parts
+            .iter()
+            .flat_map(|part| part.checkpoint().tensors())
+            .map(|info| info.n_elements())
+            .sum()
     }
 
     /// The setting `key` that the model is meant for, below `group` of `model_index.json`.
@@ -243,13 +252,19 @@ fn shapes(checkpoint: &Checkpoint) -> Vec<(String, Vec<usize>)> {
 /// Reads `tokenizer.json` or `spiece.model`, given itself or by its folder.
 fn open_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
     let file = if path.is_dir() {
-        ["tokenizer.json", "spiece.model"].map(|name| path.join(name)).into_iter().find(|p| p.is_file())
+        ["tokenizer.json", "spiece.model"]
+            .map(|name| path.join(name))
+            .into_iter()
+            .find(|p| p.is_file())
     } else {
         Some(path.to_path_buf())
     };
     let missing = |reason: String| Error::request("tokenizer", reason);
     let file = file.ok_or_else(|| {
-        missing(format!("{} has neither tokenizer.json nor spiece.model; give --tokenizer", path.display()))
+        missing(format!(
+            "{} has neither tokenizer.json nor spiece.model; give --tokenizer",
+            path.display()
+        ))
     })?;
     let bytes = fs::read(&file).map_err(|error| missing(format!("{}: {error}", file.display())))?;
     if file.extension().is_some_and(|extension| extension == "json") {

@@ -9,9 +9,9 @@ use models::vae::{self, FrameBucket, LATENT_SCALE};
 use models::{Bucket, t5};
 use ops::{Builder, DType, Graph, Tensor, TensorType};
 
+use crate::Error;
 use crate::model::Model;
 use crate::schedule::Scheduler;
-use crate::Error;
 
 /// The size and kind of the videos of one run.
 #[derive(Clone, PartialEq, Debug)]
@@ -171,7 +171,11 @@ pub fn text_graph(config: &T5, tokens: usize) -> Result<Graph, Error> {
 ///
 /// # Errors
 /// [`Error::Model`] for an empty frame.
-pub fn decode_graph(config: &AutoencoderKl, dtype: DType, size: [usize; 2]) -> Result<Graph, Error> {
+pub fn decode_graph(
+    config: &AutoencoderKl,
+    dtype: DType,
+    size: [usize; 2],
+) -> Result<Graph, Error> {
     let [height, width] = size;
     let bucket = FrameBucket { dtype, frames: 1, height, width };
     let mut b = Builder::new("decode_frame");

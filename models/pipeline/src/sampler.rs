@@ -7,10 +7,10 @@ use compiler::Plan;
 use kernels::Pool;
 use runtime::{Control, Session};
 
+use crate::Error;
 use crate::model::{Model, Transformer};
 use crate::plans::{Plans, Request};
 use crate::schedule::Scheduler;
-use crate::Error;
 
 /// What the text encoder made of one prompt.
 #[derive(Clone, PartialEq, Debug)]
@@ -159,7 +159,8 @@ impl<'m> Sampler<'m> {
             return Err(Error::request("batch", reason));
         }
         let latent = self.request.latent(self.model)?;
-        let n = rows * self.model.transformer.common().in_channels * latent.iter().product::<usize>();
+        let n =
+            rows * self.model.transformer.common().in_channels * latent.iter().product::<usize>();
         let mut state = State::new(self.model, &self.request, conditioning.features, n);
         (conditioning.noise)(0, &mut state.x);
         if let Some((ratios, given)) = conditioning.given {
@@ -305,11 +306,7 @@ impl State {
     }
 
     /// Every input of the plan, in its order.
-    fn inputs<'a>(
-        &'a self,
-        coefficients: &'a [f32],
-        plan: &'a Plan,
-    ) -> Vec<(&'a str, &'a [u8])> {
+    fn inputs<'a>(&'a self, coefficients: &'a [f32], plan: &'a Plan) -> Vec<(&'a str, &'a [u8])> {
         let bytes = |name: &str| -> &'a [u8] {
             match name {
                 "x" => bytemuck::cast_slice(&self.x),

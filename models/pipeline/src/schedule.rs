@@ -1,14 +1,12 @@
 //! The sampler of a request: IDDPM or DPM-Solver++, as one graph with the model.
 
 use diffusion::schedule::Precision;
-use diffusion::{
-    DpmSolver, Guidance, Iddpm, IddpmSettings, MeanKind, Step, Update, VarianceKind,
-};
+use diffusion::{DpmSolver, Guidance, Iddpm, IddpmSettings, MeanKind, Step, Update, VarianceKind};
 use models::{Bucket, Inputs, Sizes, stdit1, stdit2};
 use ops::{Builder, DType, Graph, TensorType};
 
-use crate::model::Transformer;
 use crate::Error;
+use crate::model::Transformer;
 
 /// Which sampler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,13 +114,15 @@ impl Scheduler {
         if let (true, Scheduler::Iddpm(iddpm)) = (bucket.frame_mask, self) {
             let noise = b.input("renoise", latent.clone());
             let renoised = b.input("renoised", flags()?);
-            x = b.scope("renoise", |b| iddpm.append_renoise(b, x, noise, renoised, coefficients))?;
+            x =
+                b.scope("renoise", |b| iddpm.append_renoise(b, x, noise, renoised, coefficients))?;
             frame_mask = Some(b.input("x_mask", flags()?));
         }
         let sizes = match transformer {
             Transformer::Stdit1(_) => None,
             Transformer::Stdit2(_) => {
-                let mut size = |name: &str| -> Result<_, Error> { Ok(b.input(name, vector(rows)?)) };
+                let mut size =
+                    |name: &str| -> Result<_, Error> { Ok(b.input(name, vector(rows)?)) };
                 Some(Sizes {
                     height: size("height")?,
                     width: size("width")?,
@@ -132,8 +132,7 @@ impl Scheduler {
                 })
             }
         };
-        let inputs =
-            Inputs { x, timestep, caption, caption_mask: Some(mask), frame_mask, sizes };
+        let inputs = Inputs { x, timestep, caption, caption_mask: Some(mask), frame_mask, sizes };
         let out = match transformer {
             Transformer::Stdit1(config) => stdit1::forward(&mut b, config, bucket, &inputs)?,
             Transformer::Stdit2(config) => stdit2::forward(&mut b, config, bucket, &inputs)?,
@@ -151,8 +150,8 @@ impl Scheduler {
             }
             Scheduler::DpmSolver(solver) => {
                 let start = b.input("start", latent);
-                let step = b
-                    .scope("dpm_solver", |b| solver.append_step(b, x, start, out, coefficients))?;
+                let step =
+                    b.scope("dpm_solver", |b| solver.append_step(b, x, start, out, coefficients))?;
                 vec![step.x, step.start]
             }
         };

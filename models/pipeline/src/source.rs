@@ -24,8 +24,8 @@ impl Part {
     /// [`Error::Misfit`], listing every tensor that does not fit.
     pub(crate) fn new(checkpoint: Checkpoint, params: &[Parameter]) -> Result<Part, Error> {
         let checkpoint = Arc::new(checkpoint);
-        let fitted = fit_with(Arc::clone(&checkpoint), params, Leniency::default())
-            .map_err(Box::new)?;
+        let fitted =
+            fit_with(Arc::clone(&checkpoint), params, Leniency::default()).map_err(Box::new)?;
         Ok(Part { weights: WeightStore::new(FittedSource(fitted)), checkpoint })
     }
 
