@@ -5,6 +5,7 @@
 //! these and is run on every plan before it is executed.
 
 mod check_plan;
+mod dot;
 mod error;
 mod lower;
 pub mod order_steps;
@@ -19,6 +20,7 @@ use kernels::Target;
 use ops::Graph;
 
 pub use check_plan::check_plan;
+pub use dot::to_dot;
 pub use error::Error;
 pub use pass::{PIPELINE, Pass, Stage, optimize, passes, pipeline_through, run_passes};
 pub use plan::{ALIGN_BYTES, Buffer, BufferId, Operand, Place, Plan, Port, Step};

@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod layout;
 pub mod pool;
 pub mod program;
+mod program_run;
 pub mod simd;
 pub mod vec_math;
 

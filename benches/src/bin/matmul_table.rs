@@ -1,4 +1,4 @@
-//! `matmul_table [PYTHON]`: our product beside `OpenBLAS` (numpy of that interpreter) and the
+//! `matmul_table [PYTHON [THREADS]]`: our product beside `OpenBLAS` (numpy of that interpreter) and the
 //! multiply-add peak, all in this run, as a table. Ours and the peer take turns, shape by shape,
 //! because a machine's clock changes over minutes. The number is the best of several repetitions.
 #![allow(clippy::print_stdout, reason = "the table is the program's output")]
@@ -26,13 +26,17 @@ fn gflops(product: &mut Product) -> f64 {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let python = std::env::args().nth(1).unwrap_or_else(|| "python3".to_owned());
+    let threads = match std::env::args().nth(2) {
+        Some(threads) => vec![threads.parse()?],
+        None => vec![1, 2],
+    };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/matmul.py");
     let isa = Isa::detect();
     println!(
         "| threads | M x N x K | peak | OpenBLAS | plain | ratio | % of peak | norm, gelu | gate |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for threads in [1, 2] {
+    for threads in threads {
         let mut peer = Command::new(&python)
             .arg(script)
             .env("OPENBLAS_NUM_THREADS", threads.to_string())

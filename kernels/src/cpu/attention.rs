@@ -16,7 +16,7 @@ use ops::{Attr, DType, Op};
 
 use crate::kernel::{KernelDef, Launch, Site};
 use crate::program::{SlotPtr, load_f32, store};
-use crate::simd::{Simd, SimdJob, dispatch};
+use crate::simd::{Simd, SimdJob, dispatch, prefetch_l2};
 use crate::{Isa, Layout};
 
 use super::attention_rows::{HeadRows, RopeTable};
@@ -24,6 +24,7 @@ use super::attention_tile::{Factors, product};
 use super::body::operand_view;
 use super::nest::Nest;
 use super::shared::{Shared, aligned};
+use super::transpose::transpose;
 
 /// Keys of a block: a multiple of every tile height.
 const KEY_BLOCK: usize = 72;
@@ -37,6 +38,9 @@ const TASK_WORK: usize = 1 << 20;
 const MIN_TASK_BLOCKS: usize = 4;
 /// Tasks to aim at where one (batch, head) pair has many query blocks.
 const TASKS: usize = 64;
+/// Longest sequences whose rows are asked for one pair ahead: their rows are short pieces of memory
+/// far apart, which the hardware does not foresee.
+const SHORT: usize = 64;
 /// Lowest running maximum, so that differences to it are never NaN.
 const LOWEST: f32 = -1e30;
 
@@ -170,6 +174,11 @@ impl Attention {
         (TASK_WORK / work).clamp(1, self.pairs.n_rows().div_ceil(TASKS).max(1))
     }
 
+    /// Whether one pair is more than the caches take while the one before is computed.
+    fn is_long(&self) -> bool {
+        self.sq.max(self.sk) > SHORT
+    }
+
     /// Whether all keys and values are packed once per pair, not per query block.
     fn keeps_keys(&self) -> bool {
         self.sk * self.d * 8 <= KEEP_BYTES
@@ -203,7 +212,7 @@ struct Area {
     /// `[block]` each: running maximum and sum.
     max: *mut f32,
     sum: *mut f32,
-    /// `[D]`.
+    /// `[block, D]`: rows of queries, then of outputs.
     row: *mut f32,
     /// `[Sk]`: which keys take part.
     kept: *mut u32,
@@ -215,7 +224,7 @@ impl Area {
         let (d, block) = (attention.d, attention.block());
         let rows = attention.packed_keys() * d;
         let lens =
-            [rows, rows, d * block, KEY_BLOCK * block, d * block, block, block, d, attention.sk];
+            [rows, rows, d * block, KEY_BLOCK * block, d * block, block, block, d * block, attention.sk];
         let mut offsets = [0; 9];
         let mut end = 0;
         for (offset, len) in offsets.iter_mut().zip(lens) {
@@ -336,8 +345,12 @@ impl SimdJob for Task<'_> {
             }
             let area = Area::new(attention, shared, worker);
             for _ in first_pair..last_pair {
-                let starts = [OUT, Q, K, V, MASK, BIAS].map(|layout| cursor.position(layout));
-                let mut pair = Pair { attention, shared, area, tables: &tables, starts, n_kept: 0 };
+                let parts = [OUT, Q, K, V, MASK, BIAS];
+                let starts = parts.map(|layout| cursor.position(layout));
+                cursor.advance();
+                let next = parts.map(|layout| cursor.position(layout));
+                let mut pair =
+                    Pair { attention, shared, area, tables: &tables, starts, next, n_kept: 0 };
                 pair.keep_keys();
                 if attention.keeps_keys() {
                     pair.pack_keys(s, 0, pair.n_kept);
@@ -353,7 +366,6 @@ impl SimdJob for Task<'_> {
                         _ => s.outline(Queries::<4> { pair, start, count }),
                     }
                 }
-                cursor.advance();
             }
         }
     }
@@ -384,6 +396,8 @@ struct Pair<'a> {
     tables: &'a [*const f32],
     /// First element of each layout.
     starts: [usize; 6],
+    /// The same of the next pair, to bring its rows in early.
+    next: [usize; 6],
     n_kept: usize,
 }
 
@@ -428,7 +442,11 @@ impl Pair<'_> {
             for (rows, layout, packed) in sides {
                 for i in first..last {
                     let key = *self.area.kept.add(i) as usize;
-                    let at = self.starts[layout] + key * rows.seq_stride();
+                    let offset = key * rows.seq_stride();
+                    let at = self.starts[layout] + offset;
+                    if !self.attention.is_long() {
+                        prefetch_row(rows.operand_element(self.shared, self.next[layout] + offset), *d);
+                    }
                     let to = packed.add((i - first) * d);
                     let row = rows.row(s, self.shared, at, key, self.tables, to);
                     if row != to.cast_const() {
@@ -509,17 +527,24 @@ impl Pair<'_> {
         // SAFETY: see the caller.
         unsafe {
             for i in 0..count {
-                let at = self.starts[Q] + (start + i) * q.seq_stride();
-                let x = q.row(s, self.shared, at, start + i, self.tables, row);
-                for t in 0..*d {
-                    *queries.add(t * lanes + i) = *x.add(t) * factor;
+                let offset = (start + i) * q.seq_stride();
+                let at = self.starts[Q] + offset;
+                if !self.attention.is_long() {
+                    prefetch_row(q.operand_element(self.shared, self.next[Q] + offset), *d);
+                    let out = (start + i) * self.attention.result.strides[q.layout.rank() - 3];
+                    let out = (self.next[OUT] + out) * self.attention.result.dtype.size();
+                    prefetch_row(self.shared.result().wrapping_add(out), *d);
+                }
+                let to = row.add(i * d);
+                let x = q.row(s, self.shared, at, start + i, self.tables, to);
+                scale_to(s, x, *d, factor, to);
+            }
+            if count < lanes {
+                for i in (0..d * lanes).step_by(S::LANES) {
+                    s.store(queries.add(i), s.splat(0.0));
                 }
             }
-            for i in count..lanes {
-                for t in 0..*d {
-                    *queries.add(t * lanes + i) = 0.0;
-                }
-            }
+            transpose((count, *d), row, *d, queries, lanes);
         }
     }
 
@@ -619,16 +644,17 @@ impl Pair<'_> {
         let seq_stride = result.strides[result.rank() - 3];
         // SAFETY: see the caller.
         unsafe {
+            transpose((*d, count), outputs, lanes, row, *d);
             for i in 0..count {
                 let scale = if self.n_kept == 0 { 0.0 } else { 1.0 / *sum.add(i) };
                 let at = self.starts[OUT] + (start + i) * seq_stride;
                 let dst = self.shared.result().add(at * result.dtype.size());
-                let to = if result.dtype == DType::F32 { dst.cast::<f32>() } else { row };
-                for t in 0..*d {
-                    *to.add(t) = *outputs.add(t * lanes + i) * scale;
-                }
-                if result.dtype != DType::F32 {
-                    store(s, result.dtype, row.cast_const(), *d, dst);
+                let from = row.add(i * d);
+                if result.dtype == DType::F32 {
+                    scale_to(s, from, *d, scale, dst.cast());
+                } else {
+                    scale_to(s, from, *d, scale, from);
+                    store(s, result.dtype, from.cast_const(), *d, dst);
                 }
             }
         }
@@ -651,6 +677,34 @@ unsafe fn copy<S: Simd>(s: S, from: *const f32, n: usize, to: *mut f32) {
         if i < n {
             s.store_n(to.add(i), s.load_n(from.add(i), n - i), n - i);
         }
+    }
+}
+
+/// `to = from * factor`.
+///
+/// # Safety
+/// Both have `n` values; they are the same or do not overlap.
+#[inline(always)]
+unsafe fn scale_to<S: Simd>(s: S, from: *const f32, n: usize, factor: f32, to: *mut f32) {
+    let factor = s.splat(factor);
+    let mut i = 0;
+    // SAFETY: lanes below n.
+    unsafe {
+        while i + S::LANES <= n {
+            s.store(to.add(i), s.mul(s.load(from.add(i)), factor));
+            i += S::LANES;
+        }
+        if i < n {
+            s.store_n(to.add(i), s.mul(s.load_n(from.add(i), n - i), factor), n - i);
+        }
+    }
+}
+
+/// Asks for the lines of `n` f32 from `row` on.
+#[inline(always)]
+fn prefetch_row(row: *const u8, n: usize) {
+    for byte in (0..n * 4 + 63).step_by(64) {
+        prefetch_l2(row.wrapping_add(byte));
     }
 }
 

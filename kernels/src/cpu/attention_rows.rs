@@ -146,6 +146,12 @@ impl HeadRows {
         self.steps.is_empty()
     }
 
+    /// Where element `at` lies, which may be outside the buffer.
+    #[inline(always)]
+    pub(crate) fn operand_element(&self, shared: Shared<'_>, at: usize) -> *const u8 {
+        shared.operand(self.operand).wrapping_add(at * self.layout.dtype.size())
+    }
+
     /// The step from one position of the sequence to the next.
     pub(crate) fn seq_stride(&self) -> usize {
         self.layout.strides[self.layout.rank() - 3]

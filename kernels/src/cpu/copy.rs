@@ -7,6 +7,7 @@
 use crate::Layout;
 
 use super::nest::{MAX_LAYOUTS, Nest};
+use super::transpose::transpose;
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 15;
@@ -139,6 +140,13 @@ impl Copy {
             let mut start = 0;
             while start < len {
                 let stop = len.min(start + TILE);
+                if size_of::<T>() == 4 && to_step == 1 {
+                    let from = from.add(start * from_step).cast();
+                    let to = to.add(start).cast();
+                    transpose((stop - start, count), from, from_step, to, across);
+                    start = stop;
+                    continue;
+                }
                 for j in 0..count {
                     for i in start..stop {
                         *to.add(j * across + i * to_step) = *from.add(j + i * from_step);

@@ -23,5 +23,6 @@ pub mod reduce;
 pub mod rope;
 mod shared;
 mod sum;
+mod transpose;
 
 pub use matmul_rows::{Norm, RowView};

@@ -108,7 +108,7 @@ fn parse_config(text: &str) -> Result<Layer, String> {
         format!("line {line}: {}", error.message())
     })?;
     let known = known_keys();
-    let mut layer = Layer::new();
+    let mut map = Layer::new();
     for (key, value) in table {
         let name = key.replace('-', "_");
         if !known.contains(&name) {
@@ -120,14 +120,14 @@ fn parse_config(text: &str) -> Result<Layer, String> {
         if name == "prompt" && value.is_string() {
             value = Value::Array(vec![value]);
         }
-        if layer.insert(name, value).is_some() {
+        if map.insert(name, value).is_some() {
             return Err(format!("key `{key}` is there twice"));
         }
     }
     // Types are checked here, where the file is known.
     let options: SampleOptions =
-        serde_json::from_value(Value::Object(layer)).map_err(|error| error.to_string())?;
-    Ok(self::layer(&options))
+        serde_json::from_value(Value::Object(map)).map_err(|error| error.to_string())?;
+    Ok(layer(&options))
 }
 
 /// The settings that an earlier output says it was made with.
@@ -138,10 +138,10 @@ fn read_settings(path: &Path, metadata: &Metadata) -> Outcome<Layer> {
         .ok_or_else(|| fail("its metadata has no settings to sample again".into()))?;
     let options: SampleOptions = serde_json::from_str(settings)
         .map_err(|error| fail(format!("its settings are not those of this version: {error}")))?;
-    let mut layer = self::layer(&options);
+    let mut settings = layer(&options);
     let prompt = metadata.get("prompt").ok_or_else(|| fail("its metadata has no prompt".into()))?;
-    layer.insert("prompt".into(), Value::Array(vec![prompt.into()]));
-    Ok(layer)
+    settings.insert("prompt".into(), Value::Array(vec![prompt.into()]));
+    Ok(settings)
 }
 
 /// Insertions, deletions and replacements between two words.

@@ -16,7 +16,7 @@ use kernels::{Pool, Target};
 use media::{Layout, MediaWriter, Metadata, Written};
 use pipeline::{Conditioning, Features, Model, Plans, Request, Sampler, Scheduler, Watch};
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::noise::Noise;
 use crate::options::SampleOptions;
 use crate::outputs::{self, Job};

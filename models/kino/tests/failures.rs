@@ -92,7 +92,7 @@ fn missing_and_damaged_files_are_run_errors() {
     fs::write(program.path("strange.safetensors"), strange).unwrap();
     program.run(&["inspect", "strange.safetensors"]).done();
     program.run(&["sample", "a", "--ckpt-path", "no.pth"]).failed(1, "no.pth: no such file");
-    program.run(&["sample", "a", "--prompt-path", "no.txt"]).failed(1, "no.txt");
+    program.run(&["sample", "--prompt-path", "no.txt"]).failed(1, "no.txt");
     program.run(&["sample", "a", "--config", "no.toml"]).failed(1, "no.toml");
     program.run(&["sample", "--from", "no.mp4"]).failed(1, "no.mp4");
     program.run(&["sample", "--from", "text.bin"]).failed(1, "text.bin");

@@ -6,55 +6,55 @@ use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// A prompt that the embedded model knows.
-pub const PROMPT: &str = "a zombie runs to the left on green grass";
+pub(crate) const PROMPT: &str = "a zombie runs to the left on green grass";
 
 /// A folder, and the program in it.
 #[derive(Debug)]
-pub struct Program {
+pub(crate) struct Program {
     folder: TempDir,
 }
 
 /// What a run left.
 #[derive(Debug)]
-pub struct Ran {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Program {
-    pub fn new() -> Program {
+    pub(crate) fn new() -> Program {
         Program { folder: TempDir::new().unwrap() }
     }
 
-    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kino"));
         command.args(args).current_dir(self.folder.path()).env_remove("KINO_CPU");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
-    pub fn run(&self, args: &[&str]) -> Ran {
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
         Ran::of(self.command(args).output().unwrap())
     }
 
-    pub fn spawn(&self, args: &[&str]) -> Child {
+    pub(crate) fn spawn(&self, args: &[&str]) -> Child {
         self.command(args).spawn().unwrap()
     }
 
     /// Samples two small frames in two steps.
-    pub fn sample(&self, args: &[&str]) -> Ran {
+    pub(crate) fn sample(&self, args: &[&str]) -> Ran {
         let few =
             ["sample", PROMPT, "--num-sampling-steps", "2", "--num-frames", "2", "--threads", "2"];
         self.run(&[&few, args].concat())
     }
 
     /// Names of all files and folders, sorted.
-    pub fn files(&self) -> Vec<String> {
+    pub(crate) fn files(&self) -> Vec<String> {
         let mut names: Vec<String> = std::fs::read_dir(self.folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
@@ -65,21 +65,21 @@ impl Program {
 }
 
 impl Ran {
-    pub fn of(output: Output) -> Ran {
+    pub(crate) fn of(output: Output) -> Ran {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
     /// The run succeeded.
     #[track_caller]
-    pub fn done(self) -> Ran {
+    pub(crate) fn done(self) -> Ran {
         assert_eq!(self.code, Some(0), "{self:?}");
         self
     }
 
     /// The run failed with `code` and one error that contains `message`.
     #[track_caller]
-    pub fn failed(self, code: i32, message: &str) -> Ran {
+    pub(crate) fn failed(self, code: i32, message: &str) -> Ran {
         assert_eq!(self.code, Some(code), "{self:?}");
         assert_eq!(self.stderr.matches("error: ").count(), 1, "{self:?}");
         assert!(self.stderr.contains(message), "expected {message:?}: {self:?}");
