@@ -2,3 +2,4 @@
 
 pub mod peak;
 pub mod product;
+pub mod site;

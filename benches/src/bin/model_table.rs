@@ -24,7 +24,8 @@ impl WeightSource for MadeUp {
     fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String> {
         let Some(ty) = self.0.get(name) else { return Ok(None) };
         let wave = |i: usize| (((i * 37) % 101) as f32 - 50.0) * 4e-4;
-        let ones = name.ends_with("norm.weight") || name.contains("norm1") || name.contains("norm2");
+        let ones =
+            name.ends_with("norm.weight") || name.contains("norm1") || name.contains("norm2");
         let value = |i| if ones { 1.0 + wave(i) } else { wave(i) };
         let ty32 = ty.with_dtype(DType::F32);
         let bytes = (0..ty.count()).flat_map(|i| value(i).to_le_bytes()).collect();
@@ -44,7 +45,8 @@ fn models() -> Result<Vec<(&'static str, Graph)>, Box<dyn std::error::Error>> {
     let kl = AutoencoderKl::from_json(&serde_json::json!({
         "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
     }))?;
-    let frame = |size: usize| FrameBucket { dtype: DType::F32, frames: 1, height: size, width: size };
+    let frame =
+        |size: usize| FrameBucket { dtype: DType::F32, frames: 1, height: size, width: size };
     let large = T5::from_json(&serde_json::json!({
         "d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2816, "num_layers": 24,
         "vocab_size": 32128, "feed_forward_proj": "gated-gelu",
@@ -63,8 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads: usize = std::env::args().nth(1).map_or(Ok(2), |n| n.parse())?;
     let isa = Isa::detect();
     let pool = Arc::new(Pool::new(threads)?);
-    let target =
-        Target { isa, threads, l1_bytes: 48 << 10, l2_bytes: 1 << 20, l3_bytes: 32 << 20 };
+    let target = Target { isa, threads, l1_bytes: 48 << 10, l2_bytes: 1 << 20, l3_bytes: 32 << 20 };
     println!("{isa}, {threads} threads, f32, best of {REPETITIONS}\n");
     println!("| model | GFLOP | compile ms | seconds | GFLOP/s | % of peak | arena MiB | bound |");
     println!("|---|---|---|---|---|---|---|---|");
@@ -73,9 +74,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let start = Instant::now();
         let plan = Arc::new(compiler::compile(graph, &target)?);
         let compile_ms = start.elapsed().as_secs_f64() * 1e3;
-        let params = plan.graph.params().map(|(value, name)| {
-            (name.to_string(), plan.graph.ty(value).clone())
-        });
+        let params = plan
+            .graph
+            .params()
+            .map(|(value, name)| (name.to_string(), plan.graph.ty(value).clone()));
         let weights = WeightStore::new(MadeUp(params.collect()));
         let mut session = Session::new(Arc::clone(&plan), &weights, Arc::clone(&pool))?;
         let inputs: Vec<(String, Vec<u8>)> = plan

@@ -1,7 +1,7 @@
 //! `attention`: softmax(scale q . k + bias) v, never holding scores of `[Sq, Sk]`.
 //!
 //! A block of queries, transposed, meets the keys block by block with a running maximum and sum
-//! (Dao et al., FlashAttention, algorithm 1). Queries are vector lanes throughout, so scores,
+//! (Dao et al., `FlashAttention`, algorithm 1). Queries are vector lanes throughout, so scores,
 //! softmax and outputs need no shuffles, and a block of keys, values, weights and outputs stays in
 //! the nearest caches. Keys and values are widened, normalized, weighted and rotated once per task;
 //! masked keys are left out then and cost nothing. Short sequences use narrower blocks, many
@@ -16,12 +16,13 @@ use ops::{Attr, DType, Op};
 
 use crate::kernel::{KernelDef, Launch, Site};
 use crate::program::{SlotPtr, load_f32, store};
-use crate::simd::{Simd, SimdJob, dispatch, prefetch_l2};
+use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
 use super::attention_rows::{HeadRows, RopeTable};
 use super::attention_tile::{Factors, product};
 use super::body::operand_view;
+use super::lanes::{copy, exp2_nonpositive, prefetch_row, scale_to};
 use super::nest::Nest;
 use super::shared::{Shared, aligned};
 use super::transpose::transpose;
@@ -223,8 +224,17 @@ impl Area {
     fn layout(attention: &Attention) -> ([usize; 9], usize) {
         let (d, block) = (attention.d, attention.block());
         let rows = attention.packed_keys() * d;
-        let lens =
-            [rows, rows, d * block, KEY_BLOCK * block, d * block, block, block, d * block, attention.sk];
+        let lens = [
+            rows,
+            rows,
+            d * block,
+            KEY_BLOCK * block,
+            d * block,
+            block,
+            block,
+            d * block,
+            attention.sk,
+        ];
         let mut offsets = [0; 9];
         let mut end = 0;
         for (offset, len) in offsets.iter_mut().zip(lens) {
@@ -445,7 +455,10 @@ impl Pair<'_> {
                     let offset = key * rows.seq_stride();
                     let at = self.starts[layout] + offset;
                     if !self.attention.is_long() {
-                        prefetch_row(rows.operand_element(self.shared, self.next[layout] + offset), *d);
+                        prefetch_row(
+                            rows.operand_element(self.shared, self.next[layout] + offset),
+                            *d,
+                        );
                     }
                     let to = packed.add((i - first) * d);
                     let row = rows.row(s, self.shared, at, key, self.tables, to);
@@ -600,22 +613,19 @@ impl Pair<'_> {
         let row = N * S::LANES;
         // SAFETY: see the caller.
         unsafe {
-            let mut new: [S::F; N] = [s.splat(0.0); N];
-            for v in 0..N {
-                new[v] = s.load(max.add(v * S::LANES));
-            }
+            let mut new: [S::F; N] = std::array::from_fn(|v| s.load(max.add(v * S::LANES)));
             for j in 0..n {
-                for v in 0..N {
-                    new[v] = s.max(new[v], s.load(scores.add(j * row + v * S::LANES)));
+                for (v, new) in new.iter_mut().enumerate() {
+                    *new = s.max(*new, s.load(scores.add(j * row + v * S::LANES)));
                 }
             }
             let mut sums = [s.splat(0.0); N];
             for j in 0..n {
-                for v in 0..N {
+                for (v, (sum, &new)) in sums.iter_mut().zip(&new).enumerate() {
                     let at = scores.add(j * row + v * S::LANES);
-                    let weight = exp2_nonpositive(s, s.sub(s.load(at), new[v]));
+                    let weight = exp2_nonpositive(s, s.sub(s.load(at), new));
                     s.store(at, weight);
-                    sums[v] = s.add(sums[v], weight);
+                    *sum = s.add(*sum, weight);
                 }
             }
             for v in 0..N {
@@ -659,67 +669,4 @@ impl Pair<'_> {
             }
         }
     }
-}
-
-/// `to = from`.
-///
-/// # Safety
-/// Both have `n` values and do not overlap.
-#[inline(always)]
-unsafe fn copy<S: Simd>(s: S, from: *const f32, n: usize, to: *mut f32) {
-    let mut i = 0;
-    // SAFETY: lanes below n.
-    unsafe {
-        while i + S::LANES <= n {
-            s.store(to.add(i), s.load(from.add(i)));
-            i += S::LANES;
-        }
-        if i < n {
-            s.store_n(to.add(i), s.load_n(from.add(i), n - i), n - i);
-        }
-    }
-}
-
-/// `to = from * factor`.
-///
-/// # Safety
-/// Both have `n` values; they are the same or do not overlap.
-#[inline(always)]
-unsafe fn scale_to<S: Simd>(s: S, from: *const f32, n: usize, factor: f32, to: *mut f32) {
-    let factor = s.splat(factor);
-    let mut i = 0;
-    // SAFETY: lanes below n.
-    unsafe {
-        while i + S::LANES <= n {
-            s.store(to.add(i), s.mul(s.load(from.add(i)), factor));
-            i += S::LANES;
-        }
-        if i < n {
-            s.store_n(to.add(i), s.mul(s.load_n(from.add(i), n - i), factor), n - i);
-        }
-    }
-}
-
-/// Asks for the lines of `n` f32 from `row` on.
-#[inline(always)]
-fn prefetch_row(row: *const u8, n: usize) {
-    for byte in (0..n * 4 + 63).step_by(64) {
-        prefetch_l2(row.wrapping_add(byte));
-    }
-}
-
-/// `2^x` for `x <= 0`, within 2 ulp; below -126 it is `2^-126`, which no sum of weights feels. The
-/// polynomial is that of the Cephes library (single precision).
-#[inline(always)]
-fn exp2_nonpositive<S: Simd>(s: S, x: S::F) -> S::F {
-    // 1.5 * 2^23: adding it rounds to an integer, which then is in the low bits.
-    let magic = s.splat(12_582_912.0);
-    let x = s.max(x, s.splat(-126.0));
-    let biased = s.add(x, magic);
-    let r = s.sub(x, s.sub(biased, magic));
-    let mut y = s.splat(1.535_336_2e-4);
-    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0] {
-        y = s.mul_add(y, r, s.splat(c));
-    }
-    s.add_bits(y, s.shl::<23>(biased))
 }

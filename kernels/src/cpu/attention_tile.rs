@@ -40,7 +40,7 @@ pub(crate) unsafe fn product<S: Simd, const V: usize>(
     let mut row = 0;
     macro_rules! tiles {
         ($height:literal) => {
-            while row + $height <= rows {
+            while rows - row >= $height {
                 // SAFETY: rows below `rows`.
                 unsafe {
                     let a = factors.a.add(row * factors.a_row);
@@ -60,9 +60,8 @@ pub(crate) unsafe fn product<S: Simd, const V: usize>(
         (false, 1) => tiles!(12),
         (false, _) => tiles!(6),
     }
-    match (many, V) {
-        (true, 1) | (true, 2) => tiles!(8),
-        _ => {}
+    if many && V <= 2 {
+        tiles!(8);
     }
     tiles!(4);
     tiles!(2);
@@ -88,27 +87,25 @@ impl<const R: usize, const V: usize> SimdJob for Tile<R, V> {
         unsafe {
             let mut sums = [[s.splat(0.0); V]; R];
             if add {
-                for r in 0..R {
-                    for v in 0..V {
-                        sums[r][v] = s.load(c.add(r * c_row + v * S::LANES));
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.load(c.add(r * c_row + v * S::LANES));
                     }
                 }
             }
             for t in 0..terms {
-                let mut lanes = [s.splat(0.0); V];
-                for v in 0..V {
-                    lanes[v] = s.load(b.add(t * b_step + v * S::LANES));
-                }
-                for r in 0..R {
+                let b = b.add(t * b_step);
+                let lanes: [S::F; V] = std::array::from_fn(|v| s.load(b.add(v * S::LANES)));
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let x = s.splat(*a.add(r * a_row + t * a_step));
-                    for v in 0..V {
-                        sums[r][v] = s.mul_add(x, lanes[v], sums[r][v]);
+                    for (sum, &lanes) in sums.iter_mut().zip(&lanes) {
+                        *sum = s.mul_add(x, lanes, *sum);
                     }
                 }
             }
-            for r in 0..R {
-                for v in 0..V {
-                    s.store(c.add(r * c_row + v * S::LANES), sums[r][v]);
+            for (r, sums) in sums.iter().enumerate() {
+                for (v, &sum) in sums.iter().enumerate() {
+                    s.store(c.add(r * c_row + v * S::LANES), sum);
                 }
             }
         }

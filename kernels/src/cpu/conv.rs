@@ -19,6 +19,7 @@ use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout, Pool};
 
 use super::body::{Elementwise, Source, compile_elementwise, operand_view};
+use super::lanes::copy;
 use super::matmul_pack::{self, PanelShape};
 use super::matmul_tile::{self, Tile};
 use super::nest::Nest;
@@ -546,25 +547,6 @@ impl Task<'_> {
                 conv.epilogue.program.run_row_in(s, n, &slots, dst, scratch);
             }
             cursor.advance();
-        }
-    }
-}
-
-/// `to = from`.
-///
-/// # Safety
-/// Both have `n` values and do not overlap.
-#[inline(always)]
-unsafe fn copy<S: Simd>(s: S, from: *const f32, n: usize, to: *mut f32) {
-    let mut i = 0;
-    // SAFETY: lanes below n.
-    unsafe {
-        while i + S::LANES <= n {
-            s.store(to.add(i), s.load(from.add(i)));
-            i += S::LANES;
-        }
-        if i < n {
-            s.store_n(to.add(i), s.load_n(from.add(i), n - i), n - i);
         }
     }
 }

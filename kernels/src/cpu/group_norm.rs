@@ -2,7 +2,7 @@
 //!
 //! Statistics are taken per block of positions, a block at a time from L2: the mean of each group,
 //! then the squares around it. Blocks have a fixed size and are combined in order (Chan, Golub and
-//! LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, equation
+//! `LeVeque`, Updating formulae and a pairwise algorithm for computing sample variances, equation
 //! 2.1), so neither threads nor large means change the numbers. A second pass normalizes and runs
 //! the epilogue. Roofline: memory bandwidth, the operand read twice and the result written once.
 

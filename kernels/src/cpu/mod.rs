@@ -11,6 +11,7 @@ mod exact;
 pub mod fused_matmul;
 pub mod gather;
 pub mod group_norm;
+mod lanes;
 pub mod map;
 pub mod matmul;
 mod matmul_pack;

@@ -44,8 +44,15 @@ pub struct Reduce {
 
 #[derive(Clone, Debug)]
 enum Code {
-    Float { prologue: Elementwise, epilogue: Elementwise },
+    Float(Box<Around>),
     Int { operand: usize, dtype: DType },
+}
+
+/// Elementwise code before and after.
+#[derive(Clone, Debug)]
+struct Around {
+    prologue: Elementwise,
+    epilogue: Elementwise,
 }
 
 impl Reduce {
@@ -74,7 +81,7 @@ impl Reduce {
             let leaves: Vec<Layout> =
                 prologue.leaves.iter().map(|leaf| leaf.layout.clone()).collect();
             let extra = epilogue.leaves.clone();
-            (Code::Float { prologue, epilogue }, leaves, extra)
+            (Code::Float(Box::new(Around { prologue, epilogue })), leaves, extra)
         } else {
             let (operand, layout) = operand_view(site.body, input, site.operands)?;
             if root != value {
@@ -116,8 +123,10 @@ impl Reduce {
 
     fn worker_bytes(&self) -> usize {
         let program = match &self.code {
-            Code::Float { prologue, epilogue } => {
-                prologue.program.scratch_len().max(epilogue.program.scratch_len())
+            Code::Float(around) => {
+                let lens =
+                    [&around.prologue, &around.epilogue].map(|code| code.program.scratch_len());
+                lens[0].max(lens[1])
             }
             Code::Int { .. } => 0,
         };
@@ -193,7 +202,8 @@ impl SimdJob for Task<'_> {
                 Code::Int { operand, dtype } => {
                     reduce.fold_ints(shared, *operand, *dtype, &cursor, start, n);
                 }
-                Code::Float { prologue, epilogue } => {
+                Code::Float(around) => {
+                    let Around { prologue, epilogue } = &**around;
                     let first = 1 + epilogue.leaves.len();
                     if reduce.is_inner {
                         reduce.fold_rows(s, shared, prologue, &cursor, (first, start, n), &area);
@@ -280,7 +290,7 @@ impl Reduce {
                                     count,
                                     #[inline(always)]
                                     |x| x,
-                                )
+                                );
                             }
                             Fold::Max => max = max.max(max_of(s, row, count)),
                         }

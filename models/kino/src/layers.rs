@@ -101,7 +101,7 @@ fn read_config(path: &Path) -> Outcome<Layer> {
     parse_config(&text).map_err(|reason| Failure::Usage(format!("{}: {reason}", path.display())))
 }
 
-/// A TOML document as a layer. Keys are in snake_case or kebab-case.
+/// A TOML document as a layer. Keys are in snake or kebab case.
 fn parse_config(text: &str) -> Result<Layer, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
@@ -117,6 +117,10 @@ fn parse_config(text: &str) -> Result<Layer, String> {
             return Err(format!("unknown key `{key}`; did you mean `{nearest}`?"));
         }
         let mut value = serde_json::to_value(value).map_err(|error| error.to_string())?;
+        if value.is_null() {
+            // What JSON cannot hold: TOML's `nan` and `inf`.
+            return Err(format!("key `{key}`: expected a finite number"));
+        }
         if name == "prompt" && value.is_string() {
             value = Value::Array(vec![value]);
         }
@@ -196,6 +200,7 @@ mod tests {
             ("num-frame = 1", "did you mean `num_frames`?"),
             ("seed = \"x\"", "expected u64"),
             ("a = [", "line 1"),
+            ("fps = nan", "expected a finite number"),
             ("config = \"x\"", "unknown key `config`"),
         ] {
             let error = parse_config(text).unwrap_err();

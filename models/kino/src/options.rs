@@ -69,20 +69,20 @@ pub(crate) struct SampleOptions {
     #[arg(long, value_name = "H:W", help_heading = "Video")]
     pub aspect_ratio: Option<String>,
     /// Frames per second that the model is told [default: the model's, else 24]
-    #[arg(long, value_name = "RATE", help_heading = "Video")]
+    #[arg(long, value_name = "RATE", value_parser = finite, help_heading = "Video")]
     pub fps: Option<f64>,
     /// Every how many-th frame a video has: it plays at fps / interval [default: the model's, else 3]
     #[arg(long, value_name = "N", help_heading = "Video")]
     pub frame_interval: Option<usize>,
     /// Frames per second of the output, whatever the model is told
-    #[arg(long, value_name = "RATE", help_heading = "Video")]
+    #[arg(long, value_name = "RATE", value_parser = finite, help_heading = "Video")]
     pub save_fps: Option<f64>,
 
     /// Denoising steps [default: the model's, else 100]
     #[arg(long, value_name = "N", help_heading = "Sampling")]
     pub num_sampling_steps: Option<usize>,
     /// How strongly the prompt is followed [default: the model's, else 7]
-    #[arg(long, value_name = "SCALE", help_heading = "Sampling")]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, value_parser = finite, help_heading = "Sampling")]
     pub cfg_scale: Option<f64>,
     /// How many latent channels are guided; as many as there are for all [default: the release's]
     #[arg(long, value_name = "N", help_heading = "Sampling")]
@@ -109,7 +109,7 @@ pub(crate) struct SampleOptions {
     /// Folder for outputs, named by --sample-name [default: samples]
     #[arg(long, value_name = "FOLDER", help_heading = "Output")]
     pub save_dir: Option<PathBuf>,
-    /// Outputs are NAME_0000, NAME_0001, ... [default: sample]
+    /// Outputs are `NAME_0000`, `NAME_0001`, ... [default: sample]
     #[arg(long, value_name = "NAME", help_heading = "Output")]
     pub sample_name: Option<String>,
     /// Format of outputs in --save-dir [default: mp4, png for one frame]
@@ -198,6 +198,14 @@ pub(crate) enum FormatName {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+/// A number that JSON can hold, so that no layer loses it.
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err("expected a finite number".into()),
+    }
 }
 
 /// TOML may say `num_frames = 16` or `num_frames = "2s"`.

@@ -103,7 +103,7 @@ pub(crate) fn run(
         pool: Arc::new(pool),
         interrupt,
     };
-    run.sample(&jobs, request, plans, &mut console, &mut report)?;
+    run.sample(&jobs, &request, plans, &mut console, &mut report)?;
     drop(folders);
     report.seconds.push(("total", start.elapsed().as_secs_f64()));
     if options.json {
@@ -119,7 +119,7 @@ impl Run<'_> {
     fn sample(
         &self,
         jobs: &[Job],
-        request: Request,
+        request: &Request,
         plans: Plans,
         console: &mut Console,
         report: &mut Report,

@@ -49,9 +49,6 @@ pub(crate) fn check(options: &SampleOptions) -> Outcome<()> {
             Fps::from_f64(rate).map_err(|error| Failure::usage(format!("{flag}: {error}")))?;
         }
     }
-    if options.cfg_scale.is_some_and(|scale| !scale.is_finite()) {
-        return Err(Failure::usage("--cfg-scale; expected a finite number"));
-    }
     if let Some(text) = &options.num_frames {
         diffusion::num_frames(text)?;
     }

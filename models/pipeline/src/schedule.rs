@@ -31,7 +31,7 @@ impl SchedulerKind {
 #[derive(Clone, Debug)]
 pub enum Scheduler {
     /// IDDPM.
-    Iddpm(Iddpm),
+    Iddpm(Box<Iddpm>),
     /// DPM-Solver++.
     DpmSolver(DpmSolver),
 }
@@ -52,7 +52,7 @@ impl Scheduler {
             return Err(Error::request("scheduler", reason));
         }
         match kind {
-            SchedulerKind::Iddpm => Ok(Scheduler::Iddpm(Iddpm::new(IddpmSettings {
+            SchedulerKind::Iddpm => Ok(Scheduler::Iddpm(Box::new(Iddpm::new(IddpmSettings {
                 respacing: steps.to_string(),
                 precision: if is_first { Precision::F64 } else { Precision::F32 },
                 mean: MeanKind::Noise,
@@ -62,7 +62,7 @@ impl Scheduler {
                     scale: cfg_scale,
                     channels: cfg_channel.or(is_first.then_some(3)),
                 }),
-            })?)),
+            })?))),
             SchedulerKind::DpmSolver => {
                 let guidance = Guidance { scale: cfg_scale, channels: None };
                 Ok(Scheduler::DpmSolver(DpmSolver::new(steps, Some(guidance))?))

@@ -1,11 +1,8 @@
 //! `kino sample` with the embedded model: outputs, reproduction, determinism, configuration.
-#![cfg(feature = "embedded-model")]
-
-mod program;
 
 use std::fs;
 
-use program::{PROMPT, Program};
+use crate::program::{PROMPT, Program};
 use serde_json::Value;
 
 #[test]

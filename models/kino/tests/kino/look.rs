@@ -1,9 +1,6 @@
 //! `kino inspect`, `kino dump`, `kino doctor`.
-#![cfg(feature = "embedded-model")]
 
-mod program;
-
-use program::Program;
+use crate::program::{Program, Ran};
 use serde_json::Value;
 
 const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/embedded/tiny-flare-1.1");
@@ -71,6 +68,6 @@ fn doctor_obeys_the_forced_instruction_set() {
     assert_eq!(json("portable")["isa"], "portable");
     assert!(json("")["threads"].as_u64().unwrap() >= 1);
     let output = program.command(&["doctor"]).env("KINO_CPU", "mmx").output().unwrap();
-    program::Ran::of(output).failed(2, "KINO_CPU");
+    Ran::of(output).failed(2, "KINO_CPU");
     assert!(program.run(&["doctor"]).done().stdout.contains("kernels for"));
 }

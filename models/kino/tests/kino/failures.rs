@@ -1,13 +1,10 @@
 //! Bad input: one clear message, the right exit code, nothing left behind.
-#![cfg(feature = "embedded-model")]
-
-mod program;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command};
 
-use program::{PROMPT, Program, Ran};
+use crate::program::{PROMPT, Program, Ran};
 
 #[test]
 fn requests_that_cannot_be_are_usage_errors() {
@@ -34,7 +31,8 @@ fn requests_that_cannot_be_are_usage_errors() {
         (&["sample", "a", "--num-sampling-steps", "1001"], "1001"),
         (&["sample", "a", "--num-sample", "18446744073709551615"], "videos"),
         (&["sample", "a", "--threads", "0"], "--threads 0"),
-        (&["sample", "a", "--fps", "nan"], "--fps"),
+        (&["sample", "a", "--fps", "nan"], "expected a finite number"),
+        (&["sample", "a", "--fps", "0"], "--fps"),
         (&["sample", "a", "--frame-interval", "100"], "--frame-interval 100"),
         (&["sample", "a", "--output", "a.avi"], "a.avi: no format"),
         (&["sample", "a", "--output", "a.png"], "holds one frame"),

@@ -1,0 +1,128 @@
+//! One kernel at one site, ready to be timed.
+//!
+//! Invariant: operands, packed weights and scratch are made once, before anything is timed.
+
+use std::fmt;
+
+use kernels::{Isa, Kernel, Launch, Layout, Pool, Site, Target};
+use ops::{Builder, DType, Error, TensorType, ValueId};
+
+/// Bytes to which buffers are aligned.
+const ALIGN: usize = 64;
+
+/// Bytes on an aligned address.
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Buffer {
+    fn new(len: usize) -> Buffer {
+        let bytes = vec![0; len + ALIGN];
+        let start = bytes.as_ptr().align_offset(ALIGN);
+        Buffer { bytes, start, len }
+    }
+
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+/// A kernel with its buffers.
+pub struct Timed {
+    kernel: Kernel,
+    pool: Pool,
+    operands: Vec<Buffer>,
+    result: Buffer,
+    scratch: Buffer,
+    flops: u64,
+}
+
+impl fmt::Debug for Timed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timed").field("kernel", &self.kernel).finish_non_exhaustive()
+    }
+}
+
+impl Timed {
+    /// The kernel for what `build` makes of dense f32 operands of these shapes, those in `weights`
+    /// packed; `None` if no kernel takes it.
+    ///
+    /// # Errors
+    /// Those of `build` and of the shapes.
+    pub fn new(
+        shapes: &[&[usize]],
+        weights: &[usize],
+        pool: Pool,
+        build: impl FnOnce(&mut Builder, &[ValueId]) -> Result<ValueId, Error>,
+    ) -> Result<Option<Timed>, Error> {
+        let mut b = Builder::new("site");
+        let mut args = vec![];
+        for (i, shape) in shapes.iter().enumerate() {
+            args.push(b.input(&i.to_string(), TensorType::new(DType::F32, *shape)?));
+        }
+        let out = build(&mut b, &args)?;
+        let body = b.finish(&[out]);
+        let layouts: Vec<Layout> = args.iter().map(|&arg| Layout::dense(body.ty(arg))).collect();
+        let is_param: Vec<bool> = (0..args.len()).map(|i| weights.contains(&i)).collect();
+        let result = Layout::dense(body.ty(out));
+        let target = Target {
+            isa: Isa::detect(),
+            threads: pool.threads(),
+            l1_bytes: 32 << 10,
+            l2_bytes: 1 << 20,
+            l3_bytes: 32 << 20,
+        };
+        let site = Site {
+            body: &body,
+            operands: &layouts,
+            is_param: &is_param,
+            result: &result,
+            target: &target,
+        };
+        let Some(kernel) = Kernel::select(&site) else { return Ok(None) };
+        let def = kernel.def();
+        let mut operands = vec![];
+        for (i, &arg) in args.iter().enumerate() {
+            let mut dense = Buffer::new(body.ty(arg).bytes());
+            for (j, bytes) in dense.as_mut().chunks_exact_mut(4).enumerate() {
+                // Scattered over [-1, 1): the fractional parts of multiples of the golden ratio.
+                let x = (j as f64 * 0.618_033_988_749_895).fract() as f32;
+                bytes.copy_from_slice(&(2.0 * x - 1.0).to_le_bytes());
+            }
+            operands.push(match def.packing(i) {
+                None => dense,
+                Some(packing) => {
+                    let mut packed = Buffer::new(packing.bytes);
+                    def.pack(i, dense.as_mut(), packed.as_mut(), &pool);
+                    packed
+                }
+            });
+        }
+        let scratch = Buffer::new(def.scratch_bytes(pool.threads()));
+        let result = Buffer::new(body.ty(out).bytes());
+        let flops = body.flops();
+        Ok(Some(Timed { kernel, pool, operands, result, scratch, flops }))
+    }
+
+    /// FLOPs of one run, as the ops state them.
+    pub fn flops(&self) -> u64 {
+        self.flops
+    }
+
+    /// Runs once.
+    pub fn run(&mut self) {
+        let operands: Vec<*const u8> =
+            self.operands.iter_mut().map(|buffer| buffer.as_mut().as_ptr()).collect();
+        let launch = Launch {
+            pool: &self.pool,
+            operands: &operands,
+            result: self.result.as_mut().as_mut_ptr(),
+            scratch: self.scratch.as_mut().as_mut_ptr(),
+        };
+        // SAFETY: buffers hold their dense layouts, the scratch is as large as the kernel asked
+        // for this pool, and none of them overlap; the instruction set is this CPU's.
+        unsafe { self.kernel.def().run(&launch) };
+    }
+}

@@ -1,0 +1,8 @@
+//! The program as a user runs it: the built binary, in a folder of its own, with the embedded model.
+#![cfg(feature = "embedded-model")]
+#![expect(clippy::unwrap_used, reason = "an error in a test is a failure of the test")]
+
+mod failures;
+mod look;
+mod program;
+mod sample;
