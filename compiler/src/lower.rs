@@ -100,9 +100,9 @@ impl Lowering<'_> {
                 }
                 Viewed::NeedsCopy => {
                     let copy = self.copy(arg, node)?;
-                    let layout = match view_of(op, &self.views[copy.index()].layout, node) {
-                        Viewed::As(layout) => layout,
-                        _ => unreachable!("strides say any movement of a dense value"),
+                    let dense = &self.views[copy.index()].layout;
+                    let Viewed::As(layout) = view_of(op, dense, node) else {
+                        unreachable!("strides say any movement of a dense value");
                     };
                     return self.push_view(node, &[copy], copy, layout);
                 }

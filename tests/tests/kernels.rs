@@ -116,8 +116,12 @@ fn flattened(graph: &Graph) -> Graph {
     for node in &graph.nodes {
         let args: Vec<ValueId> = node.args.iter().map(|arg| values[arg.index()]).collect();
         values.push(match &node.role {
-            Role::Op(op @ Op::Fused(_)) => op.def().decompose(&mut b, &args).unwrap().unwrap(),
-            _ => b.copy_node(node, &args).unwrap(),
+            Role::Op(op @ Op::Fused(_)) => op
+                .def()
+                .decompose(&mut b, &args)
+                .expect("a group has a body")
+                .expect("its ops are valid"),
+            _ => b.copy_node(node, &args).expect("the graph was valid"),
         });
     }
     let outputs: Vec<ValueId> = graph.outputs.iter().map(|out| values[out.index()]).collect();
@@ -156,7 +160,7 @@ fn run(case: &Case<'_>, isa: Isa, storage: Storage, threads: usize) -> Option<(S
     };
     let kernel = Kernel::select(&site)?;
     let def = kernel.def();
-    let pool = Pool::new(threads).unwrap();
+    let pool = Pool::new(threads).expect("the system starts threads");
     let mut packed: Vec<Aligned> = vec![];
     for (operand, buffer) in buffers.iter().enumerate() {
         let mut to = Aligned::new(match def.packing(operand) {
@@ -225,7 +229,8 @@ fn check(case: &Case<'_>) -> Option<(String, f64)> {
     let result_ty = case.body.ty(case.body.outputs[0]).clone();
     let given: BTreeMap<String, Tensor> =
         case.operands.iter().enumerate().map(|(i, t)| (i.to_string(), t.clone())).collect();
-    let expected = eval(case.body, &given, Rounding::Exact).unwrap().remove(0);
+    let expected =
+        eval(case.body, &given, Rounding::Exact).expect("every operand is given").remove(0);
     let (mut taken, mut worst) = (None, 0f64);
     for isa in Isa::available() {
         for storage in [Storage::Dense, Storage::Permuted, Storage::Gaps] {
@@ -235,13 +240,14 @@ fn check(case: &Case<'_>) -> Option<(String, f64)> {
             };
             let what = format!("{} by {kernel} on {isa}, {storage:?}", case.name);
             for threads in [2, 3] {
-                let (_, again) = run(case, isa, storage, threads).unwrap();
+                let (_, again) = run(case, isa, storage, threads)
+                    .expect("the choice does not depend on threads");
                 assert_eq!(again, bytes, "{what}: {threads} threads change the bytes");
             }
             if storage == Storage::Dense {
                 taken = Some(kernel);
             }
-            let found = Tensor::from_bytes(result_ty.clone(), &bytes).unwrap();
+            let found = Tensor::from_bytes(result_ty.clone(), &bytes).expect("the result is dense");
             let limit = match (case.tolerance, result_ty.dtype()) {
                 (_, DType::I64 | DType::I32 | DType::U8 | DType::Bool) => {
                     assert_eq!(found, expected.clone().rounded(), "{what}");
@@ -317,11 +323,13 @@ fn check_body_in(
     build: impl Fn(&mut Builder, &[ValueId]) -> Result<ValueId, Error>,
 ) {
     let mut b = Builder::new("site");
-    let types: Vec<TensorType> =
-        types.iter().map(|(shape, dtype)| TensorType::new(*dtype, *shape).unwrap()).collect();
+    let types: Vec<TensorType> = types
+        .iter()
+        .map(|(shape, dtype)| TensorType::new(*dtype, *shape).expect("test shapes are small"))
+        .collect();
     let args: Vec<ValueId> =
         types.iter().enumerate().map(|(i, ty)| b.input(&i.to_string(), ty.clone())).collect();
-    let out = build(&mut b, &args).unwrap();
+    let out = build(&mut b, &args).expect("test bodies are valid");
     let body = b.finish(&[out]);
     let mut rng = Rng::named(name);
     let operands: Vec<Tensor> = types.iter().map(|ty| rng.tensor(ty, range)).collect();

@@ -137,6 +137,9 @@ impl PackRows<'_> {
     }
 
     /// Mean (zero for RMS) and reciprocal deviation of the row at `x`.
+    ///
+    /// # Safety
+    /// The row has `depth` elements; `scratch` is as long as [`PackRows::SCRATCH_LEN`].
     #[inline(always)]
     unsafe fn row_stats<S: Simd>(&self, s: S, norm: Norm, x: SlotPtr) -> [f32; 2] {
         let n = self.depth as f32;
@@ -176,6 +179,9 @@ impl PackRows<'_> {
     }
 
     /// Sum of `f` over the whole row.
+    ///
+    /// # Safety
+    /// As [`PackRows::row_stats`].
     #[inline(always)]
     unsafe fn row_sum<S: Simd>(&self, s: S, x: SlotPtr, f: impl Fn(S::F) -> S::F) -> f32 {
         // Four chains hide the latency of the addition.
@@ -207,6 +213,9 @@ impl PackRows<'_> {
     }
 
     /// Writes `(x - mean) * scale` of `n` elements.
+    ///
+    /// # Safety
+    /// `n` elements can be read from `x` on and written to `packed`.
     #[inline(always)]
     unsafe fn normalize<S: Simd>(
         &self,
@@ -239,6 +248,9 @@ impl PackRows<'_> {
     }
 
     /// The slot `n` elements further.
+    ///
+    /// # Safety
+    /// The row has more than `n` elements from `x` on, or exactly `n`.
     #[inline(always)]
     unsafe fn advance(&self, x: SlotPtr, n: usize) -> SlotPtr {
         let step = self.view.column_stride * self.view.dtype.size();
