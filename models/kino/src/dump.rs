@@ -30,6 +30,9 @@ pub(crate) struct DumpOptions {
     /// Print the graph after this pass of the compiler
     #[arg(long, value_name = "PASS", conflicts_with = "plan")]
     after: Option<String>,
+    /// Print the graph as a picture for Graphviz
+    #[arg(long, conflicts_with = "plan")]
+    dot: bool,
     /// Print the plan for this machine
     #[arg(long)]
     plan: bool,
@@ -80,11 +83,15 @@ pub(crate) fn run(options: &DumpOptions, forced_isa: Option<&str>) -> Outcome<()
         None => None,
     };
     let graph = parts(&options.model)?.graph(options, size)?;
-    let text = match passes {
-        Some(passes) => compiler::run_passes(graph, passes, &mut |_| {}).to_string(),
-        None if options.plan => compiler::compile(graph, &target)?.to_string(),
-        None => graph.to_string(),
+    if options.plan {
+        progress::write_out(&compiler::compile(graph, &target)?.to_string());
+        return Ok(());
+    }
+    let graph = match passes {
+        Some(passes) => compiler::run_passes(graph, passes, &mut |_| {}),
+        None => graph,
     };
+    let text = if options.dot { compiler::to_dot(&graph) } else { graph.to_string() };
     progress::write_out(&text);
     Ok(())
 }
