@@ -4,7 +4,7 @@
 //! at run time and handed down as a value, so that each path can be forced in a test. Nothing here
 //! reads the environment: the program does, and passes the name to [`Isa::from_name`].
 //!
-//! Invariant: an [`Isa`] other than [`Isa::Portable`] only comes from this module, which has asked
+//! Invariant: an [`Isa`] other than [`Isa::PORTABLE`] only comes from this module, which has asked
 //! the CPU first. Unsafe code relies on it: holding the value is the proof that it may run.
 
 use std::fmt;
