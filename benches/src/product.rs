@@ -2,7 +2,7 @@
 //!
 //! Invariant: buffers are made once, before anything is timed.
 
-use kernels::cpu::matmul::{BOperand, Matmul, MatmulBuffers, MatmulSpec, pack_b, packed_b_bytes};
+use kernels::cpu::matmul::{BOperand, Matmul, MatmulBuffers, MatmulSpec};
 use kernels::cpu::{Norm, RowView};
 use kernels::program::{Program, ProgramBuilder, Value};
 use kernels::{Error, Isa, Pool};
@@ -55,12 +55,19 @@ impl Aligned {
     }
 
     /// Values in `-0.5..0.5`, the same each time.
-    fn random(n: usize) -> Aligned {
-        let mut aligned = Aligned::zeros(n * 4);
+    fn random(n: usize, dtype: DType) -> Aligned {
+        let mut aligned = Aligned::zeros(n * dtype.size());
         let mut state = 1u32;
-        for x in aligned.memory.as_flattened_mut() {
+        let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            *x = (state >> 8) as f32 / 16_777_216.0 - 0.5;
+            (state >> 8) as f32 / 16_777_216.0 - 0.5
+        };
+        for x in aligned.memory.as_flattened_mut() {
+            // In bf16, two numbers share the place of one f32.
+            *x = match dtype {
+                DType::Bf16 => f32::from_bits(pair(next(), next())),
+                _ => next(),
+            };
         }
         aligned
     }
@@ -69,6 +76,11 @@ impl Aligned {
         let start = self.memory.as_ptr().cast::<u8>().align_offset(64);
         self.memory.as_mut_ptr().cast::<u8>().wrapping_add(start)
     }
+}
+
+/// Two numbers as bf16, the first in the lower half; what does not fit is cut off.
+fn pair(low: f32, high: f32) -> u32 {
+    (low.to_bits() >> 16) | (high.to_bits() & 0xffff_0000)
 }
 
 /// A product with its buffers.
@@ -91,21 +103,22 @@ impl Product {
     pub fn new(
         (m, n, k): (usize, usize, usize),
         fusion: Fusion,
+        dtype: DType,
         isa: Isa,
         pool: Pool,
     ) -> Result<Product, Error> {
-        let matmul = Matmul::new(spec((m, n, k), fusion)?, isa, L2_BYTES)?;
-        let mut dense = Vec::with_capacity(n * k * 4);
-        for x in &Aligned::random(n * k).memory.as_flattened()[..n * k] {
-            dense.extend(x.to_le_bytes());
-        }
-        let mut packed = Aligned::zeros(packed_b_bytes(isa, n, k, DType::F32));
-        let bytes = packed_b_bytes(isa, n, k, DType::F32);
-        // SAFETY: the buffer has that many bytes behind its aligned start.
-        let to = unsafe { std::slice::from_raw_parts_mut(packed.ptr(), bytes) };
-        pack_b(&pool, isa, (n, k), (&dense, DType::F32), (1, k), (to, DType::F32))?;
+        let matmul = Matmul::new(spec((m, n, k), fusion, dtype)?, isa, L2_BYTES)?;
+        let mut dense = Aligned::random(n * k, dtype);
+        let bytes = matmul.packed_b_bytes();
+        let mut packed = Aligned::zeros(bytes);
+        // SAFETY: the buffers have that many bytes behind their aligned starts.
+        let (from, to) = unsafe {
+            let dense = std::slice::from_raw_parts(dense.ptr(), n * k * dtype.size());
+            (dense, std::slice::from_raw_parts_mut(packed.ptr(), bytes))
+        };
+        matmul.pack_b(&pool, from, (1, k), to)?;
         let scratch = Aligned::zeros(matmul.scratch_bytes(pool.threads()));
-        let (a, rows, c) = (Aligned::random(m * k), Aligned::random(n + k), Aligned::random(m * n));
+        let [a, rows, c] = [m * k, n + k, m * n].map(|len| Aligned::random(len, dtype));
         Ok(Product { matmul, pool, a, packed, rows, c, scratch })
     }
 
@@ -130,29 +143,29 @@ impl Product {
     }
 }
 
-fn spec((m, n, k): (usize, usize, usize), fusion: Fusion) -> Result<MatmulSpec, Error> {
-    let view = |stride| RowView {
-        dtype: DType::F32,
-        row_strides: vec![stride],
-        column_stride: 1,
-        offset: 0,
-    };
+fn spec(
+    (m, n, k): (usize, usize, usize),
+    fusion: Fusion,
+    dtype: DType,
+) -> Result<MatmulSpec, Error> {
+    let view = |stride| RowView { dtype, row_strides: vec![stride], column_stride: 1, offset: 0 };
     let plain = MatmulSpec {
         batch: vec![],
         rows: vec![m],
         columns: n,
         depth: k,
         a: view(k),
-        b: BOperand::Packed(DType::F32),
+        b: BOperand::Packed(dtype),
+        product: dtype,
         norm: None,
         prologue: None,
         prologue_operands: vec![],
-        epilogue: Program::copy(DType::F32, DType::F32),
+        epilogue: Program::copy(DType::F32, dtype),
         epilogue_operands: vec![],
         c: view(n),
     };
     let scale_shift = |p: &mut ProgramBuilder, x: Value| {
-        let (scale, shift) = (p.slot(DType::F32), p.slot(DType::F32));
+        let (scale, shift) = (p.slot(dtype), p.slot(dtype));
         let x = p.binary(Binary::Mul, x, scale);
         p.binary(Binary::Add, x, shift)
     };
@@ -164,24 +177,24 @@ fn spec((m, n, k): (usize, usize, usize), fusion: Fusion) -> Result<MatmulSpec, 
             let x = scale_shift(&mut p, x);
             let prologue = Some(p.finish(x, DType::F32)?);
             let mut p = ProgramBuilder::new();
-            let (x, bias) = (p.slot(DType::F32), p.slot(DType::F32));
+            let (x, bias) = (p.slot(DType::F32), p.slot(dtype));
             let x = p.binary(Binary::Add, x, bias);
             let x = p.unary(Unary::GeluTanh, x);
             MatmulSpec {
                 norm: Some(Norm::Layer { eps: 1e-6 }),
                 prologue,
                 prologue_operands: vec![view(0), view(0)],
-                epilogue: p.finish(x, DType::F32)?,
+                epilogue: p.finish(x, dtype)?,
                 epilogue_operands: vec![view(0)],
                 ..plain
             }
         }
         Fusion::GateResidual => {
-            let bias = p.slot(DType::F32);
+            let bias = p.slot(dtype);
             let x = p.binary(Binary::Add, x, bias);
             let x = scale_shift(&mut p, x);
             MatmulSpec {
-                epilogue: p.finish(x, DType::F32)?,
+                epilogue: p.finish(x, dtype)?,
                 epilogue_operands: vec![view(0), view(0), view(n)],
                 ..plain
             }

@@ -28,7 +28,16 @@ pub enum Kind {
     Avx2,
     /// 512-bit: AVX-512 F, BW, VL, DQ, besides all of [`Kind::Avx2`].
     Avx512,
+    /// [`Kind::Avx512`] with products of bf16 pairs (AVX-512 BF16).
+    Avx512Bf16,
 }
+
+/// Every kind, slowest first.
+const KINDS: [Kind; 5] = [Kind::Portable, Kind::Neon, Kind::Avx2, Kind::Avx512, Kind::Avx512Bf16];
+
+/// Proof that the CPU multiplies pairs of bf16 and sums them in f32; see [`Isa::bf16_dot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bf16Dot(());
 
 impl Isa {
     /// Runs on every CPU.
@@ -41,19 +50,16 @@ impl Isa {
 
     /// Every instruction set this CPU can run, slowest first; starts with [`Isa::PORTABLE`].
     pub fn available() -> Vec<Self> {
-        [Kind::Portable, Kind::Neon, Kind::Avx2, Kind::Avx512]
-            .into_iter()
-            .filter(|&kind| is_supported(kind))
-            .map(Self)
-            .collect()
+        KINDS.into_iter().filter(|&kind| is_supported(kind)).map(Self).collect()
     }
 
-    /// The instruction set called `name` (`portable`, `neon`, `avx2`, `avx512`).
+    /// The instruction set called `name` (`portable`, `neon`, `avx2`, `avx512`,
+    /// `avx512bf16`).
     ///
     /// # Errors
     /// [`Error::UnknownIsa`] for another name, [`Error::UnsupportedIsa`] if this CPU lacks it.
     pub fn from_name(name: &str) -> Result<Self, Error> {
-        let kind = [Kind::Portable, Kind::Neon, Kind::Avx2, Kind::Avx512]
+        let kind = KINDS
             .into_iter()
             .find(|kind| kind.name() == name)
             .ok_or_else(|| Error::UnknownIsa { name: name.to_owned() })?;
@@ -75,7 +81,15 @@ impl Isa {
         match self.0 {
             Kind::Portable | Kind::Avx2 => 8,
             Kind::Neon => 4,
-            Kind::Avx512 => 16,
+            Kind::Avx512 | Kind::Avx512Bf16 => 16,
+        }
+    }
+
+    /// The proof, where this is an instruction set with products of bf16 pairs.
+    pub const fn bf16_dot(self) -> Option<Bf16Dot> {
+        match self.0 {
+            Kind::Avx512Bf16 => Some(Bf16Dot(())),
+            Kind::Portable | Kind::Neon | Kind::Avx2 | Kind::Avx512 => None,
         }
     }
 
@@ -85,7 +99,7 @@ impl Isa {
             // Sixteen of 128 bits, two for each value.
             Kind::Portable => 8,
             Kind::Avx2 => 16,
-            Kind::Neon | Kind::Avx512 => 32,
+            Kind::Neon | Kind::Avx512 | Kind::Avx512Bf16 => 32,
         }
     }
 }
@@ -98,6 +112,7 @@ impl Kind {
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
         }
     }
 }
@@ -111,18 +126,6 @@ impl fmt::Debug for Isa {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// Whether this CPU multiplies bf16 pairs into f32 (`vdpbf16ps`).
-pub fn has_avx512_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        is_supported(Kind::Avx512) && is_x86_feature_detected!("avx512bf16")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
     }
 }
 
@@ -143,6 +146,7 @@ fn is_supported(kind: Kind) -> bool {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq")
         }
+        Kind::Avx512Bf16 => is_supported(Kind::Avx512) && is_x86_feature_detected!("avx512bf16"),
     }
 }
 
@@ -150,7 +154,7 @@ fn is_supported(kind: Kind) -> bool {
 fn is_supported(kind: Kind) -> bool {
     match kind {
         Kind::Portable | Kind::Neon => true,
-        Kind::Avx2 | Kind::Avx512 => false,
+        Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 => false,
     }
 }
 

@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use half::{bf16, f16};
-use kernels::cpu::matmul::{
-    BOperand, BView, Matmul, MatmulBuffers, MatmulSpec, pack_b, packed_b_bytes,
-};
+use kernels::cpu::matmul::{BOperand, BView, Matmul, MatmulBuffers, MatmulSpec};
 use kernels::cpu::{Norm, RowView};
 use kernels::program::{Program, ProgramBuilder};
 use kernels::{Isa, Pool};
@@ -97,6 +95,7 @@ fn plain(m: usize, n: usize, k: usize) -> MatmulSpec {
         depth: k,
         a: view(DType::F32, &[k], 1),
         b: BOperand::Packed(DType::F32),
+        product: DType::F32,
         norm: None,
         prologue: None,
         prologue_operands: vec![],
@@ -107,11 +106,11 @@ fn plain(m: usize, n: usize, k: usize) -> MatmulSpec {
 }
 
 /// Runs `spec` on every instruction set and 1 to 4 threads; equal bytes for all thread counts.
-/// Returns C of each instruction set.
+/// Returns C of each instruction set. `b` is the dense B with its depth and column stride.
 fn run(
     spec: &MatmulSpec,
     a: &Buffer,
-    b: (&Buffer, DType, (usize, usize)),
+    b: (&Buffer, (usize, usize)),
     prologue: &[&Buffer],
     epilogue: &[&Buffer],
     c: &[u8],
@@ -121,12 +120,9 @@ fn run(
     for isa in Isa::available() {
         let matmul = Matmul::new(spec.clone(), isa, L2_BYTES).unwrap();
         let packed = match spec.b {
-            BOperand::Packed(dtype) => {
-                let bytes = packed_b_bytes(isa, spec.columns, spec.depth, dtype);
-                let mut packed = vec![0xff; bytes];
-                let shape = (spec.columns, spec.depth);
-                let dense = (b.0.bytes.as_slice(), b.1);
-                pack_b(&pools[1], isa, shape, dense, b.2, (&mut packed, dtype)).unwrap();
+            BOperand::Packed(_) => {
+                let mut packed = vec![0xff; matmul.packed_b_bytes()];
+                matmul.pack_b(&pools[1], &b.0.bytes, b.1, &mut packed).unwrap();
                 packed
             }
             BOperand::Dense(_) => b.0.bytes.clone(),
@@ -209,7 +205,7 @@ fn packed_f32_matches_the_naive_product_on_ragged_shapes() {
         let spec = plain(m, n, k);
         let expected = product((m, n, k), |r, i| a.values[r * k + i], |i, c| b.values[c * k + i]);
         let c = vec![0xff; m * n * 4];
-        for (isa, c) in run(&spec, &a, (&b, DType::F32, (1, k)), &[], &[], &c) {
+        for (isa, c) in run(&spec, &a, (&b, (1, k)), &[], &[], &c) {
             let what = format!("{m}x{n}x{k}");
             assert_close(isa, &what, &decode(DType::F32, &c), &expected, sum_tolerance(k));
         }
@@ -230,9 +226,8 @@ fn element_types_and_transposes_mix_freely() {
         spec.a = view(ta, &[a_strides.0], a_strides.1);
         spec.c.dtype = tc;
         spec.epilogue = Program::copy(DType::F32, tc);
-        spec.b = match random.below(3) {
+        spec.b = match random.below(2) {
             0 => BOperand::Packed(tb),
-            1 => BOperand::Packed(DType::F32),
             _ => BOperand::Dense(BView {
                 dtype: tb,
                 batch_strides: vec![],
@@ -253,9 +248,43 @@ fn element_types_and_transposes_mix_freely() {
             _ => 0.0,
         };
         let c = vec![0xff; m * n * tc.size()];
-        for (isa, c) in run(&spec, &a, (&b, tb, b_strides), &[], &[], &c) {
+        for (isa, c) in run(&spec, &a, (&b, b_strides), &[], &[], &c) {
             let what = format!("{m}x{n}x{k} {ta:?} {tb:?} {tc:?} {:?}", spec.b);
             assert_close(isa, &what, &decode(tc, &c), &expected, sum_tolerance(k) + rounding);
+        }
+    }
+}
+
+#[test]
+fn bf16_products_lose_nothing_but_the_rounding_of_sums() {
+    let mut random = Random(5);
+    let mut shapes = vec![(1, 1, 1), (9, 49, 3), (8, 48, 640), (250, 100, 33), (3, 800, 2901)];
+    for _ in 0..25 {
+        shapes.push((1 + random.below(70), 1 + random.below(140), 1 + random.below(1400)));
+    }
+    for (m, n, k) in shapes {
+        let a = buffer(&mut random, DType::Bf16, m * k);
+        let b = buffer(&mut random, DType::Bf16, n * k);
+        let b_strides = if random.below(2) == 0 { (1, k) } else { (n, 1) };
+        let mut spec = plain(m, n, k);
+        spec.product = DType::Bf16;
+        spec.a.dtype = DType::Bf16;
+        spec.b = match random.below(2) {
+            0 => BOperand::Packed(DType::Bf16),
+            _ => BOperand::Dense(BView {
+                dtype: DType::Bf16,
+                batch_strides: vec![],
+                depth_stride: b_strides.0,
+                column_stride: b_strides.1,
+                offset: 0,
+            }),
+        };
+        let at = |i: usize, c: usize| i * b_strides.0 + c * b_strides.1;
+        let expected = product((m, n, k), |r, i| a.values[r * k + i], |i, c| b.values[at(i, c)]);
+        let c = vec![0xff; m * n * 4];
+        for (isa, c) in run(&spec, &a, (&b, b_strides), &[], &[], &c) {
+            let what = format!("{m}x{n}x{k} {:?}", spec.b);
+            assert_close(isa, &what, &decode(DType::F32, &c), &expected, sum_tolerance(k));
         }
     }
 }
@@ -289,19 +318,19 @@ fn batches_broadcast_and_rows_follow_their_strides() {
             expected.extend(product((1, n, k), |_, i| a.values[start + i], |i, c| b[i * n + c]));
         }
     }
-    for (isa, c) in run(&spec, &a, (&b, DType::F32, (0, 0)), &[], &[], &vec![0xff; 120 * n * 4]) {
+    for (isa, c) in run(&spec, &a, (&b, (0, 0)), &[], &[], &vec![0xff; 120 * n * 4]) {
         assert_close(isa, "batch", &decode(DType::F32, &c), &expected, sum_tolerance(k));
     }
 }
 
 /// The shape of an adaLN block's product: norm, modulate, product, bias, GELU, gate, residual.
-fn fused_case(norm: Norm, a_dtype: DType, (m, n, k): (usize, usize, usize)) {
+fn fused_case(norm: Norm, a_dtype: DType, b_dtype: DType, (m, n, k): (usize, usize, usize)) {
     let mut random = Random(4);
     let eps = match norm {
         Norm::Layer { eps } | Norm::Rms { eps } => f64::from(eps),
     };
     let a = buffer(&mut random, a_dtype, m * k);
-    let b = buffer(&mut random, DType::F32, n * k);
+    let b = buffer(&mut random, b_dtype, n * k);
     let [shift, scale] = [0, 1].map(|_| buffer(&mut random, DType::F32, k));
     let [bias, gate] = [0, 1].map(|_| buffer(&mut random, DType::F32, n));
     let residual = buffer(&mut random, DType::F32, m * n);
@@ -329,6 +358,8 @@ fn fused_case(norm: Norm, a_dtype: DType, (m, n, k): (usize, usize, usize)) {
     let column = || view(DType::F32, &[0], 1);
     let spec = MatmulSpec {
         a: view(a_dtype, &[k], 1),
+        b: BOperand::Packed(b_dtype),
+        product: b_dtype,
         norm: Some(norm),
         prologue: Some(prologue),
         prologue_operands: vec![column(), column()],
@@ -355,24 +386,36 @@ fn fused_case(norm: Norm, a_dtype: DType, (m, n, k): (usize, usize, usize)) {
         let y = Unary::GeluTanh.apply(*x + bias.values[at % n]);
         *x = y * gate.values[at % n] + residual.values[at];
     }
-    let b = (&b, DType::F32, (1, k));
+    let b = (&b, (1, k));
     let results = run(&spec, &a, b, &[&scale, &shift], &[&bias, &gate, &in_place], &residual.bytes);
     for (isa, c) in results {
         // The norm adds roundings of its own to each product, and GELU's slope reaches 1.13.
-        let tolerance = 3.0 * sum_tolerance(k);
+        let rounding = match b_dtype {
+            // Half an ulp of each element of A, of either sign: they mostly cancel.
+            DType::Bf16 => 4.0 / 512.0 / (k as f64).sqrt(),
+            _ => 0.0,
+        };
+        let tolerance = 3.0 * sum_tolerance(k) + rounding;
         assert_close(isa, "fused", &decode(DType::F32, &c), &expected, tolerance);
     }
 }
 
 #[test]
 fn layer_norm_modulate_gelu_gate_residual_in_place() {
-    fused_case(Norm::Layer { eps: 1e-6 }, DType::F32, (61, 75, 1157));
-    fused_case(Norm::Layer { eps: 1e-6 }, DType::F32, (5, 801, 1700));
+    fused_case(Norm::Layer { eps: 1e-6 }, DType::F32, DType::F32, (61, 75, 1157));
+    fused_case(Norm::Layer { eps: 1e-6 }, DType::F32, DType::F32, (5, 801, 1700));
 }
 
 #[test]
 fn rms_norm_of_bf16_rows() {
-    fused_case(Norm::Rms { eps: 1e-6 }, DType::Bf16, (23, 130, 700));
+    fused_case(Norm::Rms { eps: 1e-6 }, DType::Bf16, DType::F32, (23, 130, 700));
+}
+
+#[test]
+fn bf16_products_take_norm_and_prologue() {
+    fused_case(Norm::Layer { eps: 1e-6 }, DType::Bf16, DType::Bf16, (61, 75, 1157));
+    fused_case(Norm::Layer { eps: 1e-6 }, DType::F32, DType::Bf16, (5, 130, 2900));
+    fused_case(Norm::Rms { eps: 1e-6 }, DType::Bf16, DType::Bf16, (23, 130, 700));
 }
 
 #[test]
@@ -392,14 +435,11 @@ fn refuses_contradictory_specs() {
 }
 
 #[test]
-fn pack_b_refuses_wrong_lengths_and_types() {
+fn pack_b_refuses_wrong_lengths() {
     let pool = Pool::new(1).unwrap();
-    let pack = |dense: &[u8], from, packed: &mut [u8], to| {
-        pack_b(&pool, Isa::PORTABLE, (8, 2), (dense, from), (8, 1), (packed, to))
-    };
-    assert!(pack(&[0; 64], DType::F32, &mut [0; 64], DType::F32).is_ok());
-    assert!(pack(&[0; 60], DType::F32, &mut [0; 64], DType::F32).is_err());
-    assert!(pack(&[0; 64], DType::F32, &mut [0; 60], DType::F32).is_err());
-    assert!(pack(&[0; 64], DType::F32, &mut [0; 32], DType::Bf16).is_err());
-    assert!(pack(&[0; 64], DType::I32, &mut [0; 64], DType::F32).is_err());
+    let matmul = Matmul::new(plain(1, 8, 2), Isa::PORTABLE, L2_BYTES).unwrap();
+    let pack = |dense: &[u8], packed: &mut [u8]| matmul.pack_b(&pool, dense, (8, 1), packed);
+    assert!(pack(&[0; 64], &mut [0; 64]).is_ok());
+    assert!(pack(&[0; 60], &mut [0; 64]).is_err());
+    assert!(pack(&[0; 64], &mut [0; 60]).is_err());
 }

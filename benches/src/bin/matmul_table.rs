@@ -1,5 +1,5 @@
 //! `matmul_table [PYTHON [THREADS]]`: our product beside `OpenBLAS` (numpy of that interpreter) and the
-//! multiply-add peak, all in this run, as a table. Ours and the peer take turns, shape by shape,
+//! multiply-add peak, all in this run, as a table; in bf16, which numpy lacks, beside the peak alone. Ours and the peer take turns, shape by shape,
 //! because a machine's clock changes over minutes. The number is the best of several repetitions.
 #![allow(clippy::print_stdout, reason = "the table is the program's output")]
 
@@ -7,9 +7,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use benches::peak::fma_peak;
+use benches::peak::{bf16_peak, fma_peak};
 use benches::product::{Fusion, Product, SHAPES};
 use kernels::{Isa, Pool};
+use ops::DType;
 
 const REPETITIONS: usize = 7;
 
@@ -57,7 +58,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 answers.read_line(&mut answer)?;
                 blas = blas.max(answer.trim().parse()?);
                 for (best, fusion) in ours.iter_mut().zip(Fusion::ALL) {
-                    let mut product = Product::new((m, n, k), fusion, isa, Pool::new(threads)?)?;
+                    let mut product =
+                        Product::new((m, n, k), fusion, DType::F32, isa, Pool::new(threads)?)?;
                     *best = gflops(&mut product).max(*best);
                 }
             }
@@ -70,6 +72,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         drop(ask);
         peer.wait()?;
+        bf16_rows(isa, threads)?;
+    }
+    Ok(())
+}
+
+/// The rows for bf16, where the CPU has products of bf16 pairs.
+fn bf16_rows(isa: Isa, threads: usize) -> Result<(), Box<dyn std::error::Error>> {
+    for shape @ (m, n, k) in SHAPES {
+        let Some(peak) = bf16_peak(isa, &Pool::new(threads)?) else { break };
+        let mut ours = [0.0; Fusion::ALL.len()];
+        for (best, fusion) in ours.iter_mut().zip(Fusion::ALL) {
+            let mut product = Product::new(shape, fusion, DType::Bf16, isa, Pool::new(threads)?)?;
+            *best = gflops(&mut product);
+        }
+        let ([plain, gelu, gate], peak) = (ours, peak / 1e9);
+        println!(
+            "| {threads} | {m} x {n} x {k} bf16 | {peak:.0} | | {plain:.0} | | {:.0} | {gelu:.0} | {gate:.0} |",
+            100.0 * plain / peak,
+        );
     }
     Ok(())
 }

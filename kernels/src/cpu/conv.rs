@@ -21,7 +21,7 @@ use crate::{Isa, Layout, Pool};
 use super::body::{Elementwise, Source, compile_elementwise, operand_view};
 use super::lanes::copy;
 use super::matmul_pack::{self, PanelShape};
-use super::matmul_tile::{self, Tile};
+use super::matmul_tile::{self, Tile, Words};
 use super::nest::Nest;
 use super::shared::{Shared, aligned};
 
@@ -106,7 +106,7 @@ impl Conv {
         let depth = channels * kernel.iter().product::<usize>();
         let n_blocks = depth.div_ceil(MAX_DEPTH_BLOCK);
         let depth_block = depth.div_ceil(n_blocks).next_multiple_of(4);
-        let panel = PanelShape::of(isa);
+        let panel = PanelShape::of(isa, Words::F32);
         // Patches and sums of a block of rows take about half of the second-level cache.
         let tile_rows = matmul_tile::shape(isa.registers()).0;
         let pass = (depth_block * BLOCKS_PER_PASS).min(depth);
@@ -509,7 +509,8 @@ impl Task<'_> {
                             accumulate: start > 0,
                             next: next.wrapping_add(piece).cast(),
                         };
-                        matmul_tile::run(s, tile_rows.min(n_rows - row), vectors, &tile);
+                        let rows = tile_rows.min(n_rows - row);
+                        matmul_tile::run(s, Words::F32, rows, vectors, &tile);
                     }
                     start += depth;
                 }

@@ -7,13 +7,13 @@
 
 use ops::{Attr, Graph, Op, ValueId};
 
+use crate::Layout;
 use crate::kernel::{KernelDef, Launch, Packing, Site};
 use crate::pool::Pool;
 use crate::program::{Instr, MAX_SLOTS, Program};
-use crate::{Isa, Layout};
 
 use super::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
-use super::matmul::{BOperand, BView, Matmul, MatmulBuffers, MatmulSpec, pack_b, packed_b_bytes};
+use super::matmul::{BOperand, BView, Matmul, MatmulBuffers, MatmulSpec};
 use super::matmul_rows::{Norm, RowView};
 use super::shared::Shared;
 
@@ -120,6 +120,7 @@ impl FusedMatmul {
             depth,
             a: a_view.clone(),
             b,
+            product: body.ty(a).dtype(),
             norm: left.norm,
             prologue: left.program,
             prologue_operands: prologue_views.to_vec(),
@@ -139,10 +140,6 @@ impl FusedMatmul {
             in_place,
             weight_strides,
         })
-    }
-
-    fn isa(&self) -> Isa {
-        self.matmul.isa()
     }
 }
 
@@ -258,11 +255,12 @@ impl KernelDef for FusedMatmul {
             return None;
         }
         let spec = self.matmul.spec();
-        let bytes = packed_b_bytes(self.isa(), spec.columns, spec.depth, dtype);
+        let bytes = self.matmul.packed_b_bytes();
         let (depth, column) = self.weight_strides;
         let name = format!(
-            "panels.{}.{dtype}.k{}s{depth}.n{}s{column}",
-            self.isa(),
+            "{}.{}.{dtype}.k{}s{depth}.n{}s{column}",
+            self.matmul.packed_b_form(),
+            self.matmul.isa(),
             spec.depth,
             spec.columns
         );
@@ -270,14 +268,8 @@ impl KernelDef for FusedMatmul {
     }
 
     fn pack(&self, _: usize, dense: &[u8], packed: &mut [u8], pool: &Pool) {
-        let spec = self.matmul.spec();
-        let dtype = match &spec.b {
-            BOperand::Packed(dtype) => *dtype,
-            BOperand::Dense(view) => view.dtype,
-        };
-        let size = (spec.columns, spec.depth);
-        let strides = self.weight_strides;
-        pack_b(pool, self.isa(), size, (dense, dtype), strides, (packed, dtype))
+        self.matmul
+            .pack_b(pool, dense, self.weight_strides, packed)
             .expect("`packing` states the size of the packed weight");
     }
 

@@ -1,6 +1,9 @@
 //! Packed B: panels of columns, each stored depth by depth, so that the register tile reads
 //! memory in one straight line.
 //!
+//! Where words hold several depths, a panel holds a vector of words at a time: the depths of a word
+//! lie side by side, column by column. A depth that ends within a word is padded with zeros.
+//!
 //! A panel is as wide as the full tile; the last one is narrower by whole vectors, and padded with
 //! zeros to one. All panels follow each other without gaps.
 
@@ -10,18 +13,21 @@ use ops::DType;
 use crate::isa::Isa;
 use crate::simd::Simd;
 
-use super::matmul_tile;
+use super::matmul_tile::{self, Words};
 
-/// Columns of a panel, by instruction set.
+/// Columns of a panel and depths of its words.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PanelShape {
     pub(super) lanes: usize,
     vectors: usize,
+    /// Depths of a word.
+    step: usize,
 }
 
 impl PanelShape {
-    pub(super) fn of(isa: Isa) -> Self {
-        Self { lanes: isa.lanes(), vectors: matmul_tile::shape(isa.registers()).1 }
+    pub(super) fn of(isa: Isa, words: Words) -> Self {
+        let vectors = matmul_tile::shape(isa.registers()).1;
+        Self { lanes: isa.lanes(), vectors, step: words.depths() }
     }
 
     /// Columns of a full panel.
@@ -37,7 +43,7 @@ impl PanelShape {
 
     /// Bytes of all panels.
     pub(super) fn packed_bytes(self, columns: usize, depth: usize, dtype: DType) -> usize {
-        columns.next_multiple_of(self.lanes) * depth * dtype.size()
+        columns.next_multiple_of(self.lanes) * depth.next_multiple_of(self.step) * dtype.size()
     }
 
     /// Packs one panel from `dense`, with element `(k, n)` at `k * strides.0 + n * strides.1`.
@@ -58,11 +64,13 @@ impl PanelShape {
     ) {
         let first = panel * self.columns();
         let width = self.vectors_of(panel, columns) * self.lanes;
-        let strip = Strip { depth, width, valid: width.min(columns - first), strides };
+        let valid = width.min(columns - first);
+        let strip = Strip { depth, step: self.step, width, valid, strides };
         // SAFETY: the caller's promise.
         unsafe {
             let dense = dense.add(first * strides.1 * types.0.size());
-            let packed = packed.add(first * depth * types.1.size());
+            let start = first * depth.next_multiple_of(self.step);
+            let packed = packed.add(start * types.1.size());
             match types {
                 (DType::F32, _) => strip.copy::<f32, f32>(dense, packed, |x| x),
                 (DType::Bf16, DType::F32) => strip.copy(dense, packed, bf16::to_f32),
@@ -76,6 +84,8 @@ impl PanelShape {
 /// The part of B that becomes one panel.
 struct Strip {
     depth: usize,
+    /// Depths of a word.
+    step: usize,
     width: usize,
     /// Columns that B has; the rest of the width is padding.
     valid: usize,
@@ -95,30 +105,35 @@ impl Strip {
         const BLOCK: usize = 16;
         let (dense, packed) = (dense.cast::<T>(), packed.cast::<U>());
         let (depth_stride, column_stride) = self.strides;
+        // Where element `(k, n)` of the strip lies in the panel.
+        let at = |k: usize, n: usize| (k / self.step * self.width + n) * self.step + k % self.step;
+        let padded = self.depth.next_multiple_of(self.step);
         // SAFETY: positions lie within B and within the panel; neither need be aligned.
         unsafe {
             for start in (0..self.depth).step_by(BLOCK) {
                 let end = (start + BLOCK).min(self.depth);
                 if column_stride == 1 {
                     for k in start..end {
-                        let (from, to) = (dense.add(k * depth_stride), packed.add(k * self.width));
+                        let from = dense.add(k * depth_stride);
                         for n in 0..self.valid {
-                            to.add(n).write_unaligned(convert(from.add(n).read_unaligned()));
+                            let x = convert(from.add(n).read_unaligned());
+                            packed.add(at(k, n)).write_unaligned(x);
                         }
                     }
                 } else {
                     for n in 0..self.valid {
                         let from = dense.add(n * column_stride);
                         for k in start..end {
-                            let x = from.add(k * depth_stride).read_unaligned();
-                            packed.add(k * self.width + n).write_unaligned(convert(x));
+                            let x = convert(from.add(k * depth_stride).read_unaligned());
+                            packed.add(at(k, n)).write_unaligned(x);
                         }
                     }
                 }
-                for k in start..end {
-                    for n in self.valid..self.width {
-                        packed.add(k * self.width + n).write_unaligned(U::default());
-                    }
+            }
+            for k in 0..padded {
+                let first = if k < self.depth { self.valid } else { 0 };
+                for n in first..self.width {
+                    packed.add(at(k, n)).write_unaligned(U::default());
                 }
             }
         }

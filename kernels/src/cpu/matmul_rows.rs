@@ -5,8 +5,10 @@
 
 use ops::DType;
 
-use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32};
+use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32, store};
 use crate::simd::{MAX_LANES, Simd};
+
+use super::matmul_tile::Words;
 
 /// A matrix whose rows are numbered over several dims; strides and offset count elements.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,7 +69,7 @@ pub(super) fn row_offsets(dims: &[usize], strides: &[usize], first: usize, table
     }
 }
 
-/// Packs rows of A as f32.
+/// Packs rows of A as words.
 pub(super) struct PackRows<'a> {
     pub(super) a: *const u8,
     pub(super) view: &'a RowView,
@@ -80,8 +82,12 @@ pub(super) struct PackRows<'a> {
     pub(super) offsets_stride: usize,
     /// Length of a whole row.
     pub(super) depth: usize,
+    /// What is packed; the prologue's result has their type.
+    pub(super) words: Words,
     /// Mean and reciprocal deviation of each row, kept between calls.
     pub(super) stats: *mut [f32; 2],
+    /// A row of one call in f32, where words are not f32.
+    pub(super) wide: *mut f32,
     /// At least [`PackRows::SCRATCH_LEN`] values, and what the prologue needs.
     pub(super) scratch: *mut f32,
 }
@@ -90,11 +96,11 @@ impl PackRows<'_> {
     /// Least length of `scratch`.
     pub(super) const SCRATCH_LEN: usize = CHUNK;
 
-    /// Packs elements `from..to` of each row; the first call must be with `from` zero.
+    /// Packs words `from..to` of each row; the first call must be with `from` zero.
     ///
     /// # Safety
     /// All pointers are valid for what is read and written; `packed` for `n_rows` rows, `stride`
-    /// apart.
+    /// words apart.
     #[inline(always)]
     pub(super) unsafe fn run<S: Simd>(
         &self,
@@ -104,20 +110,25 @@ impl PackRows<'_> {
         packed: *mut f32,
         stride: usize,
     ) {
-        let n = to - from;
+        let step = self.words.depths();
+        let (from, padded) = (from * step, to * step);
+        let n = padded.min(self.depth) - from;
+        let dtype = self.words.dtype();
         let mut slots = [SlotPtr { ptr: self.a, stride: 0 }; MAX_SLOTS];
         for row in 0..n_rows {
             // SAFETY: the caller's promise; rows are within their views.
             unsafe {
                 let row_offset = *self.offsets.add(row);
                 let packed = packed.add(row * stride);
+                // F32 is made where it is wanted, anything else rounded from `wide`.
+                let wide = if dtype == DType::F32 { packed } else { self.wide };
                 slots[0] = self.view.slot(self.a, row_offset, from);
                 if let Some(norm) = self.norm {
                     if from == 0 {
                         *self.stats.add(row) = self.row_stats(s, norm, slots[0]);
                     }
-                    self.normalize(s, *self.stats.add(row), slots[0], n, packed);
-                    slots[0] = SlotPtr { ptr: packed.cast_const().cast(), stride: 1 };
+                    self.normalize(s, *self.stats.add(row), slots[0], n, wide);
+                    slots[0] = SlotPtr { ptr: wide.cast_const().cast(), stride: 1 };
                 }
                 if let Some(prologue) = self.prologue {
                     for (index, view) in self.operands.iter().enumerate() {
@@ -126,12 +137,22 @@ impl PackRows<'_> {
                         slots[1 + index] = view.slot(buffer, offset, from);
                     }
                     prologue.run_row_in(s, n, &slots, packed.cast(), self.scratch);
-                } else if self.norm.is_none() {
-                    let x = load_f32(s, self.view.dtype, slots[0], n, packed);
-                    if x != packed.cast_const() {
-                        std::ptr::copy_nonoverlapping(x, packed, n);
+                } else if self.norm.is_some() {
+                    if dtype != DType::F32 {
+                        store(s, dtype, wide, n, packed.cast());
+                    }
+                } else if self.view.dtype == dtype && (slots[0].stride == 1 || n == 1) {
+                    let bytes = n * dtype.size();
+                    std::ptr::copy_nonoverlapping(slots[0].ptr, packed.cast::<u8>(), bytes);
+                } else {
+                    let x = load_f32(s, self.view.dtype, slots[0], n, wide);
+                    if dtype != DType::F32 || x != packed.cast_const() {
+                        store(s, dtype, x, n, packed.cast());
                     }
                 }
+                // A word that the depth ends in: B has zeros there, which NaN would not become.
+                let end = packed.cast::<u8>().add(n * dtype.size());
+                std::ptr::write_bytes(end, 0, (padded - from - n) * dtype.size());
             }
         }
     }

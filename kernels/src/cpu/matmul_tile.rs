@@ -1,4 +1,4 @@
-//! The register tile of the matrix product: a few rows of A times one panel of B, f32.
+//! The register tile of the matrix product: a few rows of A times one panel of B, summed in f32.
 //!
 //! The tile's sums stay in registers over the whole depth; each step of the depth loads the
 //! panel's vectors once and broadcasts one element of each row. With 32 registers the full tile is
@@ -9,6 +9,9 @@
 //! Invariant: each sum is one chain of multiply-adds in depth order, whatever tile it falls in, so
 //! results do not depend on how rows and columns are split.
 
+use ops::DType;
+
+use crate::isa::Bf16Dot;
 use crate::simd::{Simd, SimdJob, prefetch, prefetch_l2};
 
 /// Most rows of a tile on any instruction set.
@@ -25,7 +28,71 @@ pub(super) const fn shape(registers: usize) -> (usize, usize) {
     }
 }
 
-/// Operands of one tile. Counts and strides are in elements.
+/// What a 32-bit word of packed A or B holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Words {
+    /// One f32.
+    F32,
+    /// Two neighbors of the depth in bf16, the first in the lower half.
+    Bf16Pairs(Bf16Dot),
+}
+
+impl Words {
+    /// Elements of the depth in a word.
+    pub(super) fn depths(self) -> usize {
+        match self {
+            Words::F32 => 1,
+            Words::Bf16Pairs(_) => 2,
+        }
+    }
+
+    /// Type of the elements.
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            Words::F32 => DType::F32,
+            Words::Bf16Pairs(_) => DType::Bf16,
+        }
+    }
+}
+
+/// How words of one kind are multiplied.
+trait Arithmetic: Copy {
+    /// `sum` plus the product of the words `a` and `b`, lane by lane.
+    fn multiply_add<S: Simd>(self, s: S, a: S::F, b: S::F, sum: S::F) -> S::F;
+
+    /// Runs `job` in a function of its own that has the instructions.
+    fn outline<S: Simd, J: SimdJob<Output = ()>>(self, s: S, job: J);
+}
+
+/// [`Words::F32`].
+#[derive(Clone, Copy)]
+struct Single;
+
+impl Arithmetic for Single {
+    #[inline(always)]
+    fn multiply_add<S: Simd>(self, s: S, a: S::F, b: S::F, sum: S::F) -> S::F {
+        s.mul_add(a, b, sum)
+    }
+
+    #[inline(always)]
+    fn outline<S: Simd, J: SimdJob<Output = ()>>(self, s: S, job: J) {
+        s.outline(job);
+    }
+}
+
+impl Arithmetic for Bf16Dot {
+    #[inline(always)]
+    fn multiply_add<S: Simd>(self, s: S, a: S::F, b: S::F, sum: S::F) -> S::F {
+        s.dot_bf16(self, a, b, sum)
+    }
+
+    #[inline(always)]
+    fn outline<S: Simd, J: SimdJob<Output = ()>>(self, s: S, job: J) {
+        s.outline_bf16(self, job);
+    }
+}
+
+/// Operands of one tile. Counts and strides are in words.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     /// First element of the tile's rows of A.
@@ -46,24 +113,45 @@ pub(super) struct Tile {
     pub(super) next: *const f32,
 }
 
-/// Computes a tile of `rows` x `vectors`.
+/// Computes a tile of `rows` x `vectors` words.
 ///
 /// # Safety
 /// `rows` and `vectors` are at least 1 and at most [`shape`]. A is readable for `rows` x `depth`, B
 /// for `depth` x `vectors` vectors, the sums writable (and initialized if accumulating).
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, rows: usize, vectors: usize, tile: &Tile) {
+pub(super) unsafe fn run<S: Simd>(s: S, words: Words, rows: usize, vectors: usize, tile: &Tile) {
+    // SAFETY: passed on.
+    unsafe {
+        match words {
+            Words::F32 => run_as(s, Single, rows, vectors, tile),
+            Words::Bf16Pairs(dot) => run_as(s, dot, rows, vectors, tile),
+        }
+    }
+}
+
+/// [`run`] for one kind of words.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn run_as<S: Simd, A: Arithmetic>(
+    s: S,
+    arithmetic: A,
+    rows: usize,
+    vectors: usize,
+    tile: &Tile,
+) {
     macro_rules! by_rows {
         ($vectors:literal) => {
             match rows {
-                1 => s.outline(Micro::<1, $vectors>(tile)),
-                2 => s.outline(Micro::<2, $vectors>(tile)),
-                3 => s.outline(Micro::<3, $vectors>(tile)),
-                4 => s.outline(Micro::<4, $vectors>(tile)),
-                5 => s.outline(Micro::<5, $vectors>(tile)),
-                6 => s.outline(Micro::<6, $vectors>(tile)),
-                7 => s.outline(Micro::<7, $vectors>(tile)),
-                8 => s.outline(Micro::<8, $vectors>(tile)),
+                1 => arithmetic.outline(s, Micro::<A, 1, $vectors>(arithmetic, tile)),
+                2 => arithmetic.outline(s, Micro::<A, 2, $vectors>(arithmetic, tile)),
+                3 => arithmetic.outline(s, Micro::<A, 3, $vectors>(arithmetic, tile)),
+                4 => arithmetic.outline(s, Micro::<A, 4, $vectors>(arithmetic, tile)),
+                5 => arithmetic.outline(s, Micro::<A, 5, $vectors>(arithmetic, tile)),
+                6 => arithmetic.outline(s, Micro::<A, 6, $vectors>(arithmetic, tile)),
+                7 => arithmetic.outline(s, Micro::<A, 7, $vectors>(arithmetic, tile)),
+                8 => arithmetic.outline(s, Micro::<A, 8, $vectors>(arithmetic, tile)),
                 _ => unreachable!("tile has 1 to {MAX_ROWS} rows"),
             }
         };
@@ -76,9 +164,11 @@ pub(super) unsafe fn run<S: Simd>(s: S, rows: usize, vectors: usize, tile: &Tile
     }
 }
 
-struct Micro<'a, const ROWS: usize, const VECTORS: usize>(&'a Tile);
+struct Micro<'a, A, const ROWS: usize, const VECTORS: usize>(A, &'a Tile);
 
-impl<const ROWS: usize, const VECTORS: usize> SimdJob for Micro<'_, ROWS, VECTORS> {
+impl<A: Arithmetic, const ROWS: usize, const VECTORS: usize> SimdJob
+    for Micro<'_, A, ROWS, VECTORS>
+{
     type Output = ();
 
     #[inline(always)]
@@ -87,7 +177,7 @@ impl<const ROWS: usize, const VECTORS: usize> SimdJob for Micro<'_, ROWS, VECTOR
         if ROWS > max_rows || VECTORS > max_vectors {
             unreachable!("tile of {ROWS} x {VECTORS} does not fit the registers");
         }
-        let tile = *self.0;
+        let (arithmetic, tile) = (self.0, *self.1);
         // SAFETY: `run`'s caller promises A, B and the sums for ROWS x VECTORS x depth.
         unsafe {
             for row in 0..ROWS {
@@ -102,13 +192,13 @@ impl<const ROWS: usize, const VECTORS: usize> SimdJob for Micro<'_, ROWS, VECTOR
                 next = next.wrapping_add(16);
                 for step in 0..4 {
                     let b = b.add(step * VECTORS * S::LANES);
-                    multiply_add::<S, ROWS, VECTORS>(s, a.add(step), tile.a_stride, b, &mut sums);
+                    step_depth(s, arithmetic, a.add(step), tile.a_stride, b, &mut sums);
                 }
                 a = a.add(4);
                 b = b.add(4 * VECTORS * S::LANES);
             }
             for _ in 0..tile.depth % 4 {
-                multiply_add::<S, ROWS, VECTORS>(s, a, tile.a_stride, b, &mut sums);
+                step_depth(s, arithmetic, a, tile.a_stride, b, &mut sums);
                 a = a.add(1);
                 b = b.add(VECTORS * S::LANES);
             }
@@ -123,13 +213,14 @@ impl<const ROWS: usize, const VECTORS: usize> SimdJob for Micro<'_, ROWS, VECTOR
     }
 }
 
-/// One step of the depth.
+/// One word of the depth.
 ///
 /// # Safety
-/// One element of each row of A and the vectors of B are readable.
+/// One word of each row of A and the vectors of B are readable.
 #[inline(always)]
-unsafe fn multiply_add<S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn step_depth<S: Simd, A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
     s: S,
+    arithmetic: A,
     a: *const f32,
     a_stride: usize,
     b: *const f32,
@@ -141,7 +232,7 @@ unsafe fn multiply_add<S: Simd, const ROWS: usize, const VECTORS: usize>(
         for (row, sums) in sums.iter_mut().enumerate() {
             let x = s.splat(*a.add(row * a_stride));
             for (sum, &b) in sums.iter_mut().zip(&b) {
-                *sum = s.mul_add(x, b, *sum);
+                *sum = arithmetic.multiply_add(s, x, b, *sum);
             }
         }
     }

@@ -16,6 +16,8 @@ pub mod map;
 pub mod matmul;
 mod matmul_pack;
 mod matmul_rows;
+mod matmul_spec;
+mod matmul_task;
 mod matmul_tile;
 mod nest;
 pub mod norm;

@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use crate::isa::Bf16Dot;
+
 use super::{Simd, SimdJob};
 
 /// The token of the AVX-512 path; only [`super::dispatch`] makes it.
@@ -15,6 +17,16 @@ pub struct Avx512(());
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 pub(super) unsafe fn run<J: SimdJob>(job: J) -> J::Output {
+    job.run(Avx512(()))
+}
+
+/// Runs `job` with the features of [`crate::isa::Kind::Avx512Bf16`].
+///
+/// # Safety
+/// The CPU has them.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn run_bf16<J: SimdJob>(job: J) -> J::Output {
     job.run(Avx512(()))
 }
 
@@ -45,6 +57,12 @@ impl Simd for Avx512 {
     fn outline<J: SimdJob>(self, job: J) -> J::Output {
         // SAFETY: the token exists, so the CPU has the features.
         unsafe { run(job) }
+    }
+
+    #[inline]
+    fn outline_bf16<J: SimdJob>(self, _: Bf16Dot, job: J) -> J::Output {
+        // SAFETY: the token and the proof exist, so the CPU has the features.
+        unsafe { run_bf16(job) }
     }
 
     #[inline(always)]
@@ -122,6 +140,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn neg_mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         op!(_mm512_fnmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn dot_bf16(self, _: Bf16Dot, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the proof exists, so the CPU has the instruction; both types are 64 plain bytes.
+        unsafe {
+            let pairs = |x: __m512| std::mem::transmute::<__m512, __m512bh>(x);
+            _mm512_dpbf16_ps(c, pairs(a), pairs(b))
+        }
     }
     #[inline(always)]
     fn min(self, a: __m512, b: __m512) -> __m512 {

@@ -28,7 +28,7 @@ pub use avx512::Avx512;
 pub use neon::Neon;
 pub use portable::Portable;
 
-use crate::isa::{Isa, Kind};
+use crate::isa::{Bf16Dot, Isa, Kind};
 
 /// Most lanes any [`Simd`] has; scratch that must hold one vector of any of them has this length.
 pub const MAX_LANES: usize = 16;
@@ -51,6 +51,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Runs `job` in a function of its own with the same instructions enabled, so that its
     /// registers are not allocated together with the caller's.
     fn outline<J: SimdJob>(self, job: J) -> J::Output;
+
+    /// As [`Simd::outline`], with the instruction behind [`Simd::dot_bf16`] enabled too; without it
+    /// each `dot_bf16` is a call.
+    #[inline(always)]
+    fn outline_bf16<J: SimdJob>(self, _: Bf16Dot, job: J) -> J::Output {
+        self.outline(job)
+    }
 
     /// Every lane `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -113,6 +120,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `c - a * b`, rounded once where [`Simd::FUSED`].
     fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Lanes as pairs of bf16, the lower half first: `c + a.0 * b.0 + a.1 * b.1`. What is rounded
+    /// in between, and whether denormals count as zero, is the instruction's.
+    #[inline(always)]
+    fn dot_bf16(self, _: Bf16Dot, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        let low = |x| self.shl::<16>(x);
+        let high = |x| self.and(x, self.splat_bits(0xffff_0000));
+        self.mul_add(high(a), high(b), self.mul_add(low(a), low(b), c))
+    }
+    /// Rounds to bf16 (nearest even, NaN stays NaN) and joins lane by lane, `low` in the lower half.
+    #[inline(always)]
+    fn pair_bf16(self, low: Self::F, high: Self::F) -> Self::F {
+        self.or(self.shr::<16>(self.round_bf16(low)), self.round_bf16(high))
+    }
+
     /// `a < b ? a : b`: `b` if either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a > b ? a : b`: `b` if either is NaN.
@@ -276,7 +297,7 @@ pub fn dispatch<J: SimdJob>(isa: Isa, job: J) -> J::Output {
     match isa.kind() {
         // SAFETY: an `Isa` of this kind only exists if the CPU has the features.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => unsafe { avx512::run(job) },
+        Kind::Avx512 | Kind::Avx512Bf16 => unsafe { avx512::run(job) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => unsafe { avx2::run(job) },

@@ -32,7 +32,7 @@ pub(crate) fn run(options: &DoctorOptions, forced_isa: Option<&str>) -> Outcome<
         let document = json!({
             "version": VERSION, "cpu": machine::cpu_name(), "arch": std::env::consts::ARCH,
             "features": cpu_features(), "isa": target.isa.name(), "isa_available": available,
-            "isa_forced": forced_isa.is_some(), "avx512_bf16": isa::has_avx512_bf16(),
+            "isa_forced": forced_isa.is_some(), "avx512_bf16": Isa::available().iter().any(|isa| isa.bf16_dot().is_some()),
             "threads": target.threads, "cache_bytes": caches,
             "memory_bytes": memory.map(|[total, _]| total),
             "memory_available_bytes": memory.map(|[_, free]| free),

@@ -1,0 +1,239 @@
+//! One task of the matrix product: a block of rows by a range of panels, from packing A to the
+//! epilogue. Start reading at `run`.
+
+use ops::DType;
+
+use crate::program::SlotPtr;
+use crate::simd::{Simd, SimdJob};
+
+use super::matmul::{Matmul, MatmulBuffers, WorkerScratch};
+use super::matmul_pack;
+use super::matmul_rows::{PackRows, row_offsets};
+use super::matmul_tile::{self, Tile};
+
+/// One block of rows by one range of panels.
+pub(super) struct Task<'a> {
+    pub(super) matmul: &'a Matmul,
+    pub(super) buffers: &'a MatmulBuffers<'a>,
+    /// Packed B.
+    pub(super) b: *const u8,
+    /// The half type that packed B is widened from; `None` if it is what tiles read.
+    pub(super) widen: Option<DType>,
+    /// The worker's.
+    pub(super) scratch: *mut u8,
+    pub(super) batch: usize,
+    pub(super) rows: (usize, usize),
+    pub(super) panels: (usize, usize),
+}
+
+/// The block of a panel that is multiplied now; the depth counts words.
+struct PanelBlock {
+    panel: usize,
+    depth_start: usize,
+    depth: usize,
+}
+
+impl SimdJob for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let matmul = self.matmul;
+        let spec = &matmul.spec;
+        let n_rows = self.rows.1 - self.rows.0;
+        if n_rows == 0 || self.panels.0 == self.panels.1 {
+            return;
+        }
+        let layout = matmul.worker_scratch();
+        let first_row = self.batch * matmul.n_rows + self.rows.0;
+        let dims = RowDims { batch: &spec.batch, rows: &spec.rows };
+        // SAFETY: `worker_scratch` sized every part; A, B, C and operands as `Matmul::run` demands.
+        unsafe {
+            let a_packed = self.scratch.add(layout.a).cast::<f32>();
+            let program_scratch = self.scratch.add(layout.program).cast::<f32>();
+            let offsets = self.scratch.add(layout.offsets).cast::<usize>();
+            let views = std::iter::once(&spec.a)
+                .chain(&spec.prologue_operands)
+                .chain(std::iter::once(&spec.c))
+                .chain(&spec.epilogue_operands);
+            for (index, view) in views.enumerate() {
+                let table = offsets.add(index * matmul.block_rows);
+                let table = std::slice::from_raw_parts_mut(table, n_rows);
+                dims.offsets(&view.row_strides, first_row, table);
+            }
+            let c_offsets = offsets.add((1 + spec.prologue_operands.len()) * matmul.block_rows);
+            let pack = PackRows {
+                a: self.buffers.a,
+                view: &spec.a,
+                norm: spec.norm,
+                prologue: matmul.prologue.as_ref(),
+                operands: &spec.prologue_operands,
+                operand_buffers: self.buffers.prologue,
+                offsets: offsets.cast_const(),
+                offsets_stride: matmul.block_rows,
+                depth: spec.depth,
+                words: matmul.words,
+                stats: self.scratch.add(layout.stats).cast(),
+                wide: self.scratch.add(layout.wide).cast(),
+                scratch: program_scratch,
+            };
+            let group_panels = matmul.group_panels();
+            let group_len = matmul.block_rows * matmul.sums_stride();
+            let mut pass_start = 0;
+            while pass_start < matmul.n_words {
+                let pass_end = (pass_start + matmul.depth_pass).min(matmul.n_words);
+                pack.run(s, n_rows, (pass_start, pass_end), a_packed, matmul.a_stride());
+                let mut group_start = self.panels.0;
+                let mut group = 0;
+                while group_start < self.panels.1 {
+                    let group_end = (group_start + group_panels).min(self.panels.1);
+                    let slot = if matmul.keeps_sums() { group } else { 0 };
+                    let sums = self.scratch.add(layout.sums).cast::<f32>().add(slot * group_len);
+                    for panel in group_start..group_end {
+                        let column = (panel - group_start) * matmul.panel.columns();
+                        let mut start = pass_start;
+                        while start < pass_end {
+                            let depth = matmul.depth_block.min(pass_end - start);
+                            let block = PanelBlock { panel, depth_start: start, depth };
+                            let next = if start + depth < pass_end {
+                                (panel, start + depth)
+                            } else {
+                                (panel + 1, pass_start)
+                            };
+                            let a = a_packed.add(start - pass_start);
+                            self.multiply(s, &layout, &block, next, n_rows, a, sums.add(column));
+                            start += depth;
+                        }
+                    }
+                    if pass_end == matmul.n_words {
+                        let column = group_start * matmul.panel.columns();
+                        let end = (group_end * matmul.panel.columns()).min(spec.columns);
+                        self.epilogue(s, n_rows, (column, end), sums, c_offsets, program_scratch);
+                    }
+                    group_start = group_end;
+                    group += 1;
+                }
+                pass_start = pass_end;
+            }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// Adds one block of a panel times all rows to the sums.
+    ///
+    /// # Safety
+    /// As in `run`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "the innermost level of one loop nest")]
+    unsafe fn multiply<S: Simd>(
+        &self,
+        s: S,
+        layout: &WorkerScratch,
+        block: &PanelBlock,
+        next: (usize, usize),
+        n_rows: usize,
+        a: *const f32,
+        sums: *mut f32,
+    ) {
+        let matmul = self.matmul;
+        let spec = &matmul.spec;
+        let vectors = matmul.panel.vectors_of(block.panel, spec.columns);
+        let size = self.widen.map_or(size_of::<f32>(), DType::size);
+        let position = |panel: usize, depth: usize| {
+            let width = matmul.panel.vectors_of(panel, spec.columns) * S::LANES;
+            (panel * matmul.panel.columns() * matmul.n_words + depth * width) * size
+        };
+        // SAFETY: positions are those of packed panels; `b` scratch holds a block of a full panel.
+        unsafe {
+            let packed = self.b.add(position(block.panel, block.depth_start));
+            let b = match self.widen {
+                None => packed.cast::<f32>(),
+                Some(dtype) => {
+                    let wide = self.scratch.add(layout.b).cast::<f32>();
+                    let n = block.depth * vectors * S::LANES;
+                    matmul_pack::widen(s, dtype, packed, n, wide);
+                    wide.cast_const()
+                }
+            };
+            // The next block comes in piece by piece, one piece with each tile.
+            let next_block = if next.0 < self.panels.1 {
+                self.b.wrapping_add(position(next.0, next.1))
+            } else {
+                packed
+            };
+            let piece = block.depth / 4 * 64;
+            let next_bytes = block.depth * vectors * S::LANES * size;
+            let mut row = 0;
+            let mut prefetched = 0;
+            while row < n_rows {
+                let rows = matmul.tile_rows.min(n_rows - row);
+                let tile = Tile {
+                    a: a.add(row * matmul.a_stride()),
+                    a_stride: matmul.a_stride(),
+                    b,
+                    depth: block.depth,
+                    sums: sums.add(row * matmul.sums_stride()),
+                    sums_stride: matmul.sums_stride(),
+                    accumulate: block.depth_start > 0,
+                    next: next_block.wrapping_add(prefetched.min(next_bytes)).cast(),
+                };
+                matmul_tile::run(s, matmul.words, rows, vectors, &tile);
+                prefetched += piece;
+                row += rows;
+            }
+        }
+    }
+
+    /// Turns finished sums of columns `columns.0..columns.1` into elements of C.
+    ///
+    /// # Safety
+    /// As in `run`.
+    #[inline(always)]
+    unsafe fn epilogue<S: Simd>(
+        &self,
+        s: S,
+        n_rows: usize,
+        columns: (usize, usize),
+        sums: *const f32,
+        offsets: *const usize,
+        program_scratch: *mut f32,
+    ) {
+        let spec = &self.matmul.spec;
+        let mut slots = [SlotPtr { ptr: sums.cast(), stride: 1 }; crate::program::MAX_SLOTS];
+        let n = columns.1 - columns.0;
+        for row in 0..n_rows {
+            // SAFETY: offsets are those of the views, within their buffers.
+            unsafe {
+                slots[0].ptr = sums.add(row * self.matmul.sums_stride()).cast();
+                for (index, view) in spec.epilogue_operands.iter().enumerate() {
+                    let offset = *offsets.add((1 + index) * self.matmul.block_rows + row);
+                    slots[1 + index] = view.slot(self.buffers.epilogue[index], offset, columns.0);
+                }
+                let at = spec.c.offset + *offsets.add(row) + columns.0;
+                let dst = self.buffers.c.add(at * spec.c.dtype.size());
+                spec.epilogue.run_row_in(s, n, &slots, dst, program_scratch);
+            }
+        }
+    }
+}
+
+/// The dims that rows are numbered over.
+struct RowDims<'a> {
+    batch: &'a [usize],
+    rows: &'a [usize],
+}
+
+impl RowDims<'_> {
+    /// Offsets of `table.len()` rows from `first` on.
+    fn offsets(&self, strides: &[usize], first: usize, table: &mut [usize]) {
+        let n_rows: usize = self.rows.iter().product();
+        let (batch_strides, row_strides) = strides.split_at(self.batch.len());
+        let mut batch = [0];
+        row_offsets(self.batch, batch_strides, first / n_rows, &mut batch);
+        row_offsets(self.rows, row_strides, first % n_rows, table);
+        for offset in table {
+            *offset += batch[0];
+        }
+    }
+}
