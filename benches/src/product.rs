@@ -9,6 +9,7 @@ use kernels::{Error, Isa, Pool};
 use ops::DType;
 use ops::defs::binary::Binary;
 use ops::defs::unary::Unary;
+use runtime::Arena;
 
 /// `(rows, columns, depth)` of the products of one block with 4096 tokens.
 pub const SHAPES: [(usize, usize, usize); 4] =
@@ -42,40 +43,23 @@ impl Fusion {
     }
 }
 
-/// Memory aligned to a cache line.
-#[derive(Clone, Debug)]
-struct Aligned {
-    memory: Vec<[f32; 16]>,
-}
-
-impl Aligned {
-    fn zeros(n_bytes: usize) -> Aligned {
-        // `Vec` aligns to 4 bytes only: one line more, and `ptr` starts at a whole one.
-        Aligned { memory: vec![[0.0; 16]; n_bytes.div_ceil(64) + 1] }
-    }
-
-    /// Values in `-0.5..0.5`, the same each time.
-    fn random(n: usize, dtype: DType) -> Aligned {
-        let mut aligned = Aligned::zeros(n * dtype.size());
-        let mut state = 1u32;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / 16_777_216.0 - 0.5
+/// Values in `-0.5..0.5`, the same each time.
+fn random(n: usize, dtype: DType) -> Result<Arena, runtime::Error> {
+    let mut arena = Arena::new((n * dtype.size()).next_multiple_of(4), "operand")?;
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 16_777_216.0 - 0.5
+    };
+    for bytes in arena.slice_mut(0, arena.len()).chunks_exact_mut(4) {
+        // In bf16, two numbers share the place of one f32.
+        let word = match dtype {
+            DType::Bf16 => pair(next(), next()),
+            _ => next().to_bits(),
         };
-        for x in aligned.memory.as_flattened_mut() {
-            // In bf16, two numbers share the place of one f32.
-            *x = match dtype {
-                DType::Bf16 => f32::from_bits(pair(next(), next())),
-                _ => next(),
-            };
-        }
-        aligned
+        bytes.copy_from_slice(&word.to_le_bytes());
     }
-
-    fn ptr(&mut self) -> *mut u8 {
-        let start = self.memory.as_ptr().cast::<u8>().align_offset(64);
-        self.memory.as_mut_ptr().cast::<u8>().wrapping_add(start)
-    }
+    Ok(arena)
 }
 
 /// Two numbers as bf16, the first in the lower half; what does not fit is cut off.
@@ -88,37 +72,33 @@ fn pair(low: f32, high: f32) -> u32 {
 pub struct Product {
     matmul: Matmul,
     pool: Pool,
-    a: Aligned,
-    packed: Aligned,
-    rows: Aligned,
-    c: Aligned,
-    scratch: Aligned,
+    a: Arena,
+    packed: Arena,
+    rows: Arena,
+    c: Arena,
+    scratch: Arena,
 }
 
 impl Product {
     /// Makes the buffers and packs B.
     ///
     /// # Errors
-    /// The kernel's, if the shape is empty.
+    /// The kernel's, if the shape is empty; out of memory.
     pub fn new(
         (m, n, k): (usize, usize, usize),
         fusion: Fusion,
         dtype: DType,
         isa: Isa,
         pool: Pool,
-    ) -> Result<Product, Error> {
+    ) -> Result<Product, Box<dyn std::error::Error>> {
         let matmul = Matmul::new(spec((m, n, k), fusion, dtype)?, isa, L2_BYTES)?;
-        let mut dense = Aligned::random(n * k, dtype);
-        let bytes = matmul.packed_b_bytes();
-        let mut packed = Aligned::zeros(bytes);
-        // SAFETY: the buffers have that many bytes behind their aligned starts.
-        let (from, to) = unsafe {
-            let dense = std::slice::from_raw_parts(dense.ptr(), n * k * dtype.size());
-            (dense, std::slice::from_raw_parts_mut(packed.ptr(), bytes))
-        };
-        matmul.pack_b(&pool, from, (1, k), to)?;
-        let scratch = Aligned::zeros(matmul.scratch_bytes(pool.threads()));
-        let [a, rows, c] = [m * k, n + k, m * n].map(|len| Aligned::random(len, dtype));
+        let dense = random(n * k, dtype)?;
+        let mut packed = Arena::new(matmul.packed_b_bytes(), "packed B")?;
+        let bytes = packed.len();
+        let from = dense.slice(0, n * k * dtype.size());
+        matmul.pack_b(&pool, from, (1, k), packed.slice_mut(0, bytes))?;
+        let scratch = Arena::new(matmul.scratch_bytes(pool.threads()), "scratch")?;
+        let (a, rows, c) = (random(m * k, dtype)?, random(n + k, dtype)?, random(m * n, dtype)?);
         Ok(Product { matmul, pool, a, packed, rows, c, scratch })
     }
 

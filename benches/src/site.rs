@@ -6,36 +6,15 @@ use std::fmt;
 
 use kernels::{Isa, Kernel, Launch, Layout, Pool, Site, Target};
 use ops::{Builder, DType, Error, TensorType, ValueId};
-
-/// Bytes to which buffers are aligned.
-const ALIGN: usize = 64;
-
-/// Bytes on an aligned address.
-struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl Buffer {
-    fn new(len: usize) -> Buffer {
-        let bytes = vec![0; len + ALIGN];
-        let start = bytes.as_ptr().align_offset(ALIGN);
-        Buffer { bytes, start, len }
-    }
-
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
-    }
-}
+use runtime::Arena;
 
 /// A kernel with its buffers.
 pub struct Timed {
     kernel: Kernel,
     pool: Pool,
-    operands: Vec<Buffer>,
-    result: Buffer,
-    scratch: Buffer,
+    operands: Vec<Arena>,
+    result: Arena,
+    scratch: Arena,
     flops: u64,
 }
 
@@ -56,7 +35,7 @@ impl Timed {
         weights: &[usize],
         pool: Pool,
         build: impl FnOnce(&mut Builder, &[ValueId]) -> Result<ValueId, Error>,
-    ) -> Result<Option<Timed>, Error> {
+    ) -> Result<Option<Timed>, Box<dyn std::error::Error>> {
         let mut b = Builder::new("site");
         let mut args = vec![];
         for (i, shape) in shapes.iter().enumerate() {
@@ -85,8 +64,10 @@ impl Timed {
         let def = kernel.def();
         let mut operands = vec![];
         for (i, &arg) in args.iter().enumerate() {
-            let mut dense = Buffer::new(body.ty(arg).bytes());
-            for (j, bytes) in dense.as_mut().chunks_exact_mut(4).enumerate() {
+            let mut dense = Arena::new(body.ty(arg).bytes(), "operand")?;
+            for (j, bytes) in
+                dense.slice_mut(0, body.ty(arg).bytes()).chunks_exact_mut(4).enumerate()
+            {
                 // Scattered over [-1, 1): the fractional parts of multiples of the golden ratio.
                 let x = (j as f64 * 0.618_033_988_749_895).fract() as f32;
                 bytes.copy_from_slice(&(2.0 * x - 1.0).to_le_bytes());
@@ -94,14 +75,15 @@ impl Timed {
             operands.push(match def.packing(i) {
                 None => dense,
                 Some(packing) => {
-                    let mut packed = Buffer::new(packing.bytes);
-                    def.pack(i, dense.as_mut(), packed.as_mut(), &pool);
+                    let mut packed = Arena::new(packing.bytes, "packed operand")?;
+                    let from = dense.slice(0, dense.len());
+                    def.pack(i, from, packed.slice_mut(0, packing.bytes), &pool);
                     packed
                 }
             });
         }
-        let scratch = Buffer::new(def.scratch_bytes(pool.threads()));
-        let result = Buffer::new(body.ty(out).bytes());
+        let scratch = Arena::new(def.scratch_bytes(pool.threads()), "scratch")?;
+        let result = Arena::new(body.ty(out).bytes(), "result")?;
         let flops = body.flops();
         Ok(Some(Timed { kernel, pool, operands, result, scratch, flops }))
     }
@@ -114,12 +96,12 @@ impl Timed {
     /// Runs once.
     pub fn run(&mut self) {
         let operands: Vec<*const u8> =
-            self.operands.iter_mut().map(|buffer| buffer.as_mut().as_ptr()).collect();
+            self.operands.iter().map(|arena| arena.ptr().cast_const()).collect();
         let launch = Launch {
             pool: &self.pool,
             operands: &operands,
-            result: self.result.as_mut().as_mut_ptr(),
-            scratch: self.scratch.as_mut().as_mut_ptr(),
+            result: self.result.ptr(),
+            scratch: self.scratch.ptr(),
         };
         // SAFETY: buffers hold their dense layouts, the scratch is as large as the kernel asked
         // for this pool, and none of them overlap; the instruction set is this CPU's.

@@ -8,6 +8,7 @@ mod error;
 mod session;
 mod weights;
 
+pub use arena::Arena;
 pub use error::Error;
 pub use session::{Control, Session, StepTime};
 pub use weights::{WeightSource, WeightStore};
