@@ -2,6 +2,8 @@
 //! outputs and what modules return on the way.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
+mod bf16;
+
 use models::config::{AutoencoderKl, Stdit, Stdit1, Stdit2, T5};
 use models::sincos::{self, Grid};
 use models::t5::TextBucket;
@@ -117,7 +119,7 @@ impl Suite<'_> {
         let config = Stdit1::from_json(&self.config()).expect("a supported configuration");
         self.position_buffers(&config);
         for case in self.cases() {
-            let given = self.stdit_given(&case);
+            let given = stdit_given(self.folder, &case);
             let bucket = stdit_bucket(&config.common, &given);
             let graph = stdit1::graph(&config, &bucket).expect("the case's shapes fit");
             self.stdit_case(&case, graph, &bucket, &given);
@@ -127,28 +129,11 @@ impl Suite<'_> {
     fn stdit2(&mut self) {
         let config = Stdit2::from_json(&self.config()).expect("a supported configuration");
         for case in self.cases() {
-            let given = self.stdit_given(&case);
+            let given = stdit_given(self.folder, &case);
             let bucket = stdit_bucket(&config.common, &given);
             let graph = stdit2::graph(&config, &bucket).expect("the case's shapes fit");
             self.stdit_case(&case, graph, &bucket, &given);
         }
-    }
-
-    /// Weights, the case's tensors, and its inputs under the names and types of the graph's.
-    fn stdit_given(&self, case: &str) -> Tensors {
-        let mut given = self.folder.tensors("weights");
-        let case = self.folder.tensors(case);
-        for (name, tensor) in &case {
-            let Some(input) = name.strip_prefix("in.") else { continue };
-            let tensor = match input {
-                "timestep" => as_type(tensor, DType::F32),
-                "mask" => as_type(tensor, DType::Bool),
-                _ => tensor.clone(),
-            };
-            given.insert(input.to_string(), tensor);
-        }
-        given.extend(case);
-        given
     }
 
     fn stdit_case(&mut self, case: &str, graph: Graph, bucket: &Bucket, given: &Tensors) {
@@ -322,6 +307,23 @@ impl Suite<'_> {
         }
         (self.executor.run)(&b.finish(&[y]), &given).remove(0)
     }
+}
+
+/// Weights, the case's tensors, and its inputs under the names and types of the graph's.
+fn stdit_given(folder: &Folder, case: &str) -> Tensors {
+    let mut given = folder.tensors("weights");
+    let case = folder.tensors(case);
+    for (name, tensor) in &case {
+        let Some(input) = name.strip_prefix("in.") else { continue };
+        let tensor = match input {
+            "timestep" => as_type(tensor, DType::F32),
+            "mask" => as_type(tensor, DType::Bool),
+            _ => tensor.clone(),
+        };
+        given.insert(input.to_string(), tensor);
+    }
+    given.extend(case);
+    given
 }
 
 /// The bucket whose inputs are those of a case.
