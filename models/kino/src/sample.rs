@@ -13,10 +13,10 @@ use std::time::Instant;
 use anyhow::Context;
 use checkpoint::TensorView;
 use kernels::{Pool, Target};
-use media::{Layout, MediaWriter, Metadata, Written};
+use media::{Layout, MediaWriter, Metadata};
 use pipeline::{Conditioning, Features, Model, Plans, Request, Sampler, Scheduler, Watch};
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::noise::Noise;
 use crate::options::SampleOptions;
 use crate::outputs::{self, Job};
@@ -103,7 +103,12 @@ pub(crate) fn run(
         pool: Arc::new(pool),
         interrupt,
     };
-    run.sample(&jobs, &request, plans, &mut console, &mut report)?;
+    run.sample(&jobs, &request, plans, &mut console, &mut report).map_err(
+        |failure| match failure {
+            Failure::Interrupted { .. } => Failure::Interrupted { written: report.outputs.len() },
+            other => other,
+        },
+    )?;
     drop(folders);
     report.seconds.push(("total", start.elapsed().as_secs_f64()));
     if options.json {
@@ -158,17 +163,14 @@ impl Run<'_> {
         for (number, batch) in batches.iter().enumerate() {
             self.fit(&mut sampler, batch.len())?;
             let done_before = number as u64 * flops[2].1;
-            let written = self.decode(
+            self.decode(
                 &mut sampler,
                 batch,
                 &latents[number],
                 (&mut decode, &mut encode),
                 done_before,
+                &mut report.outputs,
             )?;
-            for (job, written) in batch.iter().zip(written) {
-                let prompt = self.prompts[job.prompt].typed.clone();
-                report.outputs.push(Output { prompt, sample_index: job.sample_index, written });
-            }
         }
         // Frames are encoded between the steps of decoding.
         decode.elapsed = decode.elapsed.saturating_sub(encode.elapsed);
@@ -223,7 +225,7 @@ impl Run<'_> {
         })
     }
 
-    /// Decodes a batch, each frame into its file.
+    /// Decodes a batch, each frame into its file; what is complete goes to `outputs`.
     fn decode(
         &self,
         sampler: &mut Sampler<'_>,
@@ -231,10 +233,10 @@ impl Run<'_> {
         latents: &[f32],
         (decode, encode): (&mut Stage, &mut Stage),
         done_before: u64,
-    ) -> Outcome<Vec<Written>> {
+        outputs: &mut Vec<Output>,
+    ) -> Outcome<()> {
         let [height, width] = sampler.request().frame_size(self.model)?;
         let n_frames = sampler.request().num_frames;
-        let mut written = Vec::new();
         let mut writer: Option<MediaWriter> = None;
         let mut rgb = Vec::new();
         decode.time(|bar| {
@@ -251,14 +253,15 @@ impl Run<'_> {
                     open.push(&rgb)?;
                     if t + 1 == n_frames {
                         let done = writer.take().expect("opened at frame 0");
-                        written.push(done.finish()?);
+                        let written = done.finish_unless(self.interrupt)?;
+                        let prompt = self.prompts[job.prompt].typed.clone();
+                        outputs.push(Output { prompt, sample_index: job.sample_index, written });
                     }
                     bar.advance();
                     Ok(())
                 })
             })
-        })?;
-        Ok(written)
+        })
     }
 
     /// Starts the file of a video, with what it was made from.

@@ -122,6 +122,12 @@ pub enum Error {
         /// The encoder's reason.
         reason: String,
     },
+    /// The caller stopped the writing; nothing was left of it.
+    #[error("{}: stopped before it was complete", path.display())]
+    Interrupted {
+        /// The output path.
+        path: PathBuf,
+    },
     /// The file that was read is damaged, hostile or of no known kind.
     #[error("{}: {reason}", path.display())]
     Malformed {
@@ -173,6 +179,9 @@ pub(crate) enum Fault {
     /// Input bytes are wrong.
     #[error("{0}")]
     Malformed(String),
+    /// The caller wants no more.
+    #[error("stopped")]
+    Interrupted,
 }
 
 impl Fault {
@@ -192,6 +201,7 @@ impl Fault {
             Self::Io(source) => Error::Io { path, action, source },
             Self::Encode(reason) => Error::Encode { path, reason },
             Self::Malformed(reason) => Error::Malformed { path, reason },
+            Self::Interrupted => Error::Interrupted { path },
         }
     }
 }
