@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// What to sample and how. Names are upstream's where upstream has the option.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -138,6 +139,21 @@ pub(crate) struct SampleOptions {
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     #[serde(skip)]
     pub from: Option<PathBuf>,
+}
+
+/// Options as JSON.
+pub(crate) type Layer = Map<String, Value>;
+
+impl SampleOptions {
+    /// The options that are set.
+    pub(crate) fn layer(&self) -> Layer {
+        let value = serde_json::to_value(self).expect("options are plain data");
+        let Value::Object(mut map) = value else { unreachable!("a struct is an object") };
+        map.retain(|_, value| {
+            !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty())
+        });
+        map
+    }
 }
 
 /// Storage types, also under upstream's names.

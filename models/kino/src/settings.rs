@@ -4,7 +4,6 @@ use media::Fps;
 use pipeline::{Model, Request, Scheduler, SchedulerKind, Transformer};
 
 use crate::failure::{Failure, Outcome};
-use crate::layers;
 use crate::options::{SampleOptions, SchedulerName, Storage};
 use crate::source::{EMBEDDED, EMBEDDED_CFG_SCALE, is_first_release};
 
@@ -184,6 +183,6 @@ impl Settings {
             sample_index: Some(sample_index),
             ..SampleOptions::default()
         };
-        serde_json::Value::Object(layers::layer(&full)).to_string()
+        serde_json::Value::Object(full.layer()).to_string()
     }
 }
