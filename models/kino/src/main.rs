@@ -15,6 +15,7 @@ mod options;
 mod outputs;
 mod progress;
 mod prompts;
+mod references;
 mod report;
 mod sample;
 mod settings;

@@ -37,6 +37,15 @@ pub(crate) struct SampleOptions {
     #[serde(skip_serializing_if = "is_false")]
     pub no_clean_caption: bool,
 
+    /// Images or videos that frames are taken of, joined by `;`: PNG, a folder of PNGs, others by
+    /// ffmpeg; for all prompts, or one after the other for each
+    #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Given frames")]
+    pub reference_path: Vec<String>,
+    /// Which frames they give: rules joined by `;`, each `loop,reference,first frame of it,first frame
+    /// of the video,count,edit ratio`, where 0,0,0,0,1,0 fills up what is left out
+    #[arg(long, num_args = 1.., value_name = "RULES", help_heading = "Given frames")]
+    pub mask_strategy: Vec<String>,
+
     /// The embedded model (tiny-flare-1.1), or the kind that --ckpt-path must be: STDiT-XL/2, STDiT2-XL/2
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub model: Option<String>,

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use text::Tokenizer;
-use text::prompts::{Loops, check_prompt, read_prompts, split_suffix};
+use text::prompts::{Loops, Suffixed, check_prompt, read_prompts, split_suffix};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::SampleOptions;
@@ -22,10 +22,14 @@ pub(crate) struct Prompt {
     pub typed: String,
     /// As encoded.
     pub cleaned: String,
+    /// References that it names itself; empty for none.
+    pub reference_path: String,
+    /// The strategy that it names itself; empty for none.
+    pub mask_strategy: String,
 }
 
-/// The prompts that are asked for, cleaned.
-pub(crate) fn gather(options: &SampleOptions) -> Outcome<Vec<Prompt>> {
+/// The prompts that are asked for, cleaned, and how many the whole list has.
+pub(crate) fn gather(options: &SampleOptions) -> Outcome<(Vec<Prompt>, usize)> {
     let typed = match (&options.prompt_path, options.prompt.is_empty()) {
         (Some(_), false) => {
             return Err(Failure::usage("give prompts or --prompt-path, not both"));
@@ -49,7 +53,9 @@ pub(crate) fn gather(options: &SampleOptions) -> Outcome<Vec<Prompt>> {
         )));
     }
     let chosen = typed.into_iter().enumerate().skip(start).take(end - start);
-    chosen.map(|(index, typed)| clean(index, typed, !options.no_clean_caption)).collect()
+    let prompts: Outcome<_> =
+        chosen.map(|(index, typed)| clean(index, typed, !options.no_clean_caption)).collect();
+    Ok((prompts?, count))
 }
 
 fn read_file(path: &Path) -> Outcome<Vec<String>> {
@@ -66,11 +72,6 @@ fn clean(index: usize, typed: String, clean: bool) -> Outcome<Prompt> {
     let fail = |reason: String| Failure::Usage(format!("prompt {}: {reason}", index + 1));
     check_prompt(&typed).map_err(|error| fail(error.to_string()))?;
     let parts = split_suffix(&typed).map_err(|error| fail(error.to_string()))?;
-    if !parts.reference_path.is_empty() || !parts.mask_strategy.is_empty() {
-        return Err(fail(
-            "reference images and videos are not supported yet; leave out `{…}`".into(),
-        ));
-    }
     let loops = Loops::split(&parts.text).map_err(|error| fail(error.to_string()))?;
     if loops.merge().starts_with("|0|") {
         return Err(fail("long videos in loops are not supported yet; leave out `|0|`".into()));
@@ -82,7 +83,8 @@ fn clean(index: usize, typed: String, clean: bool) -> Outcome<Prompt> {
                 .into(),
         ));
     }
-    Ok(Prompt { index, typed, cleaned })
+    let Suffixed { reference_path, mask_strategy, .. } = parts;
+    Ok(Prompt { index, typed, cleaned, reference_path, mask_strategy })
 }
 
 /// A warning for each prompt of which the text encoder reads only the beginning.

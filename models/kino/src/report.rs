@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Outcome;
 use crate::outputs::Job;
+use crate::references::Placed;
 use crate::settings::Settings;
 use crate::{VERSION, units};
 
@@ -58,16 +59,22 @@ impl Report {
         request: &Request,
         plans: &Plans,
         target: &Target,
+        placed: &Placed,
         n_videos: usize,
     ) -> Outcome<()> {
         let [height, width] = request.frame_size(model)?;
         let latent = request.latent(model)?;
         let channels = model.transformer.common().in_channels;
         let n_latent = channels * latent.iter().product::<usize>();
-        // The sampler holds its latent and two draws, the program all results.
-        let host = (3 * request.rows + n_videos).saturating_mul(4 * n_latent);
+        let n_given = placed.n_pictures();
+        // The sampler holds its latent and two draws, and where frames are given a third and the
+        // given; the program holds all results and one latent of each given picture.
+        let n_held = if request.frame_mask { 5 } else { 3 };
+        let host = (n_held * request.rows + n_videos)
+            .saturating_mul(4 * n_latent)
+            .saturating_add(n_given.saturating_mul(4 * n_latent / latent[0]));
         self.peak_bytes = plans.peak_bytes().saturating_add(host);
-        let per_video = plans.flops(request.rows, request.num_frames, settings.steps);
+        let per_batch = plans.flops(request.rows, request.num_frames, settings.steps, n_given);
         let batches = n_videos.div_ceil(request.rows) as u64;
         let stage = |name, plan: &Plan, flops: u64| StagePlan {
             name,
@@ -75,13 +82,15 @@ impl Report {
             arena_bytes: plan.arena_bytes,
             lower_bound_bytes: plan.lower_bound_bytes,
             n_steps: plan.steps.len(),
-            flops: flops.saturating_mul(batches),
+            flops,
         };
-        self.stages = vec![
-            stage("text", &plans.text, per_video[0].1),
-            stage("denoise", &plans.denoise, per_video[1].1),
-            stage("decode", &plans.decode, per_video[2].1),
-        ];
+        let [text, condition, denoise, decode] = per_batch.map(|(_, flops)| flops);
+        let all = |flops: u64| flops.saturating_mul(batches);
+        self.stages = vec![stage("text", &plans.text, all(text))];
+        self.stages
+            .extend(plans.condition.as_ref().map(|plan| stage("condition", plan, condition)));
+        self.stages.push(stage("denoise", &plans.denoise, all(denoise)));
+        self.stages.push(stage("decode", &plans.decode, all(decode)));
         let parameters = model.n_parameters() as f64 / 1e6;
         let rate = settings.save_fps.as_f64();
         let plural = |n: usize, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
@@ -123,6 +132,7 @@ impl Report {
                 format!("{}, {}, {}", plural(target.threads, "thread"), target.isa, request.dtype),
             ),
         ];
+        self.header.extend(placed.summary().map(|given| ("given", given)));
         self.request = json!({
             "num_frames": request.num_frames, "height": height, "width": width,
             "latent": [channels, latent[0], latent[1], latent[2]],
@@ -131,7 +141,7 @@ impl Report {
             "cfg_scale": settings.cfg_scale, "cfg_channel": settings.cfg_channel,
             "seed": settings.seed, "dtype": settings.storage, "threads": target.threads,
             "isa": target.isa.name(), "model": model.name, "class": model.transformer.name(),
-            "n_parameters": model.n_parameters(),
+            "n_parameters": model.n_parameters(), "n_given_pictures": n_given,
         });
         Ok(())
     }
@@ -162,7 +172,7 @@ impl Report {
             line(
                 &mut text,
                 format_args!(
-                    "  {:<8} {:>10} {:>12} {:>7} {:>14}",
+                    "  {:<9} {:>9} {:>12} {:>7} {:>14}",
                     stage.name,
                     bytes(stage.weight_bytes),
                     bytes(stage.arena_bytes),

@@ -22,9 +22,10 @@ use crate::options::SampleOptions;
 use crate::outputs::{self, Job};
 use crate::progress::{Console, Stage};
 use crate::prompts::{self, Prompt};
+use crate::references::{Placed, References};
 use crate::report::{Output, Report};
 use crate::settings::{self, Settings};
-use crate::{VERSION, layers, machine, source};
+use crate::{VERSION, layers, machine, references, source};
 
 /// Everything that stays the same from batch to batch.
 struct Run<'a> {
@@ -34,6 +35,8 @@ struct Run<'a> {
     scheduler: Scheduler,
     target: &'a Target,
     prompts: &'a [Prompt],
+    references: &'a References,
+    placed: &'a Placed,
     noise: Noise,
     pool: Arc<Pool>,
     interrupt: &'a AtomicBool,
@@ -48,12 +51,13 @@ pub(crate) fn run(
     let start = Instant::now();
     let (options, earlier) = layers::gather(flags)?;
     let mut console = Console::new(options.quiet, options.json);
-    let prompts = prompts::gather(&options)?;
+    let (prompts, n_listed) = prompts::gather(&options)?;
     settings::check(&options)?;
     source::check(&options)?;
     let n_videos = prompts.len().saturating_mul(options.num_sample.unwrap_or(1));
     outputs::check(&options, n_videos)?;
     let target = machine::target(forced_isa, options.threads)?;
+    let references = references::gather(&options, &prompts, n_listed, interrupt)?;
     if let Some(earlier) = earlier {
         let isa = target.isa.name();
         if (earlier.version.as_str(), earlier.isa.as_str()) != (VERSION, isa) {
@@ -76,8 +80,12 @@ pub(crate) fn run(
     for warning in prompts::truncations(&prompts, &model.tokenizer, limit)? {
         console.warn(warning);
     }
-    let request =
-        Request { rows: settings.request.rows.min(jobs.len()), ..settings.request.clone() };
+    let placed = references.place(settings.request.num_frames)?;
+    let request = Request {
+        rows: settings.request.rows.min(jobs.len()),
+        frame_mask: placed.n_pictures() > 0,
+        ..settings.request.clone()
+    };
     machine::check_memory(request.floor_bytes(&model)?, "at least ")?;
     let [t, h, w] = request.latent(&model)?;
     let shape = [model.transformer.common().in_channels, t, h, w];
@@ -87,7 +95,7 @@ pub(crate) fn run(
     let compile = Instant::now();
     let plans = Plans::compile(&model, &scheduler, &request, &target)?;
     report.seconds.push(("compile", compile.elapsed().as_secs_f64()));
-    report.describe(&model, &settings, &request, &plans, &target, jobs.len())?;
+    report.describe(&model, &settings, &request, &plans, &target, &placed, jobs.len())?;
     machine::check_memory(report.peak_bytes as f64, "")?;
     console.print(&report.plan_text(&jobs));
 
@@ -99,6 +107,8 @@ pub(crate) fn run(
         scheduler,
         target: &target,
         prompts: &prompts,
+        references: &references,
+        placed: &placed,
         noise,
         pool: Arc::new(pool),
         interrupt,
@@ -129,9 +139,12 @@ impl Run<'_> {
         console: &mut Console,
         report: &mut Report,
     ) -> Outcome<()> {
-        let flops = plans.flops(request.rows, request.num_frames, self.scheduler.n_steps());
+        let (rows, n_steps) = (request.rows, self.scheduler.n_steps());
+        let [_, condition, denoise, decode] = plans
+            .flops(rows, request.num_frames, n_steps, self.placed.n_pictures())
+            .map(|(_, flops)| flops);
         // Batches of the last size may be smaller; what they cost is in proportion.
-        let of_all = |at: usize| flops[at].1 / request.rows as u64 * jobs.len() as u64;
+        let of_all = |flops: u64| flops / rows as u64 * jobs.len() as u64;
         let mut sampler = self.sampler(request.clone(), plans);
         let mut text =
             console.stage("text", sampler.plans().text.flops() * self.prompts.len() as u64);
@@ -142,39 +155,41 @@ impl Run<'_> {
         })?;
         report.seconds.push(("text", text.finish()));
 
-        let mut denoise = console.stage("denoise", of_all(1));
-        let mut latents: Vec<Vec<f32>> = Vec::new();
-        let batches: Vec<&[Job]> = jobs.chunks(request.rows).collect();
-        for (number, batch) in batches.iter().enumerate() {
-            self.fit(&mut sampler, batch.len())?;
-            let done_before = number as u64 * flops[1].1;
-            latents.push(self.denoise(
-                &mut sampler,
-                batch,
-                &features,
-                &mut denoise,
-                done_before,
-            )?);
+        let mut given = Vec::new();
+        if request.frame_mask {
+            let mut stage = console.stage("condition", condition);
+            given = self.encode_given(&sampler, &mut stage)?;
+            report.seconds.push(("condition", stage.finish()));
         }
-        report.seconds.push(("denoise", denoise.finish()));
 
-        let mut decode = console.stage("decode", of_all(2));
+        let mut stage = console.stage("denoise", of_all(denoise));
+        let mut latents: Vec<Vec<f32>> = Vec::new();
+        let batches = self.batches(jobs, rows);
+        for (number, batch) in batches.iter().enumerate() {
+            self.fit(&mut sampler, batch)?;
+            let done_before = number as u64 * denoise;
+            let from = (&features[..], &given[..]);
+            latents.push(self.denoise(&mut sampler, batch, from, &mut stage, done_before)?);
+        }
+        report.seconds.push(("denoise", stage.finish()));
+
+        let mut stage = console.stage("decode", of_all(decode));
         let mut encode = console.stage("encode", (jobs.len() * request.num_frames) as u64);
         for (number, batch) in batches.iter().enumerate() {
-            self.fit(&mut sampler, batch.len())?;
-            let done_before = number as u64 * flops[2].1;
+            self.fit(&mut sampler, batch)?;
+            let done_before = number as u64 * decode;
             self.decode(
                 &mut sampler,
                 batch,
                 &latents[number],
-                (&mut decode, &mut encode),
+                (&mut stage, &mut encode),
                 done_before,
                 &mut report.outputs,
             )?;
         }
         // Frames are encoded between the steps of decoding.
-        decode.elapsed = decode.elapsed.saturating_sub(encode.elapsed);
-        report.seconds.push(("decode", decode.finish()));
+        stage.elapsed = stage.elapsed.saturating_sub(encode.elapsed);
+        report.seconds.push(("decode", stage.finish()));
         report.seconds.push(("encode", encode.finish()));
         if let Some(path) = &self.options.save_latents {
             self.save_latents(path, &latents, jobs.len())?;
@@ -186,12 +201,21 @@ impl Run<'_> {
         Sampler::new(self.model, self.scheduler.clone(), request, plans, Arc::clone(&self.pool))
     }
 
-    /// Makes the sampler one of `rows` videos.
-    fn fit<'s>(&'s self, sampler: &mut Sampler<'s>, rows: usize) -> Outcome<()> {
-        if sampler.request().rows == rows {
+    /// Splits `jobs` into batches of at most `rows`. Videos with given frames are not mixed with
+    /// others, so that no video depends on which others are asked for.
+    fn batches<'j>(&self, jobs: &'j [Job], rows: usize) -> Vec<&'j [Job]> {
+        let is_given = |job: &Job| self.placed.is_given(job.prompt);
+        let alike = jobs.chunk_by(|a, b| is_given(a) == is_given(b));
+        alike.flat_map(|jobs| jobs.chunks(rows)).collect()
+    }
+
+    /// Makes the sampler one of the videos of `batch`.
+    fn fit<'s>(&'s self, sampler: &mut Sampler<'s>, batch: &[Job]) -> Outcome<()> {
+        let (rows, frame_mask) = (batch.len(), self.placed.is_given(batch[0].prompt));
+        if (sampler.request().rows, sampler.request().frame_mask) == (rows, frame_mask) {
             return Ok(());
         }
-        let request = Request { rows, ..sampler.request().clone() };
+        let request = Request { rows, frame_mask, ..sampler.request().clone() };
         let plans = Plans::compile(self.model, &self.scheduler, &request, self.target)?;
         *sampler = self.sampler(request, plans);
         Ok(())
@@ -201,12 +225,28 @@ impl Run<'_> {
         Watch { interrupt: Some(self.interrupt), on_flops: Some(on_flops) }
     }
 
-    /// The latents of one batch.
+    /// The latent of every given picture.
+    fn encode_given(&self, sampler: &Sampler<'_>, stage: &mut Stage) -> Outcome<Vec<Vec<f32>>> {
+        let Request { height, width, .. } = *sampler.request();
+        let mut encoder = sampler.frame_encoder()?;
+        let mut latents = Vec::with_capacity(self.placed.n_pictures());
+        stage.time(|bar| {
+            let mut on_flops = |done| bar.set(done);
+            let mut watch = self.watch(&mut on_flops);
+            self.references.read(self.placed, [height, width], self.interrupt, |pixels| {
+                latents.push(encoder.encode(pixels, &mut watch)?);
+                Ok(())
+            })
+        })?;
+        Ok(latents)
+    }
+
+    /// The latents of one batch, from the prompts' features and the latents of given pictures.
     fn denoise(
         &self,
         sampler: &mut Sampler<'_>,
         batch: &[Job],
-        features: &[Features],
+        (features, given): (&[Features], &[Vec<f32>]),
         stage: &mut Stage,
         done_before: u64,
     ) -> Outcome<Vec<f32>> {
@@ -218,7 +258,15 @@ impl Run<'_> {
                 self.noise.fill(draw, job.sample_index, out);
             }
         };
-        let mut conditioning = Conditioning { features: &features, noise: &mut noise, given: None };
+        let masked = sampler.request().frame_mask.then(|| -> Outcome<_> {
+            let [t, h, w] = sampler.request().latent(self.model)?;
+            let channels = self.model.transformer.common().in_channels;
+            let prompts: Vec<usize> = batch.iter().map(|job| job.prompt).collect();
+            Ok(self.placed.batch(&prompts, given, channels, t, h * w))
+        });
+        let masked = masked.transpose()?;
+        let given = masked.as_ref().map(|(ratios, latents)| (&ratios[..], &latents[..]));
+        let mut conditioning = Conditioning { features: &features, noise: &mut noise, given };
         stage.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);
             Ok(sampler.denoise(&mut conditioning, &mut self.watch(&mut on_flops))?)
@@ -270,7 +318,8 @@ impl Run<'_> {
         let mut metadata = Metadata::new();
         metadata.push("prompt", &prompt.typed)?;
         metadata.push("seed", &self.settings.seed.to_string())?;
-        metadata.push("settings", &self.settings.to_json(self.options, job.sample_index))?;
+        let settings = self.settings.to_json(self.options, prompt.index, job.sample_index);
+        metadata.push("settings", &settings)?;
         metadata.push("version", VERSION)?;
         metadata.push("isa", self.target.isa.name())?;
         let size = [width as u32, height as u32];

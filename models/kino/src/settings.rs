@@ -5,6 +5,7 @@ use pipeline::{Model, Request, Scheduler, SchedulerKind, Transformer};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::{SampleOptions, SchedulerName, Storage};
+use crate::references;
 use crate::source::{EMBEDDED, EMBEDDED_CFG_SCALE, is_first_release};
 
 /// The seed of upstream's configurations.
@@ -155,8 +156,16 @@ impl Settings {
         Ok(Scheduler::new(self.kind, self.steps, self.cfg_scale, self.cfg_channel, transformer)?)
     }
 
-    /// What `kino sample --from` needs to sample video `sample_index` again, as JSON.
-    pub(crate) fn to_json(&self, options: &SampleOptions, sample_index: u64) -> String {
+    /// What `kino sample --from` needs to sample video `sample_index` again, as JSON. `prompt` is the
+    /// number of its prompt in the list.
+    pub(crate) fn to_json(
+        &self,
+        options: &SampleOptions,
+        prompt: usize,
+        sample_index: u64,
+    ) -> String {
+        let [reference_path, mask_strategy] = references::of_prompt(options, prompt)
+            .map(|text| (!text.is_empty()).then(|| text.to_string()).into_iter().collect());
         let request = &self.request;
         let embedded = options.ckpt_path.is_none().then(|| EMBEDDED.to_string());
         let full = SampleOptions {
@@ -167,6 +176,8 @@ impl Settings {
             tokenizer: options.tokenizer.clone(),
             no_clean_caption: options.no_clean_caption,
             initial_noise: options.initial_noise.clone(),
+            reference_path,
+            mask_strategy,
             dtype: Some(self.storage),
             num_frames: Some(request.num_frames.to_string()),
             image_size: Some(vec![request.height, request.width]),

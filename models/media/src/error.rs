@@ -122,10 +122,20 @@ pub enum Error {
         /// The encoder's reason.
         reason: String,
     },
-    /// The caller stopped the writing; nothing was left of it.
+    /// A file that only `ffmpeg` decodes, on a machine without it.
+    #[error(
+        "{}: needs the program ffmpeg to be decoded, which is not installed: install it, or give a PNG or a \
+         folder of PNGs",
+        path.display()
+    )]
+    NoDecoder {
+        /// The input path.
+        path: PathBuf,
+    },
+    /// The caller stopped the reading or writing; nothing was left of it.
     #[error("{}: stopped before it was complete", path.display())]
     Interrupted {
-        /// The output path.
+        /// The path.
         path: PathBuf,
     },
     /// The file that was read is damaged, hostile or of no known kind.
@@ -159,7 +169,7 @@ fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "choose a folder you may write to"
         }
-        io::ErrorKind::NotFound => "check the path and create the folder first",
+        io::ErrorKind::NotFound => "check the path; its folder must be there",
         io::ErrorKind::NotADirectory => "a part of the path is a file, choose another folder",
         io::ErrorKind::IsADirectory => "name a file, not a folder",
         io::ErrorKind::InvalidFilename => "choose a shorter or plainer name",

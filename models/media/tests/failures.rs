@@ -118,7 +118,7 @@ fn occupied_and_missing_places_are_found_before_the_computation() {
     fs::write(inside.join("note.txt"), "mine").unwrap();
     fs::write(folder.path().join("file"), "mine").unwrap();
     for (path, format, part) in [
-        (folder.path().join("none/a.mp4"), Format::Mp4, "create the folder first"),
+        (folder.path().join("none/a.mp4"), Format::Mp4, "its folder must be there"),
         (inside.clone(), Format::Mp4, "is a folder"),
         (inside, Format::Folder, "not empty"),
         (folder.path().join("file"), Format::Folder, "is a file"),

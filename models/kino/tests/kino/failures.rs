@@ -43,7 +43,7 @@ fn requests_that_cannot_be_are_usage_errors() {
         (&["sample", "a", "--scheduler", "euler"], "invalid value 'euler'"),
         (&["sample", "a", "--cfg-scal", "1"], "--cfg-scale"),
         (&["sample", "a", "--vae", "x"], "give --ckpt-path too"),
-        (&["sample", "a {\"reference_path\": \"x.png\"}"], "not supported yet"),
+        (&["sample", "a {\"reference_path\": \"x.png\"}"], "needs --mask-strategy"),
         (&["dump", "sora"], "no model of this name"),
         (&["dump", "sd-vae", "--bucket", "1x2"], "--bucket 1x2"),
         (&["dump", "tiny-flare-1.1", "--bucket", "2x64x64", "--after", "x"], "no pass `x`"),
@@ -230,8 +230,9 @@ fn interrupted(program: &Program, args: &[&str], moment: impl FnOnce(&mut Child)
 /// Reads up to the first line with `text`, byte by byte, so that the rest stays in the pipe.
 fn wait_for_line(pipe: &mut impl Read, text: &str) {
     let mut line = Vec::new();
-    for byte in pipe.bytes() {
-        match byte.unwrap() {
+    let mut byte = [0];
+    while pipe.read(&mut byte).unwrap() == 1 {
+        match byte[0] {
             b'\n' if String::from_utf8_lossy(&line).contains(text) => return,
             b'\n' => line.clear(),
             byte => line.push(byte),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "an error in a test is a failure of the test")]
 
 mod checkpoints;
+mod conditioning;
 mod failures;
 mod look;
 mod program;
