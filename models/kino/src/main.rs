@@ -17,6 +17,7 @@ mod progress;
 mod prompts;
 mod references;
 mod report;
+mod run;
 mod sample;
 mod settings;
 mod source;

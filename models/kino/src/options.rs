@@ -45,6 +45,17 @@ pub(crate) struct SampleOptions {
     /// of the video,count,edit ratio`, where 0,0,0,0,1,0 fills up what is left out
     #[arg(long, num_args = 1.., value_name = "RULES", help_heading = "Given frames")]
     pub mask_strategy: Vec<String>,
+    /// Loops of a long video, each of which begins with the last frames of the one before [default: 1]
+    #[arg(long = "loop", value_name = "N", help_heading = "Given frames")]
+    #[serde(rename = "loop")]
+    pub n_loops: Option<usize>,
+    /// Frames that loops share [default: a quarter of a loop]
+    #[arg(long, value_name = "N", help_heading = "Given frames")]
+    pub condition_frame_length: Option<usize>,
+    /// Edit ratio of the frames that loops share: 0 keeps them, above they are denoised from that part
+    /// of the way on [default: 0]
+    #[arg(long, value_name = "RATIO", value_parser = finite, help_heading = "Given frames")]
+    pub condition_frame_edit: Option<f64>,
 
     /// The embedded model (tiny-flare-1.1), or the kind that --ckpt-path must be: STDiT-XL/2, STDiT2-XL/2
     #[arg(long, value_name = "NAME", help_heading = "Model")]

@@ -1,5 +1,6 @@
 //! The prompts of a request: from the command line and files to the text that is encoded.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -20,8 +21,8 @@ pub(crate) struct Prompt {
     pub index: usize,
     /// As typed.
     pub typed: String,
-    /// As encoded.
-    pub cleaned: String,
+    /// As encoded, loop by loop.
+    pub texts: Loops,
     /// References that it names itself; empty for none.
     pub reference_path: String,
     /// The strategy that it names itself; empty for none.
@@ -53,8 +54,10 @@ pub(crate) fn gather(options: &SampleOptions) -> Outcome<(Vec<Prompt>, usize)> {
         )));
     }
     let chosen = typed.into_iter().enumerate().skip(start).take(end - start);
-    let prompts: Outcome<_> =
-        chosen.map(|(index, typed)| clean(index, typed, !options.no_clean_caption)).collect();
+    let n_loops = options.n_loops.unwrap_or(1);
+    let prompts: Outcome<_> = chosen
+        .map(|(index, typed)| clean(index, typed, !options.no_clean_caption, n_loops))
+        .collect();
     Ok((prompts?, count))
 }
 
@@ -68,23 +71,32 @@ fn read_file(path: &Path) -> Outcome<Vec<String>> {
     read_prompts(&bytes).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
 }
 
-fn clean(index: usize, typed: String, clean: bool) -> Outcome<Prompt> {
+fn clean(index: usize, typed: String, clean: bool, n_loops: usize) -> Outcome<Prompt> {
     let fail = |reason: String| Failure::Usage(format!("prompt {}: {reason}", index + 1));
     check_prompt(&typed).map_err(|error| fail(error.to_string()))?;
     let parts = split_suffix(&typed).map_err(|error| fail(error.to_string()))?;
     let loops = Loops::split(&parts.text).map_err(|error| fail(error.to_string()))?;
-    if loops.merge().starts_with("|0|") {
-        return Err(fail("long videos in loops are not supported yet; leave out `|0|`".into()));
+    if loops.last_loop() >= n_loops {
+        return Err(fail(format!(
+            "a text is for loop {}, the video has {n_loops}, counted from 0 (--loop)",
+            loops.last_loop()
+        )));
     }
-    let cleaned = text::text_preprocessing(&parts.text, clean);
-    if cleaned.is_empty() {
+    let texts = loops.map(|text| text::text_preprocessing(text, clean));
+    if texts.texts().any(str::is_empty) {
         return Err(fail(
             "nothing is left of it after caption cleaning; use other words or --no-clean-caption"
                 .into(),
         ));
     }
     let Suffixed { reference_path, mask_strategy, .. } = parts;
-    Ok(Prompt { index, typed, cleaned, reference_path, mask_strategy })
+    Ok(Prompt { index, typed, texts, reference_path, mask_strategy })
+}
+
+/// Every text to encode, once, in order.
+pub(crate) fn texts(prompts: &[Prompt]) -> Vec<&str> {
+    let texts: BTreeSet<&str> = prompts.iter().flat_map(|prompt| prompt.texts.texts()).collect();
+    texts.into_iter().collect()
 }
 
 /// A warning for each prompt of which the text encoder reads only the beginning.
@@ -95,7 +107,9 @@ pub(crate) fn truncations(
 ) -> Outcome<Vec<String>> {
     let mut warnings = Vec::new();
     for prompt in prompts {
-        let count = tokenizer.ids(&prompt.cleaned)?.len();
+        let counts = prompt.texts.texts().map(|text| Ok(tokenizer.ids(text)?.len()));
+        let counts: Outcome<Vec<usize>> = counts.collect();
+        let count = counts?.into_iter().max().unwrap_or(0);
         if count > limit {
             warnings.push(format!(
                 "prompt {} has {count} tokens; the model reads the first {limit}",

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use diffusion::MaskStrategy;
+use diffusion::{GivenFrame, MaskStrategy};
 use media::FrameSource;
 
 use crate::failure::{Failure, Outcome};
@@ -36,8 +36,24 @@ struct Asked {
 pub(crate) struct Placed {
     /// Source and frame of every picture that is needed, ascending.
     pictures: Vec<(usize, usize)>,
-    /// For each prompt, for each frame: which picture, and its edit ratio.
-    videos: Vec<Option<Vec<Option<(usize, f32)>>>>,
+    /// For each prompt, by loop: which frames, of which picture, at which edit ratio.
+    videos: Vec<Vec<LoopFrames>>,
+    n_frames: usize,
+    n_loops: usize,
+}
+
+/// `(frame, picture, edit ratio)` of the given frames of a loop.
+type LoopFrames = Vec<(usize, usize, f32)>;
+
+/// What a batch is given, as the sampler takes it.
+#[derive(Debug)]
+pub(crate) struct GivenLatents {
+    /// f32 `[rows, T]`; 1 where nothing is given.
+    pub edit_ratios: Vec<f32>,
+    /// f32 `[rows, channels, T, h, w]`; what no frame is given is 0.
+    pub latents: Vec<f32>,
+    n_frames: usize,
+    plane: usize,
 }
 
 /// The reference and the strategy that the options give to the prompt numbered `index` of the list;
@@ -97,8 +113,11 @@ pub(crate) fn gather(
             return Err(fail("dpm-solver cannot keep given frames; use iddpm".into()));
         }
         let strategy = MaskStrategy::parse(strategy).map_err(|error| fail(error.to_string()))?;
-        if let Some(last) = strategy.last_loop().filter(|&last| last > 0) {
-            return Err(fail(format!("a rule is for loop {last}, a video has loop 0 only")));
+        let n_loops = options.n_loops.unwrap_or(1);
+        if let Some(last) = strategy.last_loop().filter(|&last| last >= n_loops) {
+            return Err(fail(format!(
+                "a rule is for loop {last}, the video has {n_loops}, counted from 0 (--loop)"
+            )));
         }
         let mut sources = Vec::new();
         for path in paths.split(';') {
@@ -119,37 +138,39 @@ pub(crate) fn gather(
 }
 
 impl References {
-    /// Places the given frames in videos of `n_frames`.
-    pub(crate) fn place(&self, n_frames: usize) -> Outcome<Placed> {
-        let mut placed = Vec::new();
+    /// Places the given frames in videos of `n_loops` loops of `n_frames`.
+    pub(crate) fn place(&self, n_frames: usize, n_loops: usize) -> Outcome<Placed> {
+        let mut videos = Vec::new();
         for asked in &self.asked {
-            let Some(asked) = asked else {
-                placed.push(None);
+            let Some(Asked { sources, strategy }) = asked else {
+                videos.push(Vec::new());
                 continue;
             };
             let lengths: Vec<usize> =
-                asked.sources.iter().map(|&source| self.sources[source].n_frames()).collect();
-            let frames = asked.strategy.place(0, n_frames, &lengths)?;
-            let frames = frames.into_iter().map(|frame| {
-                frame.map(|given| ((asked.sources[given.reference], given.frame), given.edit_ratio))
-            });
-            let frames: Vec<_> = frames.collect();
-            placed.push(frames.iter().any(Option::is_some).then_some(frames));
+                sources.iter().map(|&source| self.sources[source].n_frames()).collect();
+            let loops = (0..n_loops).map(|index| strategy.place(index, n_frames, &lengths));
+            let loops: Vec<_> = loops.collect::<Result<_, _>>()?;
+            let picture = |given: GivenFrame| (sources[given.reference], given.frame);
+            let given = |(t, frame): (usize, Option<GivenFrame>)| {
+                frame.map(|given| (t, picture(given), given.edit_ratio))
+            };
+            let frames = |frames: Vec<_>| -> Vec<_> {
+                frames.into_iter().enumerate().filter_map(given).collect()
+            };
+            videos.push(loops.into_iter().map(frames).collect());
         }
-        let needed: BTreeSet<(usize, usize)> =
-            placed.iter().flatten().flatten().flatten().map(|(picture, _)| *picture).collect();
+        let all = videos.iter().flatten().flatten();
+        let needed: BTreeSet<(usize, usize)> = all.map(|(_, picture, _)| *picture).collect();
         let pictures: Vec<(usize, usize)> = needed.into_iter().collect();
         let index = |picture| pictures.binary_search(&picture).expect("it is among the needed");
-        let videos = placed
+        let numbered = |frames: Vec<_>| -> LoopFrames {
+            frames.into_iter().map(|(t, picture, ratio)| (t, index(picture), ratio)).collect()
+        };
+        let videos = videos
             .into_iter()
-            .map(|video| {
-                video.map(|frames| {
-                    let numbered = |(picture, ratio)| (index(picture), ratio);
-                    frames.into_iter().map(|frame| frame.map(numbered)).collect()
-                })
-            })
+            .map(|loops: Vec<_>| loops.into_iter().map(numbered).collect())
             .collect();
-        Ok(Placed { pictures, videos })
+        Ok(Placed { pictures, videos, n_frames, n_loops })
     }
 
     /// Calls `each` with the pixels of every picture of `placed`, in order, in frames of `size`
@@ -176,44 +197,49 @@ impl Placed {
         self.pictures.len()
     }
 
-    /// Whether frames of the videos of `prompt` are given.
+    /// Whether frames of the videos of `prompt` are given: by rules, or by the loop before.
     pub(crate) fn is_given(&self, prompt: usize) -> bool {
-        self.videos[prompt].is_some()
+        self.n_loops > 1 || self.videos[prompt].iter().any(|frames| !frames.is_empty())
     }
 
-    /// Given frames of all videos of `prompts`, as text: `8 of 16 frames`.
-    pub(crate) fn summary(&self) -> Option<String> {
-        let videos: Vec<_> = self.videos.iter().flatten().collect();
-        let n_given = |video: &Vec<Option<_>>| video.iter().flatten().count();
-        let counts = videos.iter().map(|video| n_given(video));
-        let (least, most) = (counts.clone().min()?, counts.max()?);
-        let n_frames = videos[0].len();
-        let range = if least == most { most.to_string() } else { format!("{least} to {most}") };
-        Some(format!("{range} of {n_frames} frames"))
-    }
-
-    /// For a batch of videos, one per entry of `prompts`: edit ratios `[rows, T]`, and latents
-    /// `[rows, channels, T, h, w]` that hold the given frames. `latents` has one of each picture.
-    pub(crate) fn batch(
+    /// `(frame, picture, edit ratio)` of the frames that rules give to loop `index` of the videos of
+    /// `prompt`.
+    pub(crate) fn frames(
         &self,
-        prompts: &[usize],
-        latents: &[Vec<f32>],
-        channels: usize,
-        n_frames: usize,
-        plane: usize,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let mut ratios = vec![1.0; prompts.len() * n_frames];
-        let mut given = vec![0.0; prompts.len() * channels * n_frames * plane];
-        for (row, &prompt) in prompts.iter().enumerate() {
-            for (t, frame) in self.videos[prompt].iter().flatten().enumerate() {
-                let Some((picture, ratio)) = *frame else { continue };
-                ratios[row * n_frames + t] = ratio;
-                for (c, values) in latents[picture].chunks_exact(plane).enumerate() {
-                    let at = ((row * channels + c) * n_frames + t) * plane;
-                    given[at..at + plane].copy_from_slice(values);
-                }
-            }
+        prompt: usize,
+        index: usize,
+    ) -> impl Iterator<Item = (usize, usize, f32)> {
+        self.videos[prompt].get(index).into_iter().flatten().copied()
+    }
+
+    /// Frames that rules give, of all frames of a video: `1 of 16 frames`.
+    pub(crate) fn summary(&self) -> Option<String> {
+        let counts = self.videos.iter().map(|loops| loops.iter().map(Vec::len).sum::<usize>());
+        let given = counts.filter(|&count| count > 0);
+        let (least, most) = (given.clone().min()?, given.max()?);
+        let range = if least == most { most.to_string() } else { format!("{least} to {most}") };
+        Some(format!("{range} of {} frames", self.n_frames * self.n_loops))
+    }
+}
+
+impl GivenLatents {
+    /// Nothing, for `rows` videos of `n_frames` latents of `channels` planes.
+    pub(crate) fn new(rows: usize, channels: usize, n_frames: usize, plane: usize) -> GivenLatents {
+        GivenLatents {
+            edit_ratios: vec![1.0; rows * n_frames],
+            latents: vec![0.0; rows * channels * n_frames * plane],
+            n_frames,
+            plane,
         }
-        (ratios, given)
+    }
+
+    /// Gives frame `t` of row `row` the latent f32 `[channels, h, w]`.
+    pub(crate) fn put(&mut self, row: usize, t: usize, latent: &[f32], edit_ratio: f32) {
+        self.edit_ratios[row * self.n_frames + t] = edit_ratio;
+        let channels = latent.len() / self.plane;
+        for (c, values) in latent.chunks_exact(self.plane).enumerate() {
+            let at = ((row * channels + c) * self.n_frames + t) * self.plane;
+            self.latents[at..at + self.plane].copy_from_slice(values);
+        }
     }
 }

@@ -36,6 +36,22 @@ struct StagePlan {
     flops: u64,
 }
 
+/// What a run is going to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Planned<'a> {
+    pub model: &'a Model,
+    pub settings: &'a Settings,
+    /// With the batch size that is used.
+    pub request: &'a Request,
+    pub plans: &'a Plans,
+    pub target: &'a Target,
+    pub placed: &'a Placed,
+    /// Texts to encode.
+    pub n_texts: usize,
+    /// Videos of all batches.
+    pub n_videos: usize,
+}
+
 /// Everything there is to say about a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
@@ -51,31 +67,29 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Fills in the plan of `n_videos` videos.
-    pub(crate) fn describe(
-        &mut self,
-        model: &Model,
-        settings: &Settings,
-        request: &Request,
-        plans: &Plans,
-        target: &Target,
-        placed: &Placed,
-        n_videos: usize,
-    ) -> Outcome<()> {
+    /// Fills in what is planned.
+    pub(crate) fn describe(&mut self, planned: &Planned<'_>) -> Outcome<()> {
+        let Planned { model, settings, request, plans, target, placed, n_texts, n_videos } =
+            *planned;
         let [height, width] = request.frame_size(model)?;
         let latent = request.latent(model)?;
         let channels = model.transformer.common().in_channels;
         let n_latent = channels * latent.iter().product::<usize>();
         let n_given = placed.n_pictures();
+        let n_loops = settings.n_loops;
+        // What each loop after the first begins with is encoded again; its pixels are kept till then.
+        let n_again = (n_loops - 1).saturating_mul(settings.condition_frames);
+        let n_tail = if n_loops > 1 { settings.condition_frames * request.rows } else { 0 };
         // The sampler holds its latent and two draws, and where frames are given a third and the
         // given; the program holds all results and one latent of each given picture.
         let n_held = if request.frame_mask { 5 } else { 3 };
         let host = (n_held * request.rows + n_videos)
             .saturating_mul(4 * n_latent)
-            .saturating_add(n_given.saturating_mul(4 * n_latent / latent[0]));
-        self.peak_bytes = plans.peak_bytes().saturating_add(host);
-        let per_batch = plans.flops(request.rows, request.num_frames, settings.steps, n_given);
-        let batches = n_videos.div_ceil(request.rows) as u64;
+            .saturating_add(n_given.saturating_mul(4 * n_latent / latent[0]))
+            .saturating_add(n_tail.saturating_mul(3 * 4 * height * width));
+        self.peak_bytes = plans.peak_bytes(n_loops > 1).saturating_add(host);
+        let n_encoded = n_given.saturating_add(n_again.saturating_mul(n_videos));
+        let per_batch = plans.flops(request.rows, request.num_frames, settings.steps, n_encoded);
         let stage = |name, plan: &Plan, flops: u64| StagePlan {
             name,
             weight_bytes: plan.weight_bytes(),
@@ -84,9 +98,12 @@ impl Report {
             n_steps: plan.steps.len(),
             flops,
         };
-        let [text, condition, denoise, decode] = per_batch.map(|(_, flops)| flops);
-        let all = |flops: u64| flops.saturating_mul(batches);
-        self.stages = vec![stage("text", &plans.text, all(text))];
+        let [_, condition, denoise, decode] = per_batch.map(|(_, flops)| flops);
+        // The last batch may be smaller; what it costs is in proportion.
+        let all =
+            |flops: u64| (flops / request.rows as u64).saturating_mul((n_videos * n_loops) as u64);
+        let text = plans.text.flops().saturating_mul(n_texts as u64);
+        self.stages = vec![stage("text", &plans.text, text)];
         self.stages
             .extend(plans.condition.as_ref().map(|plan| stage("condition", plan, condition)));
         self.stages.push(stage("denoise", &plans.denoise, all(denoise)));
@@ -132,6 +149,16 @@ impl Report {
                 format!("{}, {}, {}", plural(target.threads, "thread"), target.isa, request.dtype),
             ),
         ];
+        if n_loops > 1 {
+            self.header.push((
+                "loops",
+                format!(
+                    "{n_loops}, which share {}: {} in all",
+                    plural(settings.condition_frames, "frame"),
+                    plural(settings.total_frames(), "frame")
+                ),
+            ));
+        }
         self.header.extend(placed.summary().map(|given| ("given", given)));
         self.request = json!({
             "num_frames": request.num_frames, "height": height, "width": width,
@@ -142,8 +169,14 @@ impl Report {
             "seed": settings.seed, "dtype": settings.storage, "threads": target.threads,
             "isa": target.isa.name(), "model": model.name, "class": model.transformer.name(),
             "n_parameters": model.n_parameters(), "n_given_pictures": n_given,
+            "loop": n_loops, "total_frames": settings.total_frames(),
         });
         Ok(())
+    }
+
+    /// FLOPs of all videos in a stage; 0 if there is none of this name.
+    pub(crate) fn flops(&self, stage: &str) -> u64 {
+        self.stages.iter().find(|plan| plan.name == stage).map_or(0, |plan| plan.flops)
     }
 
     /// The plan, for people.

@@ -1,46 +1,24 @@
 //! `kino sample`: prompts to video files.
 //!
-//! Order matters: everything that can be refused is refused before the first long computation, the
-//! plan is printed before it runs, and a frame goes to its file as soon as it is decoded.
+//! Order matters: everything that can be refused is refused before the first long computation, and the
+//! plan is printed before it runs. `run.rs` runs it.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::Context;
-use checkpoint::TensorView;
-use kernels::{Pool, Target};
-use media::{Layout, MediaWriter, Metadata};
-use pipeline::{Conditioning, Features, Model, Plans, Request, Sampler, Scheduler, Watch};
+use kernels::Pool;
+use pipeline::{Plans, Request};
 
 use crate::failure::{Failure, Outcome};
 use crate::noise::Noise;
 use crate::options::SampleOptions;
-use crate::outputs::{self, Job};
-use crate::progress::{Console, Stage};
-use crate::prompts::{self, Prompt};
-use crate::references::{Placed, References};
-use crate::report::{Output, Report};
+use crate::progress::Console;
+use crate::report::{Planned, Report};
+use crate::run::Run;
 use crate::settings::{self, Settings};
-use crate::{VERSION, layers, machine, references, source};
-
-/// Everything that stays the same from batch to batch.
-struct Run<'a> {
-    options: &'a SampleOptions,
-    model: &'a Model,
-    settings: &'a Settings,
-    scheduler: Scheduler,
-    target: &'a Target,
-    prompts: &'a [Prompt],
-    references: &'a References,
-    placed: &'a Placed,
-    noise: Noise,
-    pool: Arc<Pool>,
-    interrupt: &'a AtomicBool,
-}
+use crate::{VERSION, layers, machine, outputs, prompts, references, source};
 
 /// The command.
 pub(crate) fn run(
@@ -51,8 +29,8 @@ pub(crate) fn run(
     let start = Instant::now();
     let (options, earlier) = layers::gather(flags)?;
     let mut console = Console::new(options.quiet, options.json);
-    let (prompts, n_listed) = prompts::gather(&options)?;
     settings::check(&options)?;
+    let (prompts, n_listed) = prompts::gather(&options)?;
     source::check(&options)?;
     let n_videos = prompts.len().saturating_mul(options.num_sample.unwrap_or(1));
     outputs::check(&options, n_videos)?;
@@ -75,15 +53,15 @@ pub(crate) fn run(
     let settings = Settings::resolve(&options, &model)?;
     let scheduler = settings.scheduler(&model)?;
     let frame = settings.request.frame_size(&model)?;
-    let (jobs, folders) = outputs::jobs(&options, &prompts, settings.request.num_frames, frame)?;
+    let (jobs, folders) = outputs::jobs(&options, &prompts, settings.total_frames(), frame)?;
     let limit = model.transformer.common().model_max_length;
     for warning in prompts::truncations(&prompts, &model.tokenizer, limit)? {
         console.warn(warning);
     }
-    let placed = references.place(settings.request.num_frames)?;
+    let placed = references.place(settings.request.num_frames, settings.n_loops)?;
     let request = Request {
         rows: settings.request.rows.min(jobs.len()),
-        frame_mask: placed.n_pictures() > 0,
+        frame_mask: placed.n_pictures() > 0 || settings.n_loops > 1,
         ..settings.request.clone()
     };
     machine::check_memory(request.floor_bytes(&model)?, "at least ")?;
@@ -95,7 +73,16 @@ pub(crate) fn run(
     let compile = Instant::now();
     let plans = Plans::compile(&model, &scheduler, &request, &target)?;
     report.seconds.push(("compile", compile.elapsed().as_secs_f64()));
-    report.describe(&model, &settings, &request, &plans, &target, &placed, jobs.len())?;
+    report.describe(&Planned {
+        model: &model,
+        settings: &settings,
+        request: &request,
+        plans: &plans,
+        target: &target,
+        placed: &placed,
+        n_texts: prompts::texts(&prompts).len(),
+        n_videos: jobs.len(),
+    })?;
     machine::check_memory(report.peak_bytes as f64, "")?;
     console.print(&report.plan_text(&jobs));
 
@@ -113,12 +100,10 @@ pub(crate) fn run(
         pool: Arc::new(pool),
         interrupt,
     };
-    run.sample(&jobs, &request, plans, &mut console, &mut report).map_err(
-        |failure| match failure {
-            Failure::Interrupted { .. } => Failure::Interrupted { written: report.outputs.len() },
-            other => other,
-        },
-    )?;
+    run.sample(&jobs, &request, plans, &console, &mut report).map_err(|failure| match failure {
+        Failure::Interrupted { .. } => Failure::Interrupted { written: report.outputs.len() },
+        other => other,
+    })?;
     drop(folders);
     report.seconds.push(("total", start.elapsed().as_secs_f64()));
     if options.json {
@@ -127,214 +112,4 @@ pub(crate) fn run(
         console.print(&report.result_text());
     }
     Ok(())
-}
-
-impl Run<'_> {
-    /// Samples all videos, batch by batch.
-    fn sample(
-        &self,
-        jobs: &[Job],
-        request: &Request,
-        plans: Plans,
-        console: &mut Console,
-        report: &mut Report,
-    ) -> Outcome<()> {
-        let (rows, n_steps) = (request.rows, self.scheduler.n_steps());
-        let [_, condition, denoise, decode] = plans
-            .flops(rows, request.num_frames, n_steps, self.placed.n_pictures())
-            .map(|(_, flops)| flops);
-        // Batches of the last size may be smaller; what they cost is in proportion.
-        let of_all = |flops: u64| flops / rows as u64 * jobs.len() as u64;
-        let mut sampler = self.sampler(request.clone(), plans);
-        let mut text =
-            console.stage("text", sampler.plans().text.flops() * self.prompts.len() as u64);
-        let cleaned: Vec<String> = self.prompts.iter().map(|p| p.cleaned.clone()).collect();
-        let features = text.time(|bar| {
-            let mut on_flops = |done| bar.set(done);
-            sampler.encode_text(&cleaned, &mut self.watch(&mut on_flops))
-        })?;
-        report.seconds.push(("text", text.finish()));
-
-        let mut given = Vec::new();
-        if request.frame_mask {
-            let mut stage = console.stage("condition", condition);
-            given = self.encode_given(&sampler, &mut stage)?;
-            report.seconds.push(("condition", stage.finish()));
-        }
-
-        let mut stage = console.stage("denoise", of_all(denoise));
-        let mut latents: Vec<Vec<f32>> = Vec::new();
-        let batches = self.batches(jobs, rows);
-        for (number, batch) in batches.iter().enumerate() {
-            self.fit(&mut sampler, batch)?;
-            let done_before = number as u64 * denoise;
-            let from = (&features[..], &given[..]);
-            latents.push(self.denoise(&mut sampler, batch, from, &mut stage, done_before)?);
-        }
-        report.seconds.push(("denoise", stage.finish()));
-
-        let mut stage = console.stage("decode", of_all(decode));
-        let mut encode = console.stage("encode", (jobs.len() * request.num_frames) as u64);
-        for (number, batch) in batches.iter().enumerate() {
-            self.fit(&mut sampler, batch)?;
-            let done_before = number as u64 * decode;
-            self.decode(
-                &mut sampler,
-                batch,
-                &latents[number],
-                (&mut stage, &mut encode),
-                done_before,
-                &mut report.outputs,
-            )?;
-        }
-        // Frames are encoded between the steps of decoding.
-        stage.elapsed = stage.elapsed.saturating_sub(encode.elapsed);
-        report.seconds.push(("decode", stage.finish()));
-        report.seconds.push(("encode", encode.finish()));
-        if let Some(path) = &self.options.save_latents {
-            self.save_latents(path, &latents, jobs.len())?;
-        }
-        Ok(())
-    }
-
-    fn sampler(&self, request: Request, plans: Plans) -> Sampler<'_> {
-        Sampler::new(self.model, self.scheduler.clone(), request, plans, Arc::clone(&self.pool))
-    }
-
-    /// Splits `jobs` into batches of at most `rows`. Videos with given frames are not mixed with
-    /// others, so that no video depends on which others are asked for.
-    fn batches<'j>(&self, jobs: &'j [Job], rows: usize) -> Vec<&'j [Job]> {
-        let is_given = |job: &Job| self.placed.is_given(job.prompt);
-        let alike = jobs.chunk_by(|a, b| is_given(a) == is_given(b));
-        alike.flat_map(|jobs| jobs.chunks(rows)).collect()
-    }
-
-    /// Makes the sampler one of the videos of `batch`.
-    fn fit<'s>(&'s self, sampler: &mut Sampler<'s>, batch: &[Job]) -> Outcome<()> {
-        let (rows, frame_mask) = (batch.len(), self.placed.is_given(batch[0].prompt));
-        if (sampler.request().rows, sampler.request().frame_mask) == (rows, frame_mask) {
-            return Ok(());
-        }
-        let request = Request { rows, frame_mask, ..sampler.request().clone() };
-        let plans = Plans::compile(self.model, &self.scheduler, &request, self.target)?;
-        *sampler = self.sampler(request, plans);
-        Ok(())
-    }
-
-    fn watch<'w>(&'w self, on_flops: &'w mut dyn FnMut(u64)) -> Watch<'w> {
-        Watch { interrupt: Some(self.interrupt), on_flops: Some(on_flops) }
-    }
-
-    /// The latent of every given picture.
-    fn encode_given(&self, sampler: &Sampler<'_>, stage: &mut Stage) -> Outcome<Vec<Vec<f32>>> {
-        let Request { height, width, .. } = *sampler.request();
-        let mut encoder = sampler.frame_encoder()?;
-        let mut latents = Vec::with_capacity(self.placed.n_pictures());
-        stage.time(|bar| {
-            let mut on_flops = |done| bar.set(done);
-            let mut watch = self.watch(&mut on_flops);
-            self.references.read(self.placed, [height, width], self.interrupt, |pixels| {
-                latents.push(encoder.encode(pixels, &mut watch)?);
-                Ok(())
-            })
-        })?;
-        Ok(latents)
-    }
-
-    /// The latents of one batch, from the prompts' features and the latents of given pictures.
-    fn denoise(
-        &self,
-        sampler: &mut Sampler<'_>,
-        batch: &[Job],
-        (features, given): (&[Features], &[Vec<f32>]),
-        stage: &mut Stage,
-        done_before: u64,
-    ) -> Outcome<Vec<f32>> {
-        let features: Vec<Features> =
-            batch.iter().map(|job| features[job.prompt].clone()).collect();
-        let mut noise = |draw: u64, out: &mut [f32]| {
-            let n = out.len() / batch.len();
-            for (job, out) in batch.iter().zip(out.chunks_exact_mut(n)) {
-                self.noise.fill(draw, job.sample_index, out);
-            }
-        };
-        let masked = sampler.request().frame_mask.then(|| -> Outcome<_> {
-            let [t, h, w] = sampler.request().latent(self.model)?;
-            let channels = self.model.transformer.common().in_channels;
-            let prompts: Vec<usize> = batch.iter().map(|job| job.prompt).collect();
-            Ok(self.placed.batch(&prompts, given, channels, t, h * w))
-        });
-        let masked = masked.transpose()?;
-        let given = masked.as_ref().map(|(ratios, latents)| (&ratios[..], &latents[..]));
-        let mut conditioning = Conditioning { features: &features, noise: &mut noise, given };
-        stage.time(|bar| {
-            let mut on_flops = |done| bar.set(done_before + done);
-            Ok(sampler.denoise(&mut conditioning, &mut self.watch(&mut on_flops))?)
-        })
-    }
-
-    /// Decodes a batch, each frame into its file; what is complete goes to `outputs`.
-    fn decode(
-        &self,
-        sampler: &mut Sampler<'_>,
-        batch: &[Job],
-        latents: &[f32],
-        (decode, encode): (&mut Stage, &mut Stage),
-        done_before: u64,
-        outputs: &mut Vec<Output>,
-    ) -> Outcome<()> {
-        let [height, width] = sampler.request().frame_size(self.model)?;
-        let n_frames = sampler.request().num_frames;
-        let mut writer: Option<MediaWriter> = None;
-        let mut rgb = Vec::new();
-        decode.time(|bar| {
-            let mut on_flops = |done| bar.set(done_before + done);
-            let mut watch = self.watch(&mut on_flops);
-            sampler.decode(latents, &mut watch, |row, t, pixels| -> Outcome<()> {
-                encode.time(|bar| {
-                    let job = &batch[row];
-                    media::frame_from_f32(pixels, Layout::Cthw, [1, height, width], 0, &mut rgb)?;
-                    if t == 0 {
-                        writer = Some(self.open(job, [width, height])?);
-                    }
-                    let open = writer.as_mut().expect("opened at frame 0");
-                    open.push(&rgb)?;
-                    if t + 1 == n_frames {
-                        let done = writer.take().expect("opened at frame 0");
-                        let written = done.finish_unless(self.interrupt)?;
-                        let prompt = self.prompts[job.prompt].typed.clone();
-                        outputs.push(Output { prompt, sample_index: job.sample_index, written });
-                    }
-                    bar.advance();
-                    Ok(())
-                })
-            })
-        })
-    }
-
-    /// Starts the file of a video, with what it was made from.
-    fn open(&self, job: &Job, [width, height]: [usize; 2]) -> Outcome<MediaWriter> {
-        let prompt = &self.prompts[job.prompt];
-        let mut metadata = Metadata::new();
-        metadata.push("prompt", &prompt.typed)?;
-        metadata.push("seed", &self.settings.seed.to_string())?;
-        let settings = self.settings.to_json(self.options, prompt.index, job.sample_index);
-        metadata.push("settings", &settings)?;
-        metadata.push("version", VERSION)?;
-        metadata.push("isa", self.target.isa.name())?;
-        let size = [width as u32, height as u32];
-        Ok(MediaWriter::create(&job.path, job.format, size, self.settings.save_fps, &metadata)?)
-    }
-
-    /// All latents as one tensor.
-    fn save_latents(&self, path: &Path, batches: &[Vec<f32>], videos: usize) -> Outcome<()> {
-        let values = batches.concat();
-        let [t, h, w] = self.settings.request.latent(self.model)?;
-        let shape = vec![videos, self.model.transformer.common().in_channels, t, h, w];
-        let bytes = Cow::Borrowed(bytemuck::cast_slice(&values));
-        let view = TensorView { dtype: checkpoint::DType::F32, shape, bytes };
-        let tensors = BTreeMap::from([("latents".to_string(), view)]);
-        checkpoint::write_safetensors(path, &tensors, &BTreeMap::new())?;
-        Ok(())
-    }
 }

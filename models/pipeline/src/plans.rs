@@ -89,12 +89,15 @@ impl Plans {
         })
     }
 
-    /// Bytes of arenas and weights at the fullest moment: the text encoder and the VAE's encoder run
-    /// alone, then denoiser and decoder stay together.
-    pub fn peak_bytes(&self) -> usize {
+    /// Bytes of arenas and weights at the fullest moment: the text encoder runs alone, then denoiser
+    /// and decoder stay together. The VAE's encoder runs alone too, or beside these where it `returns`
+    /// to encode what was decoded.
+    pub fn peak_bytes(&self, returns: bool) -> usize {
         let need = |plan: &Plan| plan.arena_bytes + plan.weight_bytes();
         let condition = self.condition.as_deref().map_or(0, need);
-        need(&self.text).max(condition).max(need(&self.denoise) + need(&self.decode))
+        let video = need(&self.denoise) + need(&self.decode);
+        let together = if returns { condition + video } else { condition.max(video) };
+        need(&self.text).max(together)
     }
 
     /// FLOPs of one batch of `rows` videos of `frames` frames in `steps` steps, by stage. Given

@@ -148,7 +148,7 @@ impl<'m> Sampler<'m> {
     /// [`Error::Text`] for a prompt that cannot be encoded.
     pub fn encode_text(
         &self,
-        prompts: &[String],
+        prompts: &[impl AsRef<str>],
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Features>, Error> {
         let tokens = self.model.transformer.common().model_max_length;
@@ -158,7 +158,7 @@ impl<'m> Sampler<'m> {
         let mut session = Session::new(plan, part.weights(), Arc::clone(&self.pool))?;
         let mut features = Vec::with_capacity(prompts.len());
         for (i, prompt) in prompts.iter().enumerate() {
-            let encoded = self.model.tokenizer.encode(prompt, tokens)?;
+            let encoded = self.model.tokenizer.encode(prompt.as_ref(), tokens)?;
             let mask: Vec<u8> = encoded.mask.iter().map(|&m| u8::from(m != 0)).collect();
             let inputs: [(&str, &[u8]); 2] =
                 [("input_ids", bytemuck::cast_slice(&encoded.ids)), ("attention_mask", &mask)];

@@ -132,6 +132,76 @@ fn a_video_does_not_depend_on_what_is_given_to_others() {
 }
 
 #[test]
+fn loops_go_on_from_each_others_end() {
+    let program = Program::new();
+    let few = ["--num-sampling-steps", "2", "--num-frames", "4", "--seed", "7"];
+    let run = |prompt: &str, output: &str, args: &[&str]| {
+        program.run(&[&["sample", prompt, "--output", output][..], &few, args].concat()).done()
+    };
+    let frame =
+        |folder: &str, t: usize| pixels(&program.path(format!("{folder}/frame_{t:04}.png")));
+    let long = ["--loop", "3", "--condition-frame-length", "1"];
+    let ran = run(PROMPT, "long/", &long);
+    assert!(ran.stdout.contains("loops    3, which share 1 frame: 10 frames in all"), "{ran:?}");
+    assert!(program.path("long/frame_0009.png").is_file());
+    assert!(!program.path("long/frame_0010.png").exists());
+
+    // Another text for the last loop changes its frames only: 4 of the first loop, 3 of the next.
+    run(&format!("|0|{PROMPT}|2|a minotaur stands in a blue night"), "changed/", &long);
+    for t in 0..10 {
+        assert_eq!(frame("long", t) == frame("changed", t), t < 7, "frame {t}");
+    }
+    // An end that is edited, not kept, changes what comes after it.
+    run(PROMPT, "edited/", &[&long[..], &["--condition-frame-edit", "0.5"]].concat());
+    for t in 0..10 {
+        assert_eq!(frame("long", t) == frame("edited", t), t < 4, "frame {t}");
+    }
+    program.run(&["sample", "--from", "edited/", "--output", "again/"]).done();
+    for t in [0, 9] {
+        assert!(frame("again", t) == frame("edited", t), "frame {t}");
+    }
+
+    // Rules give frames to any loop: here, the first frame of all to the end of the second.
+    let rules = ["--reference-path", "long/frame_0000.png", "--mask-strategy", "1,0,0,-1"];
+    let shared = ["--loop", "2", "--condition-frame-length", "2"];
+    run(PROMPT, "ruled/", &[&rules[..], &shared].concat());
+    let near = distance(&program, "ruled/frame_0005.png", "long/frame_0000.png");
+    assert!(near < 16.0, "the given frame is off by {near}");
+}
+
+#[test]
+fn a_loop_is_a_video_that_is_given_the_end_of_the_one_before() {
+    let program = Program::new();
+    let few = ["--num-sampling-steps", "2", "--num-frames", "4"];
+    let run = |output: &str, args: &[&str]| {
+        program.run(&[&["sample", PROMPT, "--output", output][..], &few, args].concat()).done();
+    };
+    run("long/", &["--loop", "2", "--condition-frame-length", "2"]);
+    // The first loop is the video of a masked run to which nothing is given.
+    let image = ["--reference-path", "long/frame_0000.png"];
+    run("first/", &[&image[..], &["--mask-strategy", "0,0,0,0,4,1"]].concat());
+    for t in 0..4 {
+        let [a, b] = ["long", "first"].map(|folder| format!("{folder}/frame_000{t}.png"));
+        assert!(distance(&program, &a, &b) == 0.0, "frame {t}");
+    }
+}
+
+#[test]
+fn batches_of_long_videos_are_those_of_single_ones() {
+    let program = Program::new();
+    let few = ["--num-sampling-steps", "2", "--num-frames", "2", "--loop", "2", "--format", "gif"];
+    let run = |folder: &str, args: &[&str]| {
+        let prompts = ["sample", PROMPT, "a fire ant attacks", "a minotaur stands"];
+        program.run(&[&prompts, &few[..], &["--save-dir", folder], args].concat()).done();
+        ["0000", "0001", "0002"]
+            .map(|name| fs::read(program.path(format!("{folder}/sample_{name}.gif"))).unwrap())
+    };
+    let one = run("one", &["--threads", "1"]);
+    assert!(one[0] != one[1]);
+    assert!(one == run("batched", &["--batch-size", "2", "--threads", "2"]));
+}
+
+#[test]
 fn videos_are_decoded_by_ffmpeg() {
     let program = with_source();
     // A stand-in, which writes what ffmpeg would: the frames of the folder.
@@ -195,7 +265,13 @@ fn given_frames_that_cannot_be_are_refused() {
         (&rule("0,1"), 2, "there are 1 references"),
         (&rule("0,0,2"), 2, "reference 0 has 2 frames"),
         (&rule("0,0,0,2"), 2, "the video has 2 frames"),
-        (&rule("1"), 2, "loop 1"),
+        (&rule("1"), 2, "a rule is for loop 1, the video has 1"),
+        (&["--loop", "0"], 2, "--loop 0"),
+        (&["--loop", "99999"], 2, "--loop 99999; expected at most"),
+        (&["--loop", "2", "--condition-frame-length", "2"], 2, "--condition-frame-length 2"),
+        (&["--loop", "2", "--condition-frame-edit", "2"], 2, "--condition-frame-edit 2"),
+        (&["--loop", "2", "--scheduler", "dpm-solver"], 2, "--loop: dpm-solver"),
+        (&["--loop", "2", "--save-latents", "l.safetensors"], 2, "--save-latents is for videos of"),
         (&[&rule("0")[..], &["--scheduler", "dpm-solver"]].concat(), 2, "dpm-solver cannot keep"),
         (&["--reference-path", "a", "b", "--mask-strategy", "0"], 2, "2 entries for 1 prompts"),
     ] {

@@ -44,6 +44,7 @@ fn requests_that_cannot_be_are_usage_errors() {
         (&["sample", "a", "--cfg-scal", "1"], "--cfg-scale"),
         (&["sample", "a", "--vae", "x"], "give --ckpt-path too"),
         (&["sample", "a {\"reference_path\": \"x.png\"}"], "needs --mask-strategy"),
+        (&["sample", "|0|a|1|b"], "a text is for loop 1, the video has 1"),
         (&["dump", "sora"], "no model of this name"),
         (&["dump", "sd-vae", "--bucket", "1x2"], "--bucket 1x2"),
         (&["dump", "tiny-flare-1.1", "--bucket", "2x64x64", "--after", "x"], "no pass `x`"),
