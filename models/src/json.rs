@@ -8,6 +8,10 @@ use crate::Error;
 /// No dim of a published model comes near this; larger ones are refused before they are multiplied.
 const MAX_COUNT: usize = 1 << 20;
 
+/// No published model is near this deep; each layer is nodes of a graph, so a file may not ask for
+/// any number of them.
+const MAX_LAYERS: usize = 256;
+
 /// The keys of one `config.json` that have not been read yet.
 pub(crate) struct Keys {
     model: &'static str,
@@ -35,9 +39,18 @@ impl Keys {
 
     /// A count: 1 to 2^20.
     pub(crate) fn count(&mut self, key: &str, default: usize) -> Result<usize, Error> {
+        self.at_most(key, default, MAX_COUNT)
+    }
+
+    /// A number of layers: 1 to 256.
+    pub(crate) fn layers(&mut self, key: &str, default: usize) -> Result<usize, Error> {
+        self.at_most(key, default, MAX_LAYERS)
+    }
+
+    fn at_most(&mut self, key: &str, default: usize, limit: usize) -> Result<usize, Error> {
         match self.take(key, default)? {
-            count if (1..=MAX_COUNT).contains(&count) => Ok(count),
-            found => Err(self.wrong(key, format!("expected 1 to {MAX_COUNT}, found {found}"))),
+            count if (1..=limit).contains(&count) => Ok(count),
+            found => Err(self.wrong(key, format!("expected 1 to {limit}, found {found}"))),
         }
     }
 

@@ -5,6 +5,7 @@
 pub mod compiled;
 pub mod golden;
 pub mod random_graph;
+pub mod whole_run;
 
 use ops::{DType, Example, Tensor, TensorType};
 

@@ -87,13 +87,17 @@ fn root() -> PathBuf {
 
 fn walk(folder: &Path, path: &str, texts: &mut Vec<Source>) {
     // Cargo marks its target folders so, whatever they are called.
-    if SKIPPED.contains(&path) || folder.join("CACHEDIR.TAG").exists() {
+    if folder.join("CACHEDIR.TAG").exists() {
         return;
     }
     let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     for entry in entries.flatten() {
         let name = entry.file_name().into_string().expect("names in the repository are UTF-8");
         let path = if path.is_empty() { name } else { format!("{path}/{name}") };
+        // `.git` is a file in a worktree.
+        if SKIPPED.contains(&path.as_str()) {
+            continue;
+        }
         let kind = entry.file_type().expect("entries of the repository have a type");
         if kind.is_dir() {
             walk(&entry.path(), &path, texts);

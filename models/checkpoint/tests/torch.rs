@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy exempts tests, but not the functions they share")]
 
+mod torch_file;
+
 use std::borrow::Cow;
 use std::path::PathBuf;
 
 use checkpoint::{Checkpoint, DType, Error, Format};
+use torch_file::{Zip, archive, state_dict, tensor};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -127,76 +130,28 @@ fn refuses_every_truncation() {
     }
 }
 
-/// An uncompressed torch archive around a pickle, with one storage `0`.
-fn archive(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
-    let mut zip = zip_writer();
-    for (name, content) in [("a/data.pkl", pickle), ("a/data/0", storage)] {
-        zip.add(name, content);
-    }
-    zip.finish()
-}
-
-/// A zip writer of stored entries, small enough to be sure of.
-struct Zip {
-    bytes: Vec<u8>,
-    directory: Vec<u8>,
-    n_entries: u16,
-}
-
-fn zip_writer() -> Zip {
-    Zip { bytes: Vec::new(), directory: Vec::new(), n_entries: 0 }
-}
-
-impl Zip {
-    fn add(&mut self, name: &str, content: &[u8]) {
-        let start = self.bytes.len() as u32;
-        let size = (content.len() as u32).to_le_bytes();
-        let mut common = Vec::new();
-        common.extend([20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0]);
-        common.extend([0; 4]);
-        common.extend(size);
-        common.extend(size);
-        common.extend((name.len() as u16).to_le_bytes());
-        common.extend([0, 0]);
-        self.bytes.extend(b"PK\x03\x04");
-        self.bytes.extend(&common);
-        self.bytes.extend(name.as_bytes());
-        self.bytes.extend(content);
-        self.directory.extend(b"PK\x01\x02\x14\x00");
-        self.directory.extend(&common);
-        self.directory.extend([0; 10]);
-        self.directory.extend(start.to_le_bytes());
-        self.directory.extend(name.as_bytes());
-        self.n_entries += 1;
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        let start = self.bytes.len() as u32;
-        let size = self.directory.len() as u32;
-        self.bytes.append(&mut self.directory);
-        self.bytes.extend(b"PK\x05\x06\0\0\0\0");
-        self.bytes.extend([self.n_entries.to_le_bytes(), self.n_entries.to_le_bytes()].concat());
-        self.bytes.extend(size.to_le_bytes());
-        self.bytes.extend(start.to_le_bytes());
-        self.bytes.extend([0, 0]);
-        self.bytes
-    }
-}
-
-/// `{"w": tensor}` with text protocol numbers, of an f32 storage that claims `n` elements.
+/// `{"w": tensor}` of an f32 storage that claims `n` elements.
 fn tensor_pickle(n: &str, offset: &str, shape: &str, strides: &str) -> Vec<u8> {
-    let numbers =
-        |list: &str| list.split_whitespace().map(|n| format!("I{n}\n")).collect::<String>();
-    format!(
-        "}}S'w'\nctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI{n}\ntQI{offset}\n({}t({}tI00\nNtRs.",
-        numbers(shape),
-        numbers(strides)
-    )
-    .into_bytes()
+    format!("}}S'w'\n{}s.", tensor(["FloatStorage", "0", n], offset, shape, strides)).into_bytes()
 }
 
 fn open_tensor(n: &str, offset: &str, shape: &str, strides: &str) -> Result<Checkpoint, Error> {
     Checkpoint::from_bytes(archive(&tensor_pickle(n, offset, shape, strides), &[0; 24]))
+}
+
+#[test]
+fn reads_a_storage_for_each_tensor() {
+    let (halves, floats) = ([0x80, 0x3f, 0, 0xc0], ramp(1, 6));
+    let floats: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let tensors = [
+        ("a", "BFloat16Storage", &[2][..], &halves[..]),
+        ("b.c", "FloatStorage", &[3, 2], &floats),
+    ];
+    let checkpoint = Checkpoint::from_bytes(state_dict(&tensors)).unwrap();
+    assert_eq!(checkpoint.len(), 2);
+    assert_eq!(checkpoint.to_f32("a").unwrap(), [1.0, -2.0]);
+    assert_eq!(checkpoint.info("b.c").unwrap().shape, [3, 2]);
+    assert_eq!(checkpoint.to_f32("b.c").unwrap(), ramp(1, 6));
 }
 
 #[test]
@@ -286,15 +241,15 @@ fn a_dictionary_that_contains_itself_is_searched_once_per_level() {
 
 #[test]
 fn archives_without_their_parts_are_named() {
-    let mut zip = zip_writer();
+    let mut zip = Zip::default();
     zip.add("readme.txt", b"hello");
     let error = Checkpoint::from_bytes(zip.finish()).unwrap_err();
     assert!(error.to_string().contains("no data.pkl"), "{error}");
-    let mut zip = zip_writer();
+    let mut zip = Zip::default();
     zip.add("a/data.pkl", &tensor_pickle("6", "0", "6", "1"));
     let error = Checkpoint::from_bytes(zip.finish()).unwrap_err();
     assert!(error.to_string().contains("no entry for storage 0"), "{error}");
-    let mut zip = zip_writer();
+    let mut zip = Zip::default();
     zip.add("a/data.pkl", &tensor_pickle("6", "0", "6", "1"));
     zip.add("a/data/0", &[0; 24]);
     zip.add("a/byteorder", b"big");

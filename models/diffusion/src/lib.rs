@@ -14,6 +14,7 @@ mod dpm_solver;
 mod error;
 mod guidance;
 mod iddpm;
+mod mask_strategy;
 mod philox;
 pub mod schedule;
 
@@ -25,6 +26,7 @@ pub use dpm_solver::{DpmSolver, DpmStep};
 pub use error::Error;
 pub use guidance::{Guidance, append_model_input};
 pub use iddpm::{FrameRoles, Iddpm, IddpmSettings, MeanKind, Update, VarianceKind};
+pub use mask_strategy::{GivenFrame, MaskStrategy};
 pub use philox::{fill_normal, philox4x32};
 
 /// The inputs of one sampler step.

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use diffusion::schedule::{Precision, SpeedTables, Tables};
 use diffusion::{
-    DpmSolver, Guidance, Iddpm, IddpmSettings, MeanKind, RESOLUTION_NAMES, Release, Update,
-    VarianceKind, append_model_input, closest_aspect, image_size, num_frames, resolution,
+    DpmSolver, Guidance, Iddpm, IddpmSettings, MaskStrategy, MeanKind, RESOLUTION_NAMES, Release,
+    Update, VarianceKind, append_model_input, closest_aspect, image_size, num_frames, resolution,
 };
 use golden::{Case, Golden, json, relative_l2};
 use ops::{Builder, DType, Graph, Rounding, Tensor, TensorType, eval};
@@ -458,5 +458,41 @@ fn table_order_is_upstreams() {
     for name in RESOLUTION_NAMES.iter().filter(|name| **name != "4k") {
         let numbers: Vec<f64> = keys(name).iter().map(|key| key.parse().unwrap()).collect();
         assert!(numbers.is_sorted(), "{name}");
+    }
+}
+
+#[test]
+fn given_frames_are_upstreams() {
+    let cases = json("masks/mask_strategy_v1_1_0.json");
+    let tensors = Case::open("masks/mask_strategy_v1_1_0.safetensors");
+    for case in cases["apply"].as_array().unwrap() {
+        let index = case["loop_i"].as_u64().unwrap() as usize;
+        let tensor = |name: &str| tensors.get(&format!("l{index}.{name}"));
+        let (before, after, masks) = (tensor("in.z"), tensor("out.z"), tensor("out.mask"));
+        let [rows, channels, frames, ..] = before.shape[..] else { panic!("in.z is 5-D") };
+        let plane = before.values.len() / (rows * channels * frames);
+        for (row, text) in case["strategies"].as_array().unwrap().iter().enumerate() {
+            let strategy = MaskStrategy::parse(text.as_str().unwrap_or_default()).unwrap();
+            let references = [0, 1].map(|n| tensor(&format!("in.ref_{row}_{n}")));
+            let lengths = references.iter().map(|reference| reference.shape[1]);
+            let lengths: Vec<usize> = lengths.collect();
+            let given = strategy.place(index, frames, &lengths).unwrap();
+            for (t, given) in given.iter().enumerate() {
+                let ratio = given.map_or(1.0, |given| f64::from(given.edit_ratio));
+                assert_eq!(masks.values[row * frames + t], ratio, "{text}, frame {t}");
+                for c in 0..channels {
+                    let at = ((row * channels + c) * frames + t) * plane;
+                    let from = match given {
+                        None => &before.values[at..][..plane],
+                        Some(given) => {
+                            let length = lengths[given.reference];
+                            let at = (c * length + given.frame) * plane;
+                            &references[given.reference].values[at..][..plane]
+                        }
+                    };
+                    assert_eq!(&after.values[at..][..plane], from, "{text}, frame {t}");
+                }
+            }
+        }
     }
 }

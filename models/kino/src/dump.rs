@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use models::Bucket;
 use models::config::{AutoencoderKl, Stdit1, Stdit2, T5};
 use ops::Graph;
-use pipeline::{Scheduler, SchedulerKind, Transformer, decode_graph, text_graph};
+use pipeline::{Scheduler, SchedulerKind, Transformer, decode_graph, encode_graph, text_graph};
 use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
@@ -51,6 +51,8 @@ pub(crate) struct DumpOptions {
 enum StageName {
     /// The text encoder on one prompt
     Text,
+    /// The VAE's encoder on one given frame
+    Condition,
     /// One step of the sampler
     Denoise,
     /// The decoder on one frame
@@ -199,6 +201,10 @@ impl Parts {
             StageName::Text => {
                 let t5 = self.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
                 Ok(text_graph(t5, tokens.unwrap_or(USUAL_TOKENS))?)
+            }
+            StageName::Condition => {
+                let vae = self.vae.as_ref().ok_or_else(|| missing("VAE"))?;
+                Ok(encode_graph(vae, dtype, [height, width])?)
             }
             StageName::Denoise => {
                 let config = self.transformer.as_ref().ok_or_else(|| missing("transformer"))?;

@@ -9,8 +9,11 @@ pub(crate) enum Failure {
     Usage(String),
     /// The request was fine, the world was not: files, memory, the checkpoint. Exit code 1.
     Run(anyhow::Error),
-    /// The user stopped it. Exit code 130.
-    Interrupted,
+    /// The user stopped it, after so many outputs were complete. Exit code 130.
+    Interrupted {
+        /// Outputs that stay.
+        written: usize,
+    },
 }
 
 /// What commands return.
@@ -27,7 +30,7 @@ impl Failure {
         match self {
             Failure::Usage(_) => 2,
             Failure::Run(_) => 1,
-            Failure::Interrupted => 130,
+            Failure::Interrupted { .. } => 130,
         }
     }
 }
@@ -37,7 +40,11 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Usage(message) => f.write_str(message),
-            Failure::Interrupted => f.write_str("interrupted; nothing was written"),
+            Failure::Interrupted { written: 0 } => f.write_str("interrupted; nothing was written"),
+            Failure::Interrupted { written: 1 } => f.write_str("interrupted; 1 output is complete"),
+            Failure::Interrupted { written } => {
+                write!(f, "interrupted; {written} outputs are complete")
+            }
             Failure::Run(error) => {
                 let mut text = error.to_string();
                 for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -60,7 +67,7 @@ impl From<anyhow::Error> for Failure {
 impl From<pipeline::Error> for Failure {
     fn from(error: pipeline::Error) -> Failure {
         match error {
-            error if error.is_interrupt() => Failure::Interrupted,
+            error if error.is_interrupt() => Failure::Interrupted { written: 0 },
             pipeline::Error::Request { .. }
             | pipeline::Error::NoPart { .. }
             | pipeline::Error::Diffusion(_) => Failure::usage(error),
@@ -75,6 +82,7 @@ impl From<media::Error> for Failure {
             media::Error::UnknownFormat { .. }
             | media::Error::FrameSize { .. }
             | media::Error::FrameRate { .. } => Failure::usage(error),
+            media::Error::Interrupted { .. } => Failure::Interrupted { written: 0 },
             error => Failure::Run(error.into()),
         }
     }

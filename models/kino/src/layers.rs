@@ -7,13 +7,11 @@ use std::fs;
 use std::path::Path;
 
 use media::Metadata;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use crate::config_file;
 use crate::failure::{Failure, Outcome};
-use crate::options::SampleOptions;
-
-/// Options as JSON.
-pub(crate) type Layer = Map<String, Value>;
+use crate::options::{Layer, SampleOptions};
 
 /// Options of which a layer's choice replaces the lower layers' as a whole.
 const GROUPS: [&[&str]; 3] = [
@@ -42,7 +40,7 @@ pub(crate) fn gather(mut flags: SampleOptions) -> Outcome<(SampleOptions, Option
     let mut typed = std::mem::take(&mut flags.positional);
     typed.append(&mut flags.prompt);
     flags.prompt = typed;
-    let mut layers = vec![layer(&flags)];
+    let mut layers = vec![flags.layer()];
     if let Some(path) = &flags.config {
         layers.push(read_config(path)?);
     }
@@ -61,14 +59,6 @@ pub(crate) fn gather(mut flags: SampleOptions) -> Outcome<(SampleOptions, Option
     Ok((options, earlier))
 }
 
-/// The options that are set.
-pub(crate) fn layer(options: &SampleOptions) -> Layer {
-    let value = serde_json::to_value(options).expect("options are plain data");
-    let Value::Object(mut map) = value else { unreachable!("a struct is an object") };
-    map.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
-    map
-}
-
 /// `upper` over `lower`.
 fn over(upper: Layer, mut lower: Layer) -> Layer {
     for group in GROUPS {
@@ -80,17 +70,6 @@ fn over(upper: Layer, mut lower: Layer) -> Layer {
     lower
 }
 
-/// Every key of a configuration file.
-fn known_keys() -> Vec<String> {
-    // Flags are left out of a layer while they are off.
-    let all =
-        SampleOptions { json: true, quiet: true, no_clean_caption: true, ..Default::default() };
-    match serde_json::to_value(all) {
-        Ok(Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
-        _ => unreachable!("options are an object"),
-    }
-}
-
 fn read_config(path: &Path) -> Outcome<Layer> {
     let fail = |reason: String| Failure::Run(anyhow::anyhow!("{}: {reason}", path.display()));
     let size = fs::metadata(path).map_err(|error| fail(error.to_string()))?.len();
@@ -98,40 +77,8 @@ fn read_config(path: &Path) -> Outcome<Layer> {
         return Err(fail(format!("{size} bytes, expected at most {MAX_CONFIG_BYTES}")));
     }
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
-    parse_config(&text).map_err(|reason| Failure::Usage(format!("{}: {reason}", path.display())))
-}
-
-/// A TOML document as a layer. Keys are in snake or kebab case.
-fn parse_config(text: &str) -> Result<Layer, String> {
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        format!("line {line}: {}", error.message())
-    })?;
-    let known = known_keys();
-    let mut map = Layer::new();
-    for (key, value) in table {
-        let name = key.replace('-', "_");
-        if !known.contains(&name) {
-            let nearest = known.iter().min_by_key(|known| distance(known, &name));
-            let nearest = nearest.expect("there are options");
-            return Err(format!("unknown key `{key}`; did you mean `{nearest}`?"));
-        }
-        let mut value = serde_json::to_value(value).map_err(|error| error.to_string())?;
-        if value.is_null() {
-            // What JSON cannot hold: TOML's `nan` and `inf`.
-            return Err(format!("key `{key}`: expected a finite number"));
-        }
-        if name == "prompt" && value.is_string() {
-            value = Value::Array(vec![value]);
-        }
-        if map.insert(name, value).is_some() {
-            return Err(format!("key `{key}` is there twice"));
-        }
-    }
-    // Types are checked here, where the file is known.
-    let options: SampleOptions =
-        serde_json::from_value(Value::Object(map)).map_err(|error| error.to_string())?;
-    Ok(layer(&options))
+    config_file::parse(&text)
+        .map_err(|reason| Failure::Usage(format!("{}: {reason}", path.display())))
 }
 
 /// The settings that an earlier output says it was made with.
@@ -142,26 +89,10 @@ fn read_settings(path: &Path, metadata: &Metadata) -> Outcome<Layer> {
         .ok_or_else(|| fail("its metadata has no settings to sample again".into()))?;
     let options: SampleOptions = serde_json::from_str(settings)
         .map_err(|error| fail(format!("its settings are not those of this version: {error}")))?;
-    let mut settings = layer(&options);
+    let mut settings = options.layer();
     let prompt = metadata.get("prompt").ok_or_else(|| fail("its metadata has no prompt".into()))?;
     settings.insert("prompt".into(), Value::Array(vec![prompt.into()]));
     Ok(settings)
-}
-
-/// Insertions, deletions and replacements between two words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -169,16 +100,8 @@ mod tests {
     use super::*;
 
     fn over_text(upper: &str, lower: &str) -> String {
-        Value::Object(over(parse_config(upper).unwrap(), parse_config(lower).unwrap())).to_string()
-    }
-
-    #[test]
-    fn both_spellings_of_a_key_are_one() {
-        assert_eq!(
-            over_text("cfg-scale = 2", "cfg_scale = 3\nseed = 1"),
-            r#"{"cfg_scale":2.0,"seed":1}"#
-        );
-        assert!(parse_config("cfg-scale = 2\ncfg_scale = 3").unwrap_err().contains("twice"));
+        Value::Object(over(config_file::parse(upper).unwrap(), config_file::parse(lower).unwrap()))
+            .to_string()
     }
 
     #[test]
@@ -191,26 +114,5 @@ mod tests {
             over_text("num_sample = 2", "prompt = \"a\""),
             r#"{"num_sample":2,"prompt":["a"]}"#
         );
-    }
-
-    #[test]
-    fn an_unknown_key_names_the_nearest() {
-        for (text, expected) in [
-            ("cgf_scale = 1", "did you mean `cfg_scale`?"),
-            ("num-frame = 1", "did you mean `num_frames`?"),
-            ("seed = \"x\"", "expected u64"),
-            ("a = [", "line 1"),
-            ("fps = nan", "expected a finite number"),
-            ("config = \"x\"", "unknown key `config`"),
-        ] {
-            let error = parse_config(text).unwrap_err();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn frames_are_a_number_or_a_name() {
-        assert_eq!(over_text("num_frames = 16", ""), r#"{"num_frames":"16"}"#);
-        assert_eq!(over_text("num_frames = \"2s\"", ""), r#"{"num_frames":"2s"}"#);
     }
 }

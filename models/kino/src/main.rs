@@ -3,6 +3,7 @@
 //! Start reading at `sample.rs`. `options.rs` has every option. Exit codes: 0 done, 1 failed, 2 the
 //! request cannot be, 130 interrupted. This is the only place that reads the environment.
 
+mod config_file;
 mod doctor;
 mod dump;
 mod failure;
@@ -14,7 +15,9 @@ mod options;
 mod outputs;
 mod progress;
 mod prompts;
+mod references;
 mod report;
+mod run;
 mod sample;
 mod settings;
 mod source;

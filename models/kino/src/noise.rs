@@ -61,8 +61,10 @@ impl Noise {
         )))
     }
 
-    /// Fills draw number `draw` of video `sample_index`.
-    pub(crate) fn fill(&self, draw: u64, sample_index: u64, out: &mut [f32]) {
+    /// Fills draw number `draw` of loop `index` of video `sample_index`.
+    pub(crate) fn fill(&self, index: u64, draw: u64, sample_index: u64, out: &mut [f32]) {
+        // No loop has as many draws.
+        let draw = (index << 32) + draw;
         match &self.initial {
             Some(values) if draw == 0 => {
                 let rows = values.len() / self.n;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// What to sample and how. Names are upstream's where upstream has the option.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -35,6 +36,26 @@ pub(crate) struct SampleOptions {
     #[arg(long, help_heading = "Prompts")]
     #[serde(skip_serializing_if = "is_false")]
     pub no_clean_caption: bool,
+
+    /// Images or videos that frames are taken of, joined by `;`: PNG, a folder of PNGs, others by
+    /// ffmpeg; for all prompts, or one after the other for each
+    #[arg(long, num_args = 1.., value_name = "PATH", help_heading = "Given frames")]
+    pub reference_path: Vec<String>,
+    /// Which frames they give: rules joined by `;`, each `loop,reference,first frame of it,first frame
+    /// of the video,count,edit ratio`, where 0,0,0,0,1,0 fills up what is left out
+    #[arg(long, num_args = 1.., value_name = "RULES", help_heading = "Given frames")]
+    pub mask_strategy: Vec<String>,
+    /// Loops of a long video, each of which begins with the last frames of the one before [default: 1]
+    #[arg(long = "loop", value_name = "N", help_heading = "Given frames")]
+    #[serde(rename = "loop")]
+    pub n_loops: Option<usize>,
+    /// Frames that loops share [default: a quarter of a loop]
+    #[arg(long, value_name = "N", help_heading = "Given frames")]
+    pub condition_frame_length: Option<usize>,
+    /// Edit ratio of the frames that loops share: 0 keeps them, above they are denoised from that part
+    /// of the way on [default: 0]
+    #[arg(long, value_name = "RATIO", value_parser = finite, help_heading = "Given frames")]
+    pub condition_frame_edit: Option<f64>,
 
     /// The embedded model (tiny-flare-1.1), or the kind that --ckpt-path must be: STDiT-XL/2, STDiT2-XL/2
     #[arg(long, value_name = "NAME", help_heading = "Model")]
@@ -138,6 +159,21 @@ pub(crate) struct SampleOptions {
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     #[serde(skip)]
     pub from: Option<PathBuf>,
+}
+
+/// Options as JSON.
+pub(crate) type Layer = Map<String, Value>;
+
+impl SampleOptions {
+    /// The options that are set.
+    pub(crate) fn layer(&self) -> Layer {
+        let value = serde_json::to_value(self).expect("options are plain data");
+        let Value::Object(mut map) = value else { unreachable!("a struct is an object") };
+        map.retain(|_, value| {
+            !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty())
+        });
+        map
+    }
 }
 
 /// Storage types, also under upstream's names.

@@ -105,7 +105,7 @@ impl Stage {
     }
 
     /// Ends the stage; its seconds.
-    pub(crate) fn finish(self) -> f64 {
+    pub(crate) fn finish(&self) -> f64 {
         self.bar.finish_and_clear();
         let seconds = self.elapsed.as_secs_f64();
         if self.mode != Mode::Silent {

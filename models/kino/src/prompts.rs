@@ -1,11 +1,12 @@
 //! The prompts of a request: from the command line and files to the text that is encoded.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
 
 use text::Tokenizer;
-use text::prompts::{Loops, check_prompt, read_prompts, split_suffix};
+use text::prompts::{Loops, Suffixed, check_prompt, read_prompts, split_suffix};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::SampleOptions;
@@ -20,12 +21,16 @@ pub(crate) struct Prompt {
     pub index: usize,
     /// As typed.
     pub typed: String,
-    /// As encoded.
-    pub cleaned: String,
+    /// As encoded, loop by loop.
+    pub texts: Loops,
+    /// References that it names itself; empty for none.
+    pub reference_path: String,
+    /// The strategy that it names itself; empty for none.
+    pub mask_strategy: String,
 }
 
-/// The prompts that are asked for, cleaned.
-pub(crate) fn gather(options: &SampleOptions) -> Outcome<Vec<Prompt>> {
+/// The prompts that are asked for, cleaned, and how many the whole list has.
+pub(crate) fn gather(options: &SampleOptions) -> Outcome<(Vec<Prompt>, usize)> {
     let typed = match (&options.prompt_path, options.prompt.is_empty()) {
         (Some(_), false) => {
             return Err(Failure::usage("give prompts or --prompt-path, not both"));
@@ -49,7 +54,11 @@ pub(crate) fn gather(options: &SampleOptions) -> Outcome<Vec<Prompt>> {
         )));
     }
     let chosen = typed.into_iter().enumerate().skip(start).take(end - start);
-    chosen.map(|(index, typed)| clean(index, typed, !options.no_clean_caption)).collect()
+    let n_loops = options.n_loops.unwrap_or(1);
+    let prompts: Outcome<_> = chosen
+        .map(|(index, typed)| clean(index, typed, !options.no_clean_caption, n_loops))
+        .collect();
+    Ok((prompts?, count))
 }
 
 fn read_file(path: &Path) -> Outcome<Vec<String>> {
@@ -62,27 +71,32 @@ fn read_file(path: &Path) -> Outcome<Vec<String>> {
     read_prompts(&bytes).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
 }
 
-fn clean(index: usize, typed: String, clean: bool) -> Outcome<Prompt> {
+fn clean(index: usize, typed: String, clean: bool, n_loops: usize) -> Outcome<Prompt> {
     let fail = |reason: String| Failure::Usage(format!("prompt {}: {reason}", index + 1));
     check_prompt(&typed).map_err(|error| fail(error.to_string()))?;
     let parts = split_suffix(&typed).map_err(|error| fail(error.to_string()))?;
-    if !parts.reference_path.is_empty() || !parts.mask_strategy.is_empty() {
-        return Err(fail(
-            "reference images and videos are not supported yet; leave out `{…}`".into(),
-        ));
-    }
     let loops = Loops::split(&parts.text).map_err(|error| fail(error.to_string()))?;
-    if loops.merge().starts_with("|0|") {
-        return Err(fail("long videos in loops are not supported yet; leave out `|0|`".into()));
+    if loops.last_loop() >= n_loops {
+        return Err(fail(format!(
+            "a text is for loop {}, the video has {n_loops}, counted from 0 (--loop)",
+            loops.last_loop()
+        )));
     }
-    let cleaned = text::text_preprocessing(&parts.text, clean);
-    if cleaned.is_empty() {
+    let texts = loops.map(|text| text::text_preprocessing(text, clean));
+    if texts.texts().any(str::is_empty) {
         return Err(fail(
             "nothing is left of it after caption cleaning; use other words or --no-clean-caption"
                 .into(),
         ));
     }
-    Ok(Prompt { index, typed, cleaned })
+    let Suffixed { reference_path, mask_strategy, .. } = parts;
+    Ok(Prompt { index, typed, texts, reference_path, mask_strategy })
+}
+
+/// Every text to encode, once, in order.
+pub(crate) fn texts(prompts: &[Prompt]) -> Vec<&str> {
+    let texts: BTreeSet<&str> = prompts.iter().flat_map(|prompt| prompt.texts.texts()).collect();
+    texts.into_iter().collect()
 }
 
 /// A warning for each prompt of which the text encoder reads only the beginning.
@@ -93,7 +107,9 @@ pub(crate) fn truncations(
 ) -> Outcome<Vec<String>> {
     let mut warnings = Vec::new();
     for prompt in prompts {
-        let count = tokenizer.ids(&prompt.cleaned)?.len();
+        let counts = prompt.texts.texts().map(|text| Ok(tokenizer.ids(text)?.len()));
+        let counts: Outcome<Vec<usize>> = counts.collect();
+        let count = counts?.into_iter().max().unwrap_or(0);
         if count > limit {
             warnings.push(format!(
                 "prompt {} has {count} tokens; the model reads the first {limit}",

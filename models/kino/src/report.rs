@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Outcome;
 use crate::outputs::Job;
+use crate::references::Placed;
 use crate::settings::Settings;
 use crate::{VERSION, units};
 
@@ -35,6 +36,22 @@ struct StagePlan {
     flops: u64,
 }
 
+/// What a run is going to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Planned<'a> {
+    pub model: &'a Model,
+    pub settings: &'a Settings,
+    /// With the batch size that is used.
+    pub request: &'a Request,
+    pub plans: &'a Plans,
+    pub target: &'a Target,
+    pub placed: &'a Placed,
+    /// Texts to encode.
+    pub n_texts: usize,
+    /// Videos of all batches.
+    pub n_videos: usize,
+}
+
 /// Everything there is to say about a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
@@ -50,38 +67,47 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Fills in the plan of `n_videos` videos.
-    pub(crate) fn describe(
-        &mut self,
-        model: &Model,
-        settings: &Settings,
-        request: &Request,
-        plans: &Plans,
-        target: &Target,
-        n_videos: usize,
-    ) -> Outcome<()> {
+    /// Fills in what is planned.
+    pub(crate) fn describe(&mut self, planned: &Planned<'_>) -> Outcome<()> {
+        let Planned { model, settings, request, plans, target, placed, n_texts, n_videos } =
+            *planned;
         let [height, width] = request.frame_size(model)?;
         let latent = request.latent(model)?;
         let channels = model.transformer.common().in_channels;
         let n_latent = channels * latent.iter().product::<usize>();
-        // The sampler holds its latent and two draws, the program all results.
-        let host = (3 * request.rows + n_videos).saturating_mul(4 * n_latent);
-        self.peak_bytes = plans.peak_bytes().saturating_add(host);
-        let per_video = plans.flops(request.rows, request.num_frames, settings.steps);
-        let batches = n_videos.div_ceil(request.rows) as u64;
+        let n_given = placed.n_pictures();
+        let n_loops = settings.n_loops;
+        // What each loop after the first begins with is encoded again; its pixels are kept till then.
+        let n_again = (n_loops - 1).saturating_mul(settings.condition_frames);
+        let n_tail = if n_loops > 1 { settings.condition_frames * request.rows } else { 0 };
+        // The sampler holds its latent and two draws, and where frames are given a third and the
+        // given; the program holds all results and one latent of each given picture.
+        let n_held = if request.frame_mask { 5 } else { 3 };
+        let host = (n_held * request.rows + n_videos)
+            .saturating_mul(4 * n_latent)
+            .saturating_add(n_given.saturating_mul(4 * n_latent / latent[0]))
+            .saturating_add(n_tail.saturating_mul(3 * 4 * height * width));
+        self.peak_bytes = plans.peak_bytes(n_loops > 1).saturating_add(host);
+        let n_encoded = n_given.saturating_add(n_again.saturating_mul(n_videos));
+        let per_batch = plans.flops(request.rows, request.num_frames, settings.steps, n_encoded);
         let stage = |name, plan: &Plan, flops: u64| StagePlan {
             name,
             weight_bytes: plan.weight_bytes(),
             arena_bytes: plan.arena_bytes,
             lower_bound_bytes: plan.lower_bound_bytes,
             n_steps: plan.steps.len(),
-            flops: flops.saturating_mul(batches),
+            flops,
         };
-        self.stages = vec![
-            stage("text", &plans.text, per_video[0].1),
-            stage("denoise", &plans.denoise, per_video[1].1),
-            stage("decode", &plans.decode, per_video[2].1),
-        ];
+        let [_, condition, denoise, decode] = per_batch.map(|(_, flops)| flops);
+        // The last batch may be smaller; what it costs is in proportion.
+        let all =
+            |flops: u64| (flops / request.rows as u64).saturating_mul((n_videos * n_loops) as u64);
+        let text = plans.text.flops().saturating_mul(n_texts as u64);
+        self.stages = vec![stage("text", &plans.text, text)];
+        self.stages
+            .extend(plans.condition.as_ref().map(|plan| stage("condition", plan, condition)));
+        self.stages.push(stage("denoise", &plans.denoise, all(denoise)));
+        self.stages.push(stage("decode", &plans.decode, all(decode)));
         let parameters = model.n_parameters() as f64 / 1e6;
         let rate = settings.save_fps.as_f64();
         let plural = |n: usize, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
@@ -123,6 +149,17 @@ impl Report {
                 format!("{}, {}, {}", plural(target.threads, "thread"), target.isa, request.dtype),
             ),
         ];
+        if n_loops > 1 {
+            self.header.push((
+                "loops",
+                format!(
+                    "{n_loops}, which share {}: {} in all",
+                    plural(settings.condition_frames, "frame"),
+                    plural(settings.total_frames(), "frame")
+                ),
+            ));
+        }
+        self.header.extend(placed.summary().map(|given| ("given", given)));
         self.request = json!({
             "num_frames": request.num_frames, "height": height, "width": width,
             "latent": [channels, latent[0], latent[1], latent[2]],
@@ -131,9 +168,15 @@ impl Report {
             "cfg_scale": settings.cfg_scale, "cfg_channel": settings.cfg_channel,
             "seed": settings.seed, "dtype": settings.storage, "threads": target.threads,
             "isa": target.isa.name(), "model": model.name, "class": model.transformer.name(),
-            "n_parameters": model.n_parameters(),
+            "n_parameters": model.n_parameters(), "n_given_pictures": n_given,
+            "loop": n_loops, "total_frames": settings.total_frames(),
         });
         Ok(())
+    }
+
+    /// FLOPs of all videos in a stage; 0 if there is none of this name.
+    pub(crate) fn flops(&self, stage: &str) -> u64 {
+        self.stages.iter().find(|plan| plan.name == stage).map_or(0, |plan| plan.flops)
     }
 
     /// The plan, for people.
@@ -162,7 +205,7 @@ impl Report {
             line(
                 &mut text,
                 format_args!(
-                    "  {:<8} {:>10} {:>12} {:>7} {:>14}",
+                    "  {:<9} {:>9} {:>12} {:>7} {:>14}",
                     stage.name,
                     bytes(stage.weight_bytes),
                     bytes(stage.arena_bytes),

@@ -4,12 +4,15 @@ use media::Fps;
 use pipeline::{Model, Request, Scheduler, SchedulerKind, Transformer};
 
 use crate::failure::{Failure, Outcome};
-use crate::layers;
 use crate::options::{SampleOptions, SchedulerName, Storage};
+use crate::references;
 use crate::source::{EMBEDDED, EMBEDDED_CFG_SCALE, is_first_release};
 
 /// The seed of upstream's configurations.
 const SEED: u64 = 42;
+
+/// Most loops of a video.
+const MAX_LOOPS: usize = 10_000;
 
 /// Decided settings of a run.
 #[derive(Clone, Debug)]
@@ -30,6 +33,12 @@ pub(crate) struct Settings {
     pub save_fps: Fps,
     /// Storage type as an option.
     pub storage: Storage,
+    /// Loops of every video.
+    pub n_loops: usize,
+    /// Frames that a loop begins with and the one before ends with; less than a loop has.
+    pub condition_frames: usize,
+    /// Their edit ratio.
+    pub condition_edit: f32,
 }
 
 /// Checks of the numbers that need no model.
@@ -40,6 +49,7 @@ pub(crate) fn check(options: &SampleOptions) -> Outcome<()> {
         ("--frame-interval", options.frame_interval),
         ("--num-sampling-steps", options.num_sampling_steps),
         ("--cfg-channel", options.cfg_channel),
+        ("--loop", options.n_loops),
     ];
     if let Some((flag, _)) = positive.iter().find(|(_, value)| *value == Some(0)) {
         return Err(Failure::usage(format!("{flag} 0; expected at least 1")));
@@ -51,6 +61,19 @@ pub(crate) fn check(options: &SampleOptions) -> Outcome<()> {
     }
     if let Some(text) = &options.num_frames {
         diffusion::num_frames(text)?;
+    }
+    if let Some(ratio) = options.condition_frame_edit.filter(|ratio| !(0.0..=1.0).contains(ratio)) {
+        return Err(Failure::usage(format!("--condition-frame-edit {ratio}; expected 0 to 1")));
+    }
+    let n_loops = options.n_loops.unwrap_or(1);
+    if n_loops > MAX_LOOPS {
+        return Err(Failure::usage(format!("--loop {n_loops}; expected at most {MAX_LOOPS}")));
+    }
+    if n_loops > 1 && options.scheduler == Some(SchedulerName::DpmSolver) {
+        return Err(Failure::usage("--loop: dpm-solver cannot keep given frames; use iddpm"));
+    }
+    if n_loops > 1 && options.save_latents.is_some() {
+        return Err(Failure::usage("--save-latents is for videos of one loop; leave out --loop"));
     }
     size(options)?;
     Ok(())
@@ -128,6 +151,14 @@ impl Settings {
         // The configurations that came with 1.0 and 1.1 guide three channels.
         let released_channel = (own_scale.is_none() || is_first_release(model)).then_some(3);
         let storage = options.dtype.unwrap_or(Storage::F32);
+        let n_loops = options.n_loops.unwrap_or(1);
+        let condition_frames = options.condition_frame_length.unwrap_or((num_frames / 4).max(1));
+        if n_loops > 1 && !(1..num_frames).contains(&condition_frames) {
+            return Err(Failure::usage(format!(
+                "--condition-frame-length {condition_frames}; loops of {num_frames} frames share at \
+                 least 1 and fewer than {num_frames}"
+            )));
+        }
         let settings = Settings {
             request: Request {
                 rows: options.batch_size.unwrap_or(1),
@@ -145,9 +176,20 @@ impl Settings {
             seed: options.seed.unwrap_or(SEED),
             save_fps,
             storage,
+            n_loops,
+            condition_frames,
+            condition_edit: options.condition_frame_edit.unwrap_or(0.0) as f32,
         };
         settings.request.latent(model)?;
         Ok(settings)
+    }
+
+    /// Frames of a video of all loops.
+    pub(crate) fn total_frames(&self) -> usize {
+        let per_loop = self.request.num_frames;
+        let further =
+            (self.n_loops - 1).saturating_mul(per_loop - self.condition_frames.min(per_loop));
+        per_loop.saturating_add(further)
     }
 
     /// The sampler's tables.
@@ -156,10 +198,19 @@ impl Settings {
         Ok(Scheduler::new(self.kind, self.steps, self.cfg_scale, self.cfg_channel, transformer)?)
     }
 
-    /// What `kino sample --from` needs to sample video `sample_index` again, as JSON.
-    pub(crate) fn to_json(&self, options: &SampleOptions, sample_index: u64) -> String {
+    /// What `kino sample --from` needs to sample video `sample_index` again, as JSON. `prompt` is the
+    /// number of its prompt in the list.
+    pub(crate) fn to_json(
+        &self,
+        options: &SampleOptions,
+        prompt: usize,
+        sample_index: u64,
+    ) -> String {
+        let [reference_path, mask_strategy] = references::of_prompt(options, prompt)
+            .map(|text| (!text.is_empty()).then(|| text.to_string()).into_iter().collect());
         let request = &self.request;
         let embedded = options.ckpt_path.is_none().then(|| EMBEDDED.to_string());
+        let is_long = self.n_loops > 1;
         let full = SampleOptions {
             model: options.model.clone().or(embedded),
             ckpt_path: options.ckpt_path.clone(),
@@ -168,6 +219,11 @@ impl Settings {
             tokenizer: options.tokenizer.clone(),
             no_clean_caption: options.no_clean_caption,
             initial_noise: options.initial_noise.clone(),
+            reference_path,
+            mask_strategy,
+            n_loops: is_long.then_some(self.n_loops),
+            condition_frame_length: is_long.then_some(self.condition_frames),
+            condition_frame_edit: is_long.then_some(f64::from(self.condition_edit)),
             dtype: Some(self.storage),
             num_frames: Some(request.num_frames.to_string()),
             image_size: Some(vec![request.height, request.width]),
@@ -184,6 +240,6 @@ impl Settings {
             sample_index: Some(sample_index),
             ..SampleOptions::default()
         };
-        serde_json::Value::Object(layers::layer(&full)).to_string()
+        serde_json::Value::Object(full.layer()).to_string()
     }
 }

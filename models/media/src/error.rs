@@ -122,6 +122,22 @@ pub enum Error {
         /// The encoder's reason.
         reason: String,
     },
+    /// A file that only `ffmpeg` decodes, on a machine without it.
+    #[error(
+        "{}: needs the program ffmpeg to be decoded, which is not installed: install it, or give a PNG or a \
+         folder of PNGs",
+        path.display()
+    )]
+    NoDecoder {
+        /// The input path.
+        path: PathBuf,
+    },
+    /// The caller stopped the reading or writing; nothing was left of it.
+    #[error("{}: stopped before it was complete", path.display())]
+    Interrupted {
+        /// The path.
+        path: PathBuf,
+    },
     /// The file that was read is damaged, hostile or of no known kind.
     #[error("{}: {reason}", path.display())]
     Malformed {
@@ -153,7 +169,7 @@ fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "choose a folder you may write to"
         }
-        io::ErrorKind::NotFound => "check the path and create the folder first",
+        io::ErrorKind::NotFound => "check the path; its folder must be there",
         io::ErrorKind::NotADirectory => "a part of the path is a file, choose another folder",
         io::ErrorKind::IsADirectory => "name a file, not a folder",
         io::ErrorKind::InvalidFilename => "choose a shorter or plainer name",
@@ -173,6 +189,9 @@ pub(crate) enum Fault {
     /// Input bytes are wrong.
     #[error("{0}")]
     Malformed(String),
+    /// The caller wants no more.
+    #[error("stopped")]
+    Interrupted,
 }
 
 impl Fault {
@@ -192,6 +211,7 @@ impl Fault {
             Self::Io(source) => Error::Io { path, action, source },
             Self::Encode(reason) => Error::Encode { path, reason },
             Self::Malformed(reason) => Error::Malformed { path, reason },
+            Self::Interrupted => Error::Interrupted { path },
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Frames to files: MP4 (H.264), PNG, GIF, animated WebP, a folder of PNGs, a contact sheet; and the
-//! metadata back from them.
+//! Frames to files: MP4 (H.264), PNG, GIF, animated WebP, a folder of PNGs, a contact sheet; the
+//! metadata back from them; and frames out of files, fitted to a size ([`FrameSource`]).
 //!
 //! ```no_run
 //! use media::{Clip, Format, Fps, Metadata};
@@ -24,12 +24,15 @@
 
 mod clip;
 mod error;
+mod fit;
 mod format;
 mod fps;
+mod frames;
 mod image;
 mod metadata;
 mod mp4;
 mod part_file;
+mod ppm;
 mod read;
 mod source;
 mod spool;
@@ -39,6 +42,7 @@ pub use clip::{Clip, Layout, frame_from_f32, rgb_from_f32};
 pub use error::{Error, Result};
 pub use format::Format;
 pub use fps::Fps;
+pub use frames::FrameSource;
 pub use metadata::{MAX_BYTES as MAX_METADATA_BYTES, Metadata};
 pub use part_file::check_writable;
 pub use read::{read_metadata, read_metadata_from_bytes};

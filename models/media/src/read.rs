@@ -33,7 +33,7 @@ fn from_bytes(mut input: impl std::io::BufRead + Seek) -> std::result::Result<Me
     let mut start = Vec::new();
     input.by_ref().take(12).read_to_end(&mut start)?;
     input.rewind()?;
-    if start.starts_with(b"\x89PNG\r\n\x1a\n") {
+    if start.starts_with(image::png::SIGNATURE) {
         image::png::read_metadata(input)
     } else if start.starts_with(b"GIF8") {
         image::gif::read_metadata(input)

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::Fault;
 use crate::image::folder::FolderWriter;
@@ -93,10 +94,19 @@ impl MediaWriter {
     /// # Errors
     /// [`Error::FrameCount`] when no frame was pushed, [`Error::Io`], [`Error::Encode`].
     pub fn finish(self) -> Result<Written> {
+        self.finish_unless(&AtomicBool::new(false))
+    }
+
+    /// [`MediaWriter::finish`], which gives up once `stop` is true: formats that must see the whole
+    /// clip do most of their work here.
+    ///
+    /// # Errors
+    /// As for [`MediaWriter::finish`], and [`Error::Interrupted`], after which nothing is left.
+    pub fn finish_unless(self, stop: &AtomicBool) -> Result<Written> {
         if self.frames == 0 {
             return Err(self.frame_count("at least one frame", 0, "push a frame"));
         }
-        let bytes = self.kind.finish(self.size).map_err(|fault| fault.writing(&self.path))?;
+        let bytes = self.kind.finish(self.size, stop).map_err(|fault| fault.writing(&self.path))?;
         Ok(Written { path: self.path, frames: self.frames, bytes })
     }
 
@@ -166,7 +176,10 @@ impl Kind {
         }
     }
 
-    fn finish(self, size: [u32; 2]) -> std::result::Result<u64, Fault> {
+    fn finish(self, size: [u32; 2], stop: &AtomicBool) -> std::result::Result<u64, Fault> {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Fault::Interrupted);
+        }
         match self {
             Self::Mp4(writer) => writer.finish(),
             Self::Png { part, metadata, rgb } => {
@@ -175,7 +188,7 @@ impl Kind {
                 let part = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
                 Ok(part.commit()?)
             }
-            Self::Gif(writer) => writer.finish(),
+            Self::Gif(writer) => writer.finish(stop),
             Self::WebP(writer) => writer.finish(),
             Self::Folder(writer) => writer.finish(),
             Self::Sheet(writer) => writer.finish(),

@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use media::{
     Clip, Error, Format, Fps, MediaWriter, Metadata, check_writable, read_metadata, write,
@@ -46,6 +47,19 @@ fn dropping_the_writer_leaves_nothing_and_keeps_the_old_file() {
         if format != Format::Folder {
             assert_eq!(fs::read(&path).unwrap(), b"old");
         }
+    }
+}
+
+#[test]
+fn a_stopped_finish_leaves_nothing() {
+    for format in FORMATS {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let mut writer = create(&path, format, [16, 16]).unwrap();
+        writer.push(&[7; 16 * 16 * 3]).unwrap();
+        let error = writer.finish_unless(&AtomicBool::new(true)).unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{format:?}: {error}");
+        assert!(entries(folder.path()).is_empty(), "{format:?}");
     }
 }
 
@@ -104,7 +118,7 @@ fn occupied_and_missing_places_are_found_before_the_computation() {
     fs::write(inside.join("note.txt"), "mine").unwrap();
     fs::write(folder.path().join("file"), "mine").unwrap();
     for (path, format, part) in [
-        (folder.path().join("none/a.mp4"), Format::Mp4, "create the folder first"),
+        (folder.path().join("none/a.mp4"), Format::Mp4, "its folder must be there"),
         (inside.clone(), Format::Mp4, "is a folder"),
         (inside, Format::Folder, "not empty"),
         (folder.path().join("file"), Format::Folder, "is a file"),

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "the functions shared by tests are tests too")]
 
-use media::{Clip, Format, Fps, Metadata, read_metadata_from_bytes, write};
+use std::sync::atomic::AtomicBool;
+
+use media::{Clip, Format, Fps, FrameSource, Metadata, read_metadata_from_bytes, write};
 
 fn files() -> Vec<(Format, Vec<u8>)> {
     let folder = tempfile::tempdir().unwrap();
@@ -133,4 +135,62 @@ fn endless_chains_of_empty_parts_are_cut_off() {
         let message = read_metadata_from_bytes(&bytes).unwrap_err().to_string();
         assert!(message.contains("parts"), "{message}");
     }
+}
+
+/// The frame of a PNG in a file, if it is sound.
+fn png_pixels(path: &std::path::Path, bytes: &[u8]) -> media::Result<Vec<f32>> {
+    std::fs::write(path, bytes).unwrap();
+    let stop = AtomicBool::new(false);
+    let mut pixels = Vec::new();
+    FrameSource::open(path, &stop)?.read::<media::Error>(&[0], [8, 8], &stop, |_, frame| {
+        pixels = frame;
+        Ok(())
+    })?;
+    Ok(pixels)
+}
+
+#[test]
+fn mutated_images_are_read_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.png");
+    let (_, sound) = files().remove(1);
+    assert_eq!(png_pixels(&path, &sound).unwrap().len(), 3 * 8 * 8);
+    let mut random = Random(11);
+    let mut refused = 0;
+    for _ in 0..2000 {
+        let mut bytes = sound.clone();
+        mutate(&mut bytes, &mut random);
+        if !bytes.starts_with(&sound[..8]) {
+            // Not a PNG any more: it would be handed to ffmpeg.
+            continue;
+        }
+        match png_pixels(&path, &bytes) {
+            Ok(pixels) => assert!(pixels.iter().all(|x| (-1.0..=1.0).contains(x))),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 500, "{refused} were refused");
+}
+
+#[test]
+fn an_image_of_too_many_pixels_is_refused_before_it_is_allocated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.png");
+    let (_, mut bytes) = files().remove(1);
+    // Width and height of the header chunk, and its checksum, which is that of these sizes.
+    bytes[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+    bytes[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+    let checksum = crc32(&bytes[12..29]).to_be_bytes();
+    bytes[29..33].copy_from_slice(&checksum);
+    let error = png_pixels(&path, &bytes).unwrap_err().to_string();
+    assert!(error.contains("60000x60000 pixels, expected at most"), "{error}");
+}
+
+/// The checksum of PNG chunks, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 }
+        })
+    })
 }

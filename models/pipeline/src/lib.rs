@@ -1,9 +1,9 @@
 //! Prompt to frames: the stages of sampling as compiled plans, and what carries data between them.
 //!
 //! A [`Model`] is a loaded checkpoint: configurations, weights, tokenizer. [`Plans::compile`] makes the
-//! three plans of a request (text encoder, denoising step, frame decoder) before any weight is read,
-//! so that memory and FLOPs are known first. [`Sampler`] runs them: [`Sampler::encode_text`],
-//! [`Sampler::denoise`], [`Sampler::decode`]. This crate prints nothing and writes no file.
+//! plans of a request (text encoder, frame encoder where frames are given, denoising step, frame
+//! decoder) before any weight is read, so that memory and FLOPs are known first. [`Sampler`] runs
+//! them: [`Sampler::encode_text`], [`Sampler::frame_encoder`], [`Sampler::denoise`], [`Sampler::decode`]. This crate prints nothing and writes no file.
 
 mod error;
 mod model;
@@ -14,7 +14,7 @@ mod source;
 
 pub use error::Error;
 pub use model::{Model, Paths, Transformer};
-pub use plans::{Plans, Request, Stage, decode_graph, text_graph};
-pub use sampler::{Conditioning, Features, Sampler, Watch};
+pub use plans::{Plans, Request, Stage, decode_graph, encode_graph, text_graph};
+pub use sampler::{Conditioning, Features, FrameEncoder, Sampler, Watch};
 pub use schedule::{Scheduler, SchedulerKind};
 pub use source::Part;

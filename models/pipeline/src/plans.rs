@@ -37,6 +37,8 @@ pub struct Request {
 pub enum Stage {
     /// Prompt to features.
     Text,
+    /// Given frames to latents.
+    Condition,
     /// Noise to latents.
     Denoise,
     /// Latents to frames.
@@ -48,6 +50,8 @@ pub enum Stage {
 pub struct Plans {
     /// The text encoder, one prompt.
     pub text: Arc<Plan>,
+    /// The VAE's encoder, one given frame; with [`Request::frame_mask`].
+    pub condition: Option<Arc<Plan>>,
     /// One step of the sampler, all rows.
     pub denoise: Arc<Plan>,
     /// The VAE's decoder, one frame.
@@ -68,25 +72,47 @@ impl Plans {
         let latent = request.latent(model)?;
         let tokens = model.transformer.common().model_max_length;
         let text = text_graph(&model.t5, tokens)?;
+        let condition = match request.frame_mask {
+            true => Some(encode_graph(&model.vae, request.dtype, [request.height, request.width])?),
+            false => None,
+        };
         let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?)?;
         let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
         let compile = |graph: Graph| -> Result<Arc<Plan>, Error> {
             Ok(Arc::new(compiler::compile(graph, target)?))
         };
-        Ok(Plans { text: compile(text)?, denoise: compile(denoise)?, decode: compile(decode)? })
+        Ok(Plans {
+            text: compile(text)?,
+            condition: condition.map(compile).transpose()?,
+            denoise: compile(denoise)?,
+            decode: compile(decode)?,
+        })
     }
 
-    /// Bytes of arenas and weights at the fullest moment: the text encoder runs alone, then
-    /// denoiser and decoder stay together.
-    pub fn peak_bytes(&self) -> usize {
+    /// Bytes of arenas and weights at the fullest moment: the text encoder runs alone, then denoiser
+    /// and decoder stay together. The VAE's encoder runs alone too, or beside these where it `returns`
+    /// to encode what was decoded.
+    pub fn peak_bytes(&self, returns: bool) -> usize {
         let need = |plan: &Plan| plan.arena_bytes + plan.weight_bytes();
-        need(&self.text).max(need(&self.denoise) + need(&self.decode))
+        let condition = self.condition.as_deref().map_or(0, need);
+        let video = need(&self.denoise) + need(&self.decode);
+        let together = if returns { condition + video } else { condition.max(video) };
+        need(&self.text).max(together)
     }
 
-    /// FLOPs of one batch of `rows` videos of `frames` frames in `steps` steps, by stage.
-    pub fn flops(&self, rows: usize, frames: usize, steps: usize) -> [(Stage, u64); 3] {
+    /// FLOPs of one batch of `rows` videos of `frames` frames in `steps` steps, by stage. Given
+    /// frames are encoded once for all batches; `given` is their number.
+    pub fn flops(
+        &self,
+        rows: usize,
+        frames: usize,
+        steps: usize,
+        given: usize,
+    ) -> [(Stage, u64); 4] {
+        let condition = self.condition.as_ref().map_or(0, |plan| plan.flops());
         [
             (Stage::Text, self.text.flops() * rows as u64),
+            (Stage::Condition, condition * given as u64),
             (Stage::Denoise, self.denoise.flops() * steps as u64),
             (Stage::Decode, self.decode.flops() * (rows * frames) as u64),
         ]
@@ -164,6 +190,26 @@ impl Request {
 pub fn text_graph(config: &T5, tokens: usize) -> Result<Graph, Error> {
     let bucket = t5::TextBucket { dtype: DType::F32, rows: 1, tokens, mask: true };
     Ok(t5::graph(config, &bucket)?)
+}
+
+/// The encoder on one frame: `x` f32 `[1, 3, H, W]` in -1..1 to f32 `[1, channels, h, w]` as the
+/// sampler takes it. It is the mean of the VAE's posterior, which upstream draws from: given frames
+/// then are the same in every run. `size` is that of the frame, height first.
+///
+/// # Errors
+/// [`Error::Model`] for a frame smaller than one latent.
+pub fn encode_graph(
+    config: &AutoencoderKl,
+    dtype: DType,
+    size: [usize; 2],
+) -> Result<Graph, Error> {
+    let [height, width] = size;
+    let bucket = FrameBucket { dtype, frames: 1, height, width };
+    let mut b = Builder::new("encode_frame");
+    let x = b.input("x", TensorType::new(DType::F32, [1, config.in_channels, height, width])?);
+    let posterior = vae::encode(&mut b, config, &bucket, x)?;
+    let z = b.mul_scalar(posterior.mean, LATENT_SCALE)?;
+    Ok(b.finish(&[z]))
 }
 
 /// The decoder on one frame: `z` f32 `[1, channels, h, w]` as the sampler gives it, to f32

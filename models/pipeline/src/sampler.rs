@@ -76,6 +76,33 @@ impl Watch<'_> {
     }
 }
 
+/// Encodes given frames, one at a time. Dropped, it gives its memory back.
+#[derive(Debug)]
+pub struct FrameEncoder<'m> {
+    session: Session,
+    model: &'m Model,
+    n_done: u64,
+}
+
+impl FrameEncoder<'_> {
+    /// The latent f32 `[channels, h, w]` of a frame f32 `[3, height, width]` in -1..1.
+    ///
+    /// # Errors
+    /// Interrupts, and [`Error::Runtime`] for a frame of another size than the request's.
+    pub fn encode(&mut self, pixels: &[f32], watch: &mut Watch<'_>) -> Result<Vec<f32>, Error> {
+        let done = self.n_done * self.session.plan().flops();
+        watch.run(&mut self.session, &[("x", bytemuck::cast_slice(pixels))], done)?;
+        self.n_done += 1;
+        Ok(self.session.output_f32(0).to_vec())
+    }
+}
+
+impl Drop for FrameEncoder<'_> {
+    fn drop(&mut self) {
+        self.model.autoencoder.weights().clear();
+    }
+}
+
 /// A model, a request, and what runs it.
 #[derive(Debug)]
 pub struct Sampler<'m> {
@@ -121,7 +148,7 @@ impl<'m> Sampler<'m> {
     /// [`Error::Text`] for a prompt that cannot be encoded.
     pub fn encode_text(
         &self,
-        prompts: &[String],
+        prompts: &[impl AsRef<str>],
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Features>, Error> {
         let tokens = self.model.transformer.common().model_max_length;
@@ -131,7 +158,7 @@ impl<'m> Sampler<'m> {
         let mut session = Session::new(plan, part.weights(), Arc::clone(&self.pool))?;
         let mut features = Vec::with_capacity(prompts.len());
         for (i, prompt) in prompts.iter().enumerate() {
-            let encoded = self.model.tokenizer.encode(prompt, tokens)?;
+            let encoded = self.model.tokenizer.encode(prompt.as_ref(), tokens)?;
             let mask: Vec<u8> = encoded.mask.iter().map(|&m| u8::from(m != 0)).collect();
             let inputs: [(&str, &[u8]); 2] =
                 [("input_ids", bytemuck::cast_slice(&encoded.ids)), ("attention_mask", &mask)];
@@ -142,6 +169,19 @@ impl<'m> Sampler<'m> {
         drop(session);
         part.weights().clear();
         Ok(features)
+    }
+
+    /// What encodes given frames; the request must have [`Request::frame_mask`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] without it, and what the runtime finds wrong with the weights.
+    pub fn frame_encoder(&self) -> Result<FrameEncoder<'m>, Error> {
+        let Some(plan) = &self.plans.condition else {
+            return Err(Error::request("given frames", "the plans are made for none"));
+        };
+        let weights = self.model.autoencoder.weights();
+        let session = Session::new(Arc::clone(plan), weights, Arc::clone(&self.pool))?;
+        Ok(FrameEncoder { session, model: self.model, n_done: 0 })
     }
 
     /// Samples one batch of latents, f32 `[rows, channels, T, h, w]`.

@@ -36,8 +36,9 @@ pub(crate) fn check(map: &[u8]) -> Result<(), Error> {
     let units = trie_bytes / 4;
     for index in 0..units {
         let value = unit(index);
-        if value >> 31 == 1 {
-            // A replacement's position: never followed, because its label matches no byte.
+        if value >> 31 == 1 && index > 0 {
+            // A replacement's position: never followed, because its label matches no byte. The root
+            // is followed whatever its label is.
             continue;
         }
         let offset = (value >> 10) << ((value & (1 << 9)) >> 6);
@@ -85,6 +86,16 @@ mod tests {
         let mut units = [0u32; 256];
         units[7] = 0x400 << 10;
         assert!(check(&map(&units, b"")).unwrap_err().to_string().contains("unit 7 leads"));
+    }
+
+    #[test]
+    fn rejects_a_root_that_leads_out_of_the_trie() {
+        // With the bit of a replacement's position, which only the root is followed in spite of.
+        let mut units = [0u32; 256];
+        units[0] = 1 << 31 | 0x400 << 10;
+        assert!(check(&map(&units, b"")).unwrap_err().to_string().contains("unit 0 leads"));
+        units.swap(0, 7);
+        check(&map(&units, b"")).unwrap();
     }
 
     #[test]

@@ -137,6 +137,16 @@ impl Loops {
         &self.parts[begun.max(1) - 1].1
     }
 
+    /// Every text in order.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|(_, text)| text.as_str())
+    }
+
+    /// The loop from which on the last text holds.
+    pub fn last_loop(&self) -> usize {
+        self.parts.last().map_or(0, |(first, _)| *first)
+    }
+
     /// The same loops with every text replaced, for scores and cleaning.
     #[must_use]
     pub fn map(&self, f: impl Fn(&str) -> String) -> Loops {
@@ -210,6 +220,8 @@ mod tests {
         let loops = Loops::split("|0|a sunny day|2| A Rainy day |3|snow").unwrap();
         let texts: Vec<&str> = (0..5).map(|index| loops.text(index)).collect();
         assert_eq!(texts, ["a sunny day", "a sunny day", "A Rainy day", "snow", "snow"]);
+        assert_eq!(loops.last_loop(), 3);
+        assert!(loops.texts().eq(["a sunny day", "A Rainy day", "snow"]));
         assert_eq!(loops.merge(), "|0|a sunny day|2|A Rainy day|3|snow");
         let lower = loops.map(str::to_lowercase);
         assert_eq!(lower.text(2), "a rainy day");

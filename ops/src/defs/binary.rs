@@ -4,6 +4,7 @@
 //! 1, which is then repeated. Comparisons give `bool`.
 
 use crate::defs::broadcast::{broadcast_index, broadcast_shape, sum_to};
+use crate::defs::elementwise::elementwise;
 use crate::op::arity;
 use crate::{
     Attrs, Builder, Class, DType, Data, Error, Example, Op, OpDef, Tensor, TensorType, ValueId,
@@ -28,40 +29,17 @@ struct Row {
     range: (f64, f64),
 }
 
-/// Expands the table into the enum, the rows and the builder methods.
-macro_rules! binary {
-    ($($(#[$doc:meta])* $variant:ident $method:ident $row:expr;)*) => {
-        /// An elementwise function of two operands.
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-        pub enum Binary { $($(#[$doc])* $variant),* }
-
-        impl Binary {
-            /// Every function, in table order.
-            pub const ALL: &[Binary] = &[$(Binary::$variant),*];
-
-            fn row(self) -> &'static Row {
-                match self { $(Binary::$variant => const { &$row }),* }
-            }
-        }
-
-        impl Builder {
-            $(
-                $(#[$doc])*
-                pub fn $method(&mut self, x: ValueId, y: ValueId) -> Result<ValueId, Error> {
-                    self.op(Binary::$variant, &[x, y])
-                }
-            )*
-        }
-    };
-}
-
 /// Passes `grad` to the operand that was chosen (`chosen` is bool), zero to the other.
 fn route(b: &mut Builder, chosen: ValueId, g: ValueId) -> Result<[Option<ValueId>; 2], Error> {
     let zero = b.splat_like(g, 0.0)?;
     Ok([Some(b.select(chosen, g, zero)?), Some(b.select(chosen, zero, g)?)])
 }
 
-binary! {
+elementwise! {
+    /// An elementwise function of two operands.
+    enum Binary;
+    fn (&mut self, x: ValueId, y: ValueId) |op| self.op(op, &[x, y]);
+
     /// `x + y`.
     Add add Row {
         name: "add", range: (-2.0, 2.0),

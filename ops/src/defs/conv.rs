@@ -133,13 +133,17 @@ impl Window {
         outputs.saturating_mul(2 * per_output)
     }
 
-    /// `(window, x, weight)` that every suite runs: a 1-wide kernel, patches, same and one-sided
-    /// padding, one and three axes.
-    pub(crate) fn cases() -> Vec<(Window, Vec<usize>, Vec<usize>)> {
+    /// Examples of an op on every window that the suites run, one of them in bf16 too: a 1-wide kernel,
+    /// patches, same and one-sided padding, one and three axes. `example` gets the window and the
+    /// shapes of a convolution's operand, weight and result.
+    pub(crate) fn examples(example: impl Fn(Window, [&[usize]; 3]) -> Example) -> Vec<Example> {
         let case = |stride: &[usize], low: &[usize], high: &[usize], x: &[usize], w: &[usize]| {
-            (Window::new(stride, low, high), x.to_vec(), w.to_vec())
+            let window = Window::new(stride, low, high);
+            let ty = |shape| TensorType::new(DType::F32, shape).expect("cases are small");
+            let out = window.infer("conv", &ty(x.to_vec()), &ty(w.to_vec()));
+            example(window, [x, w, out.expect("cases are valid").shape()])
         };
-        vec![
+        let mut all = vec![
             case(&[1, 1], &[0, 0], &[0, 0], &[1, 2, 3, 4], &[2, 4, 1, 1]),
             case(&[1, 1], &[1, 1], &[1, 1], &[2, 5, 4, 3], &[5, 3, 3, 3]),
             case(&[2, 2], &[0, 0], &[1, 1], &[1, 5, 6, 2], &[3, 2, 3, 3]),
@@ -147,7 +151,9 @@ impl Window {
             case(&[2, 1], &[1, 1], &[1, 1], &[1, 5, 7, 3], &[5, 3, 3, 3]),
             case(&[1, 2, 2], &[0, 0, 0], &[0, 0, 0], &[1, 3, 4, 5, 2], &[3, 2, 1, 2, 2]),
             case(&[1, 1, 1], &[2, 0, 1], &[0, 1, 1], &[1, 2, 3, 3, 1], &[2, 1, 3, 2, 3]),
-        ]
+        ];
+        all.push(all[1].clone().of(DType::Bf16));
+        all
     }
 }
 
@@ -160,12 +166,7 @@ impl Conv {
 
     /// All window cases, one of them in bf16 too.
     pub fn examples() -> Vec<Example> {
-        let example = |(window, x, weight): (Window, Vec<usize>, Vec<usize>)| {
-            Example::f32(Conv { window }, &[&x, &weight])
-        };
-        let mut all: Vec<Example> = Window::cases().into_iter().map(example).collect();
-        all.push(all[1].clone().of(DType::Bf16));
-        all
+        Window::examples(|window, [x, weight, _]| Example::f32(Conv { window }, &[x, weight]))
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::defs::conv::Window;
 use crate::op::{arity, ints, same_float};
-use crate::{Attr, AttrReader, Builder, DType, Error, Example, OpDef, Tensor, TensorType, ValueId};
+use crate::{Attr, AttrReader, Builder, Error, Example, OpDef, Tensor, TensorType, ValueId};
 
 /// `conv_input_grad`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,15 +27,9 @@ impl ConvInputGrad {
 
     /// All window cases, one of them in bf16 too.
     pub fn examples() -> Vec<Example> {
-        let example = |(window, shape, weight): (Window, Vec<usize>, Vec<usize>)| {
-            let ty = |shape| TensorType::new(DType::F32, shape).expect("cases are small");
-            let out = window.infer("conv", &ty(shape.clone()), &ty(weight.clone()));
-            let grad = out.expect("cases are valid");
-            Example::f32(ConvInputGrad { window, shape }, &[grad.shape(), &weight])
-        };
-        let mut all: Vec<Example> = Window::cases().into_iter().map(example).collect();
-        all.push(all[1].clone().of(DType::Bf16));
-        all
+        Window::examples(|window, [x, weight, grad]| {
+            Example::f32(ConvInputGrad { window, shape: x.to_vec() }, &[grad, weight])
+        })
     }
 }
 

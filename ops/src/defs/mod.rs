@@ -8,6 +8,7 @@ pub mod concat;
 pub mod conv;
 pub mod conv_input_grad;
 pub mod conv_weight_grad;
+mod elementwise;
 pub mod fused;
 pub mod gather;
 pub mod group_norm;

@@ -2,11 +2,11 @@
 //! Gradient: to the elements that equal the maximum, in equal shares.
 
 use crate::defs::broadcast::broadcast_index;
-use crate::defs::reduce_sum::reduced_shape;
+use crate::defs::reduce_sum::{reduced_shape, reductions};
 use crate::op::{arity, check_axes, ints};
 use crate::{
-    Attr, AttrReader, Builder, Class, DType, Data, Error, Example, OpDef, Tensor, TensorType,
-    Tolerance, ValueId,
+    Attr, AttrReader, Builder, Class, Data, Error, Example, OpDef, Tensor, TensorType, Tolerance,
+    ValueId,
 };
 
 /// `reduce_max`.
@@ -23,19 +23,9 @@ impl ReduceMax {
         attrs.end().map(|()| op)
     }
 
-    /// Last, first, two and all axes; other element types.
+    /// What every reduction is shown on.
     pub fn examples() -> Vec<Example> {
-        let example = |axes: &[usize], shape: &[usize]| {
-            Example::f32(ReduceMax { axes: axes.to_vec() }, &[shape])
-        };
-        vec![
-            example(&[1], &[2, 4]),
-            example(&[0, 2], &[3, 5, 7]),
-            example(&[0], &[7, 3]),
-            example(&[0, 1], &[3, 1]),
-            example(&[1], &[3, 17]).of(DType::Bf16),
-            example(&[0], &[3, 5]).of(DType::I32),
-        ]
+        reductions(|axes| ReduceMax { axes })
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::defs::broadcast::broadcast_index;
 use crate::op::{arity, check_axes, ints};
 use crate::{
-    Attr, AttrReader, Builder, Class, DType, Data, Error, Example, OpDef, Tensor, TensorType,
+    Attr, AttrReader, Builder, Class, DType, Data, Error, Example, Op, OpDef, Tensor, TensorType,
     ValueId,
 };
 
@@ -22,19 +22,9 @@ impl ReduceSum {
         attrs.end().map(|()| op)
     }
 
-    /// Last, first, two and all axes; other element types.
+    /// What every reduction is shown on.
     pub fn examples() -> Vec<Example> {
-        let example = |axes: &[usize], shape: &[usize]| {
-            Example::f32(ReduceSum { axes: axes.to_vec() }, &[shape])
-        };
-        vec![
-            example(&[1], &[2, 4]),
-            example(&[0, 2], &[3, 5, 7]),
-            example(&[0], &[7, 3]),
-            example(&[0, 1], &[3, 1]),
-            example(&[1], &[3, 17]).of(DType::Bf16),
-            example(&[0], &[3, 5]).of(DType::I32),
-        ]
+        reductions(|axes| ReduceSum { axes })
     }
 }
 
@@ -92,6 +82,19 @@ impl OpDef for ReduceSum {
     fn flops(&self, args: &[&TensorType], _: &TensorType) -> u64 {
         args[0].count() as u64
     }
+}
+
+/// Examples of a reduction over the last, the first, two and all axes, and of other element types.
+pub(crate) fn reductions<R: Into<Op>>(over: impl Fn(Vec<usize>) -> R) -> Vec<Example> {
+    let example = |axes: &[usize], shape: &[usize]| Example::f32(over(axes.to_vec()), &[shape]);
+    vec![
+        example(&[1], &[2, 4]),
+        example(&[0, 2], &[3, 5, 7]),
+        example(&[0], &[7, 3]),
+        example(&[0, 1], &[3, 1]),
+        example(&[1], &[3, 17]).of(DType::Bf16),
+        example(&[0], &[3, 5]).of(DType::I32),
+    ]
 }
 
 /// `shape` with 1 in place of every dim of `axes`.

@@ -2,6 +2,7 @@
 //!
 //! The number is the attribute `value`, kept in f64 and never NaN, so that equal ops compare equal.
 
+use crate::defs::elementwise::elementwise;
 use crate::op::{arity, float};
 use crate::{
     Attr, AttrReader, Attrs, Builder, Class, DType, Error, Example, OpDef, Tensor, TensorType,
@@ -20,34 +21,11 @@ struct Row {
     values: [f64; 2],
 }
 
-/// Expands the table into the enum, the rows and the builder methods.
-macro_rules! scalar {
-    ($($(#[$doc:meta])* $variant:ident $method:ident $row:expr;)*) => {
-        /// What a [`Scalar`] computes.
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-        pub enum ScalarFn { $($(#[$doc])* $variant),* }
+elementwise! {
+    /// What a [`Scalar`] computes.
+    enum ScalarFn;
+    fn (&mut self, x: ValueId, value: f64) |op| self.op(Scalar { op, value }, &[x]);
 
-        impl ScalarFn {
-            /// Every function, in table order.
-            pub const ALL: &[ScalarFn] = &[$(ScalarFn::$variant),*];
-
-            fn row(self) -> &'static Row {
-                match self { $(ScalarFn::$variant => const { &$row }),* }
-            }
-        }
-
-        impl Builder {
-            $(
-                $(#[$doc])*
-                pub fn $method(&mut self, x: ValueId, value: f64) -> Result<ValueId, Error> {
-                    self.op(Scalar { op: ScalarFn::$variant, value }, &[x])
-                }
-            )*
-        }
-    };
-}
-
-scalar! {
     /// `x + value`.
     Add add_scalar Row {
         name: "add_scalar", f: |x, value| x + value, flops: 1,

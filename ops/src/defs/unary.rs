@@ -1,5 +1,6 @@
 //! Elementwise ops of one float operand. Adding one is one row of the table.
 
+use crate::defs::elementwise::elementwise;
 use crate::op::{arity, float};
 use crate::{Attrs, Builder, Class, DType, Error, Example, OpDef, Tensor, TensorType, ValueId};
 
@@ -13,34 +14,11 @@ struct Row {
     range: (f64, f64),
 }
 
-/// Expands the table into the enum, the rows and the builder methods.
-macro_rules! unary {
-    ($($(#[$doc:meta])* $variant:ident $method:ident $row:expr;)*) => {
-        /// An elementwise function of one operand. The result has the operand's type.
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-        pub enum Unary { $($(#[$doc])* $variant),* }
+elementwise! {
+    /// An elementwise function of one operand. The result has the operand's type.
+    enum Unary;
+    fn (&mut self, x: ValueId) |op| self.op(op, &[x]);
 
-        impl Unary {
-            /// Every function, in table order.
-            pub const ALL: &[Unary] = &[$(Unary::$variant),*];
-
-            fn row(self) -> &'static Row {
-                match self { $(Unary::$variant => const { &$row }),* }
-            }
-        }
-
-        impl Builder {
-            $(
-                $(#[$doc])*
-                pub fn $method(&mut self, x: ValueId) -> Result<ValueId, Error> {
-                    self.op(Unary::$variant, &[x])
-                }
-            )*
-        }
-    };
-}
-
-unary! {
     /// `-x`.
     Neg neg Row {
         name: "neg", f: |x| -x, flops: 1, range: (-2.0, 2.0),

@@ -3,12 +3,16 @@
 
 #![no_main]
 
+#[path = "../../../models/checkpoint/tests/torch_file/mod.rs"]
+mod torch_file;
+
 use checkpoint::{Checkpoint, identify};
 use libfuzzer_sys::fuzz_target;
+use torch_file::archive;
 
 fuzz_target!(|data: &[u8]| {
     let is_torch = data.starts_with(b"PK") || data.starts_with(b"\x80");
-    let bytes = if is_torch { data.to_vec() } else { archive(data) };
+    let bytes = if is_torch { data.to_vec() } else { archive(data, &[0; 64]) };
     let Ok(checkpoint) = Checkpoint::from_bytes(bytes) else { return };
     for info in checkpoint.tensors() {
         let view = checkpoint.tensor(info.name).expect("listed");
@@ -19,27 +23,3 @@ fuzz_target!(|data: &[u8]| {
     }
     identify(&checkpoint);
 });
-
-/// A stored zip archive of `a/data.pkl` and a 64-byte storage `0`.
-fn archive(pickle: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut directory = Vec::new();
-    for (name, content) in [("a/data.pkl", pickle), ("a/data/0", &[0; 64][..])] {
-        let size =
-            u32::try_from(content.len()).expect("libFuzzer's inputs are small").to_le_bytes();
-        let start = u32::try_from(bytes.len()).expect("libFuzzer's inputs are small").to_le_bytes();
-        let name_length = [u8::try_from(name.len()).expect("the names above are short"), 0, 0, 0];
-        // Version, flags, method, time, date, checksum (not checked for stored entries), sizes, lengths.
-        let common =
-            [&[20, 0, 0, 0, 0, 0, 0, 0, 33, 0, 0, 0, 0, 0][..], &size, &size, &name_length]
-                .concat();
-        bytes.extend([b"PK\x03\x04", &common[..], name.as_bytes(), content].concat());
-        directory.extend(
-            [b"PK\x01\x02\x14\x00", &common[..], &[0; 10], &start, name.as_bytes()].concat(),
-        );
-    }
-    let start = u32::try_from(bytes.len()).expect("libFuzzer's inputs are small").to_le_bytes();
-    let size = u32::try_from(directory.len()).expect("two short entries").to_le_bytes();
-    let end = [b"PK\x05\x06\0\0\0\0\x02\0\x02\0", &size[..], &start, &[0, 0]].concat();
-    [bytes, directory, end].concat()
-}

@@ -18,7 +18,6 @@ use tests::golden::{
 /// Folders of models that are not supported yet.
 const NOT_YET_SUPPORTED: &[&str] = &[
     "buckets",
-    "masks",
     "rflow",
     "stdit3",
     "stdit3_noqknorm_p222",
@@ -35,6 +34,7 @@ const TESTED_ELSEWHERE: &[&str] = &[
     "iddpm_speed_v1_1_0",
     "iddpm_v1_0_0",
     "iddpm_v1_1_0",
+    "masks",
     "t5_tokenizer",
     "text",
     "tiny_flare_t2v",

@@ -1,7 +1,8 @@
 //! Bad input: one clear message, the right exit code, nothing left behind.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command};
 
 use crate::program::{PROMPT, Program, Ran};
@@ -42,7 +43,8 @@ fn requests_that_cannot_be_are_usage_errors() {
         (&["sample", "a", "--scheduler", "euler"], "invalid value 'euler'"),
         (&["sample", "a", "--cfg-scal", "1"], "--cfg-scale"),
         (&["sample", "a", "--vae", "x"], "give --ckpt-path too"),
-        (&["sample", "a {\"reference_path\": \"x.png\"}"], "not supported yet"),
+        (&["sample", "a {\"reference_path\": \"x.png\"}"], "needs --mask-strategy"),
+        (&["sample", "|0|a|1|b"], "a text is for loop 1, the video has 1"),
         (&["dump", "sora"], "no model of this name"),
         (&["dump", "sd-vae", "--bucket", "1x2"], "--bucket 1x2"),
         (&["dump", "tiny-flare-1.1", "--bucket", "2x64x64", "--after", "x"], "no pass `x`"),
@@ -158,32 +160,97 @@ fn a_misfit_lists_every_tensor() {
 
 #[test]
 fn an_interrupt_in_any_stage_leaves_nothing() {
-    // Many steps and many frames, so that a stage lasts long enough to be interrupted.
-    let long_denoise =
-        ["--num-sampling-steps", "1000", "--num-frames", "16", "--image-size", "128", "128"];
-    let long_decode =
-        ["--num-sampling-steps", "2", "--num-frames", "600", "--image-size", "64", "64"];
-    for (args, after) in [(&long_denoise, "text "), (&long_decode, "denoise ")] {
-        let program = Program::new();
-        let mut child =
-            program.spawn(&[&["sample", PROMPT, "--output", "a.mp4"][..], args].concat());
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains(after) {
-            line.clear();
-            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "ended before {after}");
+    // Many prompts, steps or frames, so that a stage lasts long enough to be interrupted.
+    let program = Program::new();
+    fs::write(program.path("prompts.txt"), format!("{PROMPT}\n").repeat(4000)).unwrap();
+    let args = ["--prompt-path", "prompts.txt", "--num-frames", "1"];
+    let stderr = interrupted(&program, &args, |child| {
+        // The last line of the plan, after which the text stage begins.
+        wait_for_line(child.stdout.as_mut().unwrap(), "memory ");
+    });
+    assert!(!stderr.contains("text "), "the text stage ended: {stderr}");
+    assert_eq!(program.files(), ["prompts.txt"]);
+
+    let program = Program::new();
+    let args = [PROMPT, "--num-sampling-steps", "1000", "--num-frames", "16", "--output", "a.mp4"];
+    let stderr = interrupted(&program, &args, |child| {
+        wait_for_line(child.stderr.as_mut().unwrap(), "text ");
+    });
+    assert!(!stderr.contains("denoise "), "the denoise stage ended: {stderr}");
+    assert_eq!(program.files(), [""; 0]);
+
+    let args = [PROMPT, "--num-sampling-steps", "2", "--num-frames", "600", "--output", "a.mp4"];
+    let stderr = interrupted(&program, &args, |child| {
+        wait_for_line(child.stderr.as_mut().unwrap(), "denoise ");
+    });
+    assert!(!stderr.contains("decode "), "the decode stage ended: {stderr}");
+    assert_eq!(program.files(), [""; 0]);
+}
+
+#[test]
+fn an_interrupt_while_encoding_leaves_complete_outputs_only() {
+    // A GIF is encoded once all frames are in its spool, which has a known size then.
+    let program = Program::new();
+    let frames: u64 = 600;
+    let few = ["--num-sampling-steps", "2", "--num-frames", "600", "--image-size", "64", "64"];
+    let args = [&[PROMPT, "--output", "a.gif"][..], &few].concat();
+    let stderr = interrupted(&program, &args, |child| {
+        wait_until(child, || largest_file(&program.path("")) >= frames * 64 * 64 * 3);
+    });
+    assert!(stderr.contains("nothing was written"), "{stderr}");
+    assert_eq!(program.files(), [""; 0]);
+
+    // A video that was complete before stays.
+    let few = ["--num-sampling-steps", "1", "--num-frames", "64"];
+    let many = ["--num-sample", "20", "--format", "gif"];
+    let args = [&[PROMPT][..], &few, &many].concat();
+    let stderr = interrupted(&program, &args, |child| {
+        wait_until(child, || program.path("samples/sample_0000-0.gif").exists());
+    });
+    assert!(stderr.contains("complete"), "{stderr}");
+    let files = fs::read_dir(program.path("samples")).unwrap();
+    let names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+    assert!((1..20).contains(&names.len()), "{names:?}");
+    assert!(names.iter().all(|name| name.to_string_lossy().ends_with(".gif")), "{names:?}");
+}
+
+/// Samples with `args`, waits for a moment of the run and presses Ctrl-C. What the program says from
+/// then on; it must end as interrupted.
+fn interrupted(program: &Program, args: &[&str], moment: impl FnOnce(&mut Child)) -> String {
+    let mut child = program.spawn(&[&["sample"][..], args].concat());
+    moment(&mut child);
+    let kill = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{stderr}");
+    assert!(stderr.contains("error: interrupted"), "{stderr}");
+    stderr
+}
+
+/// Reads up to the first line with `text`, byte by byte, so that the rest stays in the pipe.
+fn wait_for_line(pipe: &mut impl Read, text: &str) {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while pipe.read(&mut byte).unwrap() == 1 {
+        match byte[0] {
+            b'\n' if String::from_utf8_lossy(&line).contains(text) => return,
+            b'\n' => line.clear(),
+            byte => line.push(byte),
         }
-        interrupt(&child);
-        let mut rest = String::new();
-        stderr.read_to_string(&mut rest).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
-        assert!(rest.contains("error: interrupted"), "{rest}");
-        assert_eq!(program.files(), [""; 0]);
+    }
+    panic!("the program ended before it said {text:?}");
+}
+
+/// Looks until `is_reached`, while the program runs.
+fn wait_until(child: &mut Child, is_reached: impl Fn() -> bool) {
+    while !is_reached() {
+        assert_eq!(child.try_wait().unwrap(), None, "the program ended too early");
     }
 }
 
-/// Ctrl-C.
-fn interrupt(child: &Child) {
-    let kill = format!("kill -INT {}", child.id());
-    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+/// Bytes of the largest file of a folder in which files come and go.
+fn largest_file(folder: &Path) -> u64 {
+    let sizes = fs::read_dir(folder).unwrap().flatten().filter_map(|entry| entry.metadata().ok());
+    sizes.map(|metadata| metadata.len()).max().unwrap_or(0)
 }

@@ -1,9 +1,7 @@
 //! `kino inspect`, `kino dump`, `kino doctor`.
 
-use crate::program::{Program, Ran};
+use crate::program::{EMBEDDED, Program, Ran};
 use serde_json::Value;
-
-const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/embedded/tiny-flare-1.1");
 
 #[test]
 fn inspect_tells_every_part_of_a_pipeline() {

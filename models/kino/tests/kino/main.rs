@@ -2,6 +2,8 @@
 #![cfg(feature = "embedded-model")]
 #![expect(clippy::unwrap_used, reason = "an error in a test is a failure of the test")]
 
+mod checkpoints;
+mod conditioning;
 mod failures;
 mod look;
 mod program;

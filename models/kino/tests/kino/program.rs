@@ -8,6 +8,9 @@ use tempfile::TempDir;
 /// A prompt that the embedded model knows.
 pub(crate) const PROMPT: &str = "a zombie runs to the left on green grass";
 
+/// The embedded model's files.
+pub(crate) const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/embedded/tiny-flare-1.1");
+
 /// A folder, and the program in it.
 #[derive(Debug)]
 pub(crate) struct Program {

@@ -5,6 +5,7 @@
 //! Format: Graphics Interchange Format, Version 89a.
 
 use std::io::{BufWriter, Read, Seek};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::gif::{DisposalMethod, Encoder, Extension, Frame, Repeat};
 
@@ -55,7 +56,8 @@ impl GifWriter {
         self.spool.push(rgb)
     }
 
-    pub(crate) fn finish(self) -> Result<u64, Fault> {
+    /// Encodes the clip, unless `stop` is true before its last frame.
+    pub(crate) fn finish(self, stop: &AtomicBool) -> Result<u64, Fault> {
         let [width, height] = self.size;
         let palette = self.histogram.palette();
         let mut colors = palette.bytes();
@@ -71,6 +73,9 @@ impl GifWriter {
         let mut indices = vec![0; rgb.len() / 3];
         let mut before = vec![UNCHANGED; indices.len()];
         for index in 0..frames.len() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Fault::Interrupted);
+            }
             frames.read(index, 0, &mut rgb)?;
             mapper.map(&rgb, &mut indices);
             let mut frame = changed_part(&before, &indices, usize::from(width));
