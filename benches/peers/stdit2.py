@@ -140,7 +140,8 @@ class Block(nn.Module):
         y = self.attn(y.view(rows * frames, tokens // frames, width)).view(rows, tokens, width)
         x = x + space[2] * y
         y = modulate(self.norm(x), time[0], time[1])
-        y = y.view(rows, frames, -1, width).transpose(1, 2).reshape(-1, frames, width)
+        # A strided view would send the projection to a product with one copy of the weight per sequence.
+        y = y.view(rows, frames, -1, width).transpose(1, 2).contiguous().view(-1, frames, width)
         y = self.attn_temp(y, rope).view(rows, -1, frames, width)
         x = x + time[2] * y.transpose(1, 2).reshape(rows, tokens, width)
         x = x + self.cross_attn(x, caption)

@@ -6,22 +6,6 @@ use std::path::PathBuf;
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A name that no piece of work has. The caller's fault.
-    #[error("no work is called {name}; did you mean {nearest}? (--list shows all)")]
-    UnknownWork {
-        /// The name asked for.
-        name: String,
-        /// The most similar name there is.
-        nearest: &'static str,
-    },
-    /// The work, in this type, has no such peer. A mistake of ours.
-    #[error("{what}: {reason}")]
-    Protocol {
-        /// Which side.
-        what: String,
-        /// What was expected and found.
-        reason: String,
-    },
     /// A peer says that it failed, or ended.
     #[error("{side}: {reason}")]
     Side {
@@ -50,9 +34,9 @@ pub enum Error {
     /// A graph that cannot be compiled.
     #[error(transparent)]
     Compile(#[from] compiler::Error),
-    /// A thread pool that cannot be started.
-    #[error(transparent)]
-    Kernels(#[from] kernels::Error),
+    /// Threads that cannot be started.
+    #[error("cannot start threads: {0}")]
+    Threads(io::Error),
     /// A plan that cannot run.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),

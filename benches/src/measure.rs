@@ -108,7 +108,7 @@ impl Lab<'_> {
 
     fn measure_in(&self, work: &Work, dtype: DType) -> Result<Measured, Error> {
         let flops = work.graph(dtype)?.flops();
-        let pool = Pool::new(self.threads)?;
+        let pool = Pool::new(self.threads).map_err(Error::Threads)?;
         self.tell(work, dtype, OURS, "starts");
         let start = Instant::now();
         let mut ours = Side::start(OURS, (self.ours)(), self.threads, &self.log(work, OURS))?;
@@ -120,7 +120,8 @@ impl Lab<'_> {
             let mut theirs = SideResult::new(peer.name, 0.0, &Json::Null);
             match self.duel(work, dtype, peer, &mut ours, &mut own, &mut theirs, &pool) {
                 Ok(()) => {}
-                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                // A peer ends by itself when it is interrupted; that is no failure of the peer.
+                Err(_) if self.interrupt.load(Ordering::Relaxed) => return Err(Error::Interrupted),
                 Err(error @ Error::Side { .. }) if !error.to_string().starts_with(OURS) => {
                     theirs.failure = Some(error.to_string());
                 }
@@ -190,7 +191,8 @@ impl Lab<'_> {
             let limit = peak::peak(self.isa, dtype, pool);
             let first = turn % sides.len();
             let mut seconds = vec![0.0; sides.len()];
-            for i in (0..sides.len()).map(|i| (first + i) % sides.len()) {
+            let n = sides.len();
+            for i in (0..n).map(|i| (first + i) % n) {
                 if self.interrupt.load(Ordering::Relaxed) {
                     return Err(Error::Interrupted);
                 }
@@ -209,7 +211,8 @@ impl Lab<'_> {
 
     /// Makes the weights of `work`, unless an earlier row did.
     fn make_weights(&self, work: &Work, dtype: DType) -> Result<(), Error> {
-        let stored = if dtype == DType::Bf16 { checkpoint::DType::BF16 } else { checkpoint::DType::F32 };
+        let stored =
+            if dtype == DType::Bf16 { checkpoint::DType::BF16 } else { checkpoint::DType::F32 };
         let Some(synthetic) = work.synthetic(stored)? else { return Ok(()) };
         let folder = self.weights(work, dtype);
         if folder.is_dir() {

@@ -89,7 +89,7 @@ impl Ready {
         let start = Instant::now();
         let plan = Arc::new(compiler::compile(graph, target)?);
         let compile_seconds = start.elapsed().as_secs_f64();
-        let pool = Arc::new(Pool::new(target.threads)?);
+        let pool = Arc::new(Pool::new(target.threads).map_err(Error::Threads)?);
         let session = match work.synthetic(checkpoint::DType::F32)? {
             None => Session::new(Arc::clone(&plan), &WeightStore::new(NoWeights), pool)?,
             Some(made) => {

@@ -5,8 +5,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use kernels::simd::{Simd, SimdJob, dispatch};
 use kernels::isa::Kind;
+use kernels::simd::{Simd, SimdJob, dispatch};
 use kernels::{Isa, Pool, isa};
 use ops::DType;
 
@@ -82,7 +82,8 @@ unsafe fn bf16_chains() -> f32 {
         _mm512_add_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_reduce_add_ps, _mm512_set1_ps,
     };
     let one = |x: f32| _mm512_set1_ps(black_box(x));
-    let (a, b) = (_mm512_cvtne2ps_pbh(one(1e-3), one(-1e-3)), _mm512_cvtne2ps_pbh(one(1.0), one(1.0)));
+    let (a, b) =
+        (_mm512_cvtne2ps_pbh(one(1e-3), one(-1e-3)), _mm512_cvtne2ps_pbh(one(1.0), one(1.0)));
     let mut chains = [_mm512_set1_ps(0.0); CHAINS];
     for _ in 0..STEPS {
         for chain in &mut chains {

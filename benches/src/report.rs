@@ -277,7 +277,9 @@ mod tests {
         assert_eq!(sides[0]["share_of_peak"], 0.5);
         let table = measured().table_lines();
         let lines: Vec<&str> = table.lines().collect();
-        assert!(lines[0].starts_with("| linear-proj | f32 | Kinograph | 500 ms | 500 ms | 2 | 50 |"));
+        assert!(
+            lines[0].starts_with("| linear-proj | f32 | Kinograph | 500 ms | 500 ms | 2 | 50 |")
+        );
         assert!(lines[1].ends_with("| 2.00 |") && lines[2].ends_with("| wrong |"), "{table}");
         assert!(lines[3].contains("no module"));
     }

@@ -114,11 +114,12 @@ impl Published {
 }
 
 fn sd_vae() -> Json {
+    let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
     json!({
         "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"; 4], "in_channels": 3, "latent_channels": 4,
+        "down_block_types": down, "in_channels": 3, "latent_channels": 4,
         "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 256,
-        "up_block_types": ["UpDecoderBlock2D"; 4],
+        "up_block_types": up,
     })
 }
 
@@ -162,7 +163,8 @@ mod tests {
             ("t5-xxl", 4_762_310_656),
         ] {
             let params = find(name).unwrap().architecture().unwrap().params().unwrap();
-            let count: usize = params.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            let count: usize =
+                params.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
             assert_eq!(count, expected, "{name}");
         }
     }

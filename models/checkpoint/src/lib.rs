@@ -39,7 +39,5 @@ pub use error::Error;
 pub use identify::{DTypeTotal, Evidence, Identity, Kind, identify};
 pub use index::ShardIndex;
 pub use pipeline::{Component, Pipeline};
-pub use safetensors_writer::{
-    SafetensorsWriter, TensorSpec, safetensors_bytes, write_safetensors,
-};
+pub use safetensors_writer::{SafetensorsWriter, TensorSpec, safetensors_bytes, write_safetensors};
 pub use shard::Format;

@@ -127,7 +127,9 @@ impl Drop for SafetensorsWriter {
 
 /// Wide types first keeps every tensor aligned to its element size; names break ties.
 fn in_order(mut tensors: Vec<TensorSpec>) -> Vec<TensorSpec> {
-    tensors.sort_by(|a, b| (Reverse(a.dtype.size()), &a.name).cmp(&(Reverse(b.dtype.size()), &b.name)));
+    tensors.sort_by(|a, b| {
+        (Reverse(a.dtype.size()), &a.name).cmp(&(Reverse(b.dtype.size()), &b.name))
+    });
     tensors
 }
 

@@ -223,8 +223,7 @@ fn a_file_written_in_pieces_equals_the_one_written_at_once() {
         dtype: tensor.dtype,
         shape: tensor.shape.clone(),
     });
-    let mut writer =
-        SafetensorsWriter::create(&pieces, specs.collect(), &BTreeMap::new()).unwrap();
+    let mut writer = SafetensorsWriter::create(&pieces, specs.collect(), &BTreeMap::new()).unwrap();
     let order: Vec<String> = writer.tensors().iter().map(|spec| spec.name.clone()).collect();
     for name in order {
         for piece in tensors[&name].bytes.chunks(3) {
