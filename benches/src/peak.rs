@@ -6,6 +6,7 @@ use std::time::Instant;
 use kernels::isa::Bf16Dot;
 use kernels::simd::{Simd, SimdJob, dispatch};
 use kernels::{Isa, Pool};
+use ops::DType;
 
 /// Independent chains: more than latency times units of any CPU, few enough for its registers.
 const CHAINS: usize = 12;
@@ -59,6 +60,12 @@ fn chains<S: Simd>(s: S, step: impl Fn(S::F) -> S::F) -> f32 {
     }
     let sum = chains.into_iter().fold(s.splat(0.0), |sum, chain| s.add(sum, chain));
     s.reduce_add(sum)
+}
+
+/// FLOP/s of `pool`'s threads together in `dtype`: that of f32 where the CPU has no bf16 arithmetic.
+pub fn peak(isa: Isa, dtype: DType, pool: &Pool) -> f64 {
+    let bf16 = if dtype == DType::Bf16 { bf16_peak(isa, pool) } else { None };
+    bf16.unwrap_or_else(|| fma_peak(isa, pool))
 }
 
 /// f32 FLOP/s of `pool`'s threads together, best of three short runs.

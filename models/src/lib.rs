@@ -13,6 +13,7 @@ mod error;
 mod json;
 mod net;
 pub mod nn;
+pub mod published;
 mod shapes;
 pub mod sincos;
 pub mod stdit1;

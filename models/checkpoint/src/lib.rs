@@ -3,7 +3,8 @@
 //! [`Checkpoint::open`] takes a file or folder in any form that Open-Sora's weights are published in; see
 //! [`Format`]. Files are mapped, and a tensor's bytes are borrowed from the map wherever they are contiguous.
 //! [`identify`] tells which model a checkpoint holds, [`names::fit`] matches its tensors with a model's
-//! parameters, [`Pipeline`] reads a folder of several models, [`write_safetensors`] writes.
+//! parameters, [`Pipeline`] reads a folder of several models, [`write_safetensors`] writes a file and
+//! [`SafetensorsWriter`] one that does not fit in memory.
 //!
 //! *Invariant:* outside data never runs code, never panics, and never makes the reader allocate more than a small
 //! multiple of the file's size (plus a fixed bound for a pickle's values). Every offset is checked when the
@@ -25,6 +26,7 @@ mod pickle;
 mod pickle_globals;
 mod pipeline;
 mod safetensors;
+mod safetensors_writer;
 mod shapes;
 mod shard;
 mod state_dict;
@@ -37,5 +39,5 @@ pub use error::Error;
 pub use identify::{DTypeTotal, Evidence, Identity, Kind, identify};
 pub use index::ShardIndex;
 pub use pipeline::{Component, Pipeline};
-pub use safetensors::{safetensors_bytes, write_safetensors};
+pub use safetensors_writer::{SafetensorsWriter, TensorSpec, safetensors_bytes, write_safetensors};
 pub use shard::Format;

@@ -1,4 +1,4 @@
-//! The safetensors format, both ways: 8 bytes of header length, a JSON header, the tensors' bytes.
+//! Reading the safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes.
 //!
 //! The reader is ours rather than the `safetensors` crate's because that crate silently keeps one of two equal
 //! names, and its errors do not name the tensor. What is accepted is the same (a test compares them): every byte
@@ -7,19 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::blob::Blob;
 use crate::layout::{Dims, Entry, MAX_RANK};
 use crate::shard::{Format, Shard};
-use crate::{DType, Error, TensorView};
+use crate::{DType, Error};
 
 /// Largest header accepted, as in the reference implementation.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// A JSON object whose keys are kept in order, equal ones included.
 pub(crate) struct Pairs<V>(pub(crate) Vec<(String, V)>);
@@ -193,108 +190,4 @@ fn check_tiling(mut ranges: Vec<(u64, u64, String)>, available: u64) -> Result<(
         return Err(Error::Hole { begin: covered, count: available - covered, before });
     }
     Ok(())
-}
-
-/// The header of a safetensors file, and the tensors in the order their bytes follow it.
-fn plan<'t>(
-    tensors: &'t BTreeMap<String, TensorView<'_>>,
-    metadata: &BTreeMap<String, String>,
-) -> Result<(Vec<u8>, Vec<&'t [u8]>), Error> {
-    // Wide types first keeps every tensor aligned to its element size; names break ties.
-    let mut order: Vec<(&String, &TensorView<'_>)> = tensors.iter().collect();
-    order.sort_by_key(|(name, tensor)| (std::cmp::Reverse(tensor.dtype.size()), *name));
-    let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        header.insert("__metadata__".into(), serde_json::json!(metadata));
-    }
-    let mut offset = 0;
-    let mut parts = Vec::with_capacity(order.len());
-    for (name, tensor) in order {
-        if name == "__metadata__" {
-            return Err(Error::DuplicateName { name: name.clone() });
-        }
-        let shape: Dims = tensor.shape.iter().map(|dim| *dim as u64).collect();
-        let found = tensor.bytes.len();
-        Entry::contiguous(name, tensor.dtype, &shape, 0, 0, found as u64)?;
-        header.insert(
-            name.clone(),
-            serde_json::json!({
-                "dtype": tensor.dtype.safetensors_name(),
-                "shape": shape,
-                "data_offsets": [offset, offset + found],
-            }),
-        );
-        parts.push(&*tensor.bytes);
-        offset += found;
-    }
-    let mut text = serde_json::to_vec(&header)
-        .map_err(|error| Error::Json { what: "safetensors header", error })?;
-    // Spaces up to a multiple of 8, as the reference writer does, so that the data is aligned in a mapped file.
-    text.resize(text.len().next_multiple_of(8), b' ');
-    if text.len() as u64 > MAX_HEADER_BYTES {
-        let (what, found) = ("the safetensors header's length".into(), text.len() as u64);
-        return Err(Error::TooLarge { what, found, limit: MAX_HEADER_BYTES });
-    }
-    let mut header = (text.len() as u64).to_le_bytes().to_vec();
-    header.append(&mut text);
-    Ok((header, parts))
-}
-
-/// A safetensors file in memory: equal input gives equal bytes.
-///
-/// # Errors
-/// A tensor whose bytes do not match its shape, or a header above 100 MB.
-pub fn safetensors_bytes(
-    tensors: &BTreeMap<String, TensorView<'_>>,
-    metadata: &BTreeMap<String, String>,
-) -> Result<Vec<u8>, Error> {
-    let (mut out, parts) = plan(tensors, metadata)?;
-    for part in parts {
-        out.extend_from_slice(part);
-    }
-    Ok(out)
-}
-
-/// Writes a safetensors file so that `path` holds either its old content or all of the new one.
-///
-/// The bytes go to a new file beside `path`, are flushed to the disk, and replace `path` by a rename; a file that
-/// is mapped under that name stays intact. Equal input gives equal bytes.
-///
-/// # Errors
-/// As [`safetensors_bytes`], or the system's (disk full, folder not writable); nothing is left behind then.
-pub fn write_safetensors(
-    path: &Path,
-    tensors: &BTreeMap<String, TensorView<'_>>,
-    metadata: &BTreeMap<String, String>,
-) -> Result<(), Error> {
-    let (header, parts) = plan(tensors, metadata).map_err(|error| error.within(path))?;
-    let Some(file_name) = path.file_name() else {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, "the path names no file");
-        return Err(Error::io("write")(error).within(path));
-    };
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(file_name);
-    beside.push(format!(".{}.part", std::process::id()));
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    let part_path = folder.join(beside);
-    let written = write_all(&part_path, &header, &parts)
-        .and_then(|()| fs::rename(&part_path, path))
-        // The rename itself is only durable once the folder is.
-        .and_then(|()| File::open(folder)?.sync_all());
-    written.map_err(|error| {
-        // The write's error is the one to report; a part file that was never made cannot be removed.
-        let _ = fs::remove_file(&part_path);
-        Error::io("write")(error).within(path)
-    })
-}
-
-fn write_all(path: &Path, header: &[u8], parts: &[&[u8]]) -> io::Result<()> {
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-    file.write_all(header)?;
-    for part in parts {
-        file.write_all(part)?;
-    }
-    file.flush()?;
-    file.get_ref().sync_all()
 }

@@ -4,8 +4,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs;
 
-use checkpoint::{Checkpoint, DType, Error, TensorView, safetensors_bytes, write_safetensors};
+use checkpoint::{
+    Checkpoint, DType, Error, SafetensorsWriter, TensorSpec, TensorView, safetensors_bytes,
+    write_safetensors,
+};
 
 /// A file with this header text and `n_data` zero bytes.
 fn file(header: &str, n_data: usize) -> Vec<u8> {
@@ -206,4 +210,44 @@ fn refuses_to_write_bytes_that_do_not_match_the_shape() {
     tensors.get_mut("bytes").unwrap().shape = vec![4];
     let error = safetensors_bytes(&tensors, &BTreeMap::new()).unwrap_err();
     assert!(matches!(error, Error::SizeMismatch { expected: 4, found: 3, .. }));
+}
+
+#[test]
+fn a_file_written_in_pieces_equals_the_one_written_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, pieces) = (folder.path().join("whole"), folder.path().join("pieces"));
+    let tensors = sample();
+    write_safetensors(&whole, &tensors, &BTreeMap::new()).unwrap();
+    let specs = tensors.iter().map(|(name, tensor)| TensorSpec {
+        name: name.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+    });
+    let mut writer = SafetensorsWriter::create(&pieces, specs.collect(), &BTreeMap::new()).unwrap();
+    let order: Vec<String> = writer.tensors().iter().map(|spec| spec.name.clone()).collect();
+    for name in order {
+        for piece in tensors[&name].bytes.chunks(3) {
+            writer.write(piece).unwrap();
+        }
+    }
+    let error = writer.write(b"x").unwrap_err().to_string();
+    assert!(error.contains("the limit is 0"), "{error}");
+    writer.finish().unwrap();
+    assert_eq!(fs::read(whole).unwrap(), fs::read(pieces).unwrap());
+}
+
+#[test]
+fn an_unfinished_file_does_not_appear() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    let spec = TensorSpec { name: "a".into(), dtype: DType::F32, shape: vec![2] };
+    let create = |specs| SafetensorsWriter::create(&path, specs, &BTreeMap::new());
+    let mut writer = create(vec![spec.clone()]).unwrap();
+    writer.write(&[0; 7]).unwrap();
+    let error = writer.finish().unwrap_err().to_string();
+    assert!(error.contains("1 bytes"), "{error}");
+    drop(create(vec![spec.clone()]).unwrap());
+    let error = create(vec![spec.clone(), spec]).unwrap_err().to_string();
+    assert!(error.contains("tensor a: listed twice"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

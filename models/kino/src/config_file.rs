@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use crate::nearest::nearest;
 use crate::options::{Layer, SampleOptions};
 
 /// A TOML document as a layer. Keys are in snake or kebab case.
@@ -17,9 +18,8 @@ pub(crate) fn parse(text: &str) -> Result<Layer, String> {
     for (key, value) in table {
         let name = key.replace('-', "_");
         if !known.contains(&name) {
-            let nearest = known.iter().min_by_key(|known| distance(known, &name));
-            let nearest = nearest.expect("there are options");
-            return Err(format!("unknown key `{key}`; did you mean `{nearest}`?"));
+            let meant = nearest(&name, known.iter().map(String::as_str));
+            return Err(format!("unknown key `{key}`; did you mean `{meant}`?"));
         }
         let mut value = serde_json::to_value(value).map_err(|error| error.to_string())?;
         if value.is_null() {
@@ -48,22 +48,6 @@ fn known_keys() -> Vec<String> {
         Ok(Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
         _ => unreachable!("options are an object"),
     }
-}
-
-/// Insertions, deletions and replacements between two words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -2,24 +2,22 @@
 //!
 //! No weight is read, so published architectures can be looked at without their files.
 
-use std::path::Path;
-
-use checkpoint::{Checkpoint, Kind, Pipeline, identify};
 use clap::{Args, ValueEnum};
 use models::Bucket;
-use models::config::{AutoencoderKl, Stdit1, Stdit2, T5};
+use models::config::AutoencoderKl;
 use ops::Graph;
-use pipeline::{Scheduler, SchedulerKind, Transformer, decode_graph, encode_graph, text_graph};
-use serde_json::json;
+use pipeline::{Scheduler, SchedulerKind, decode_graph, encode_graph, text_graph};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::Storage;
-use crate::{machine, progress, source};
+use crate::parts::Parts;
+use crate::{machine, progress};
 
 /// What to print.
 #[derive(Args, Debug)]
 pub(crate) struct DumpOptions {
-    /// tiny-flare-1.1, stdit-xl, stdit2-xl, t5-xxl, sd-vae, or a checkpoint or pipeline folder
+    /// tiny-flare-1.1, stdit-xl, stdit2-xl, t5-large, t5-xl, t5-xxl, sd-vae, or a checkpoint or
+    /// pipeline folder
     model: String,
     /// Size: 240p:16f:9:16 (name, frames, aspect) or 16x256x256 (frames, height, width)
     #[arg(long, default_value = "240p:16f:9:16")]
@@ -59,14 +57,6 @@ enum StageName {
     Decode,
 }
 
-/// Configurations at hand; a pipeline has all three.
-#[derive(Debug, Default)]
-struct Parts {
-    t5: Option<T5>,
-    transformer: Option<Transformer>,
-    vae: Option<AutoencoderKl>,
-}
-
 /// Pixels per latent of Stable Diffusion's VAE, for a transformer by itself.
 const USUAL_DOWNSCALE: usize = 8;
 
@@ -84,7 +74,7 @@ pub(crate) fn run(options: &DumpOptions, forced_isa: Option<&str>) -> Outcome<()
         Some(name) => Some(compiler::pipeline_through(name)?),
         None => None,
     };
-    let graph = parts(&options.model)?.graph(options, size)?;
+    let graph = graph(&Parts::find(&options.model)?, options, size)?;
     if options.plan {
         progress::write_out(&compiler::compile(graph, &target)?.to_string());
         return Ok(());
@@ -117,108 +107,45 @@ fn parse_bucket(text: &str) -> Outcome<[usize; 3]> {
     }
 }
 
-/// The configurations of a model by name or path.
-fn parts(name: &str) -> Outcome<Parts> {
-    let mut parts = Parts::default();
-    match name {
-        source::EMBEDDED => {
-            let model = source::embedded()?;
-            parts.t5 = Some(model.t5);
-            parts.transformer = Some(model.transformer);
-            parts.vae = Some(model.vae);
+/// The graph of the stage that is asked for, else of the most telling one.
+fn graph(
+    parts: &Parts,
+    options: &DumpOptions,
+    [frames, height, width]: [usize; 3],
+) -> Outcome<Graph> {
+    let stage = options.stage.unwrap_or(match (&parts.transformer, &parts.vae) {
+        (Some(_), _) => StageName::Denoise,
+        (None, Some(_)) => StageName::Decode,
+        (None, None) => StageName::Text,
+    });
+    let downscale = parts.vae.as_ref().map_or(USUAL_DOWNSCALE, AutoencoderKl::downscale);
+    let latent = [frames, height / downscale, width / downscale];
+    let missing = |what: &str| {
+        Failure::usage(format!("{} has no {what}; choose another --stage", options.model))
+    };
+    let dtype = options.dtype.dtype();
+    let tokens = parts.transformer.as_ref().map(|config| config.common().model_max_length);
+    match stage {
+        StageName::Text => {
+            let t5 = parts.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
+            Ok(text_graph(t5, tokens.unwrap_or(USUAL_TOKENS))?)
         }
-        "stdit-xl" => {
-            parts.transformer = Some(Transformer::Stdit1(Stdit1::from_json(&json!({}))?));
+        StageName::Condition => {
+            let vae = parts.vae.as_ref().ok_or_else(|| missing("VAE"))?;
+            Ok(encode_graph(vae, dtype, [height, width])?)
         }
-        "stdit2-xl" => {
-            let published =
-                json!({ "input_sq_size": 512, "qk_norm": true, "model_max_length": 200 });
-            parts.transformer = Some(Transformer::Stdit2(Stdit2::from_json(&published)?));
+        StageName::Denoise => {
+            let config = parts.transformer.as_ref().ok_or_else(|| missing("transformer"))?;
+            // A step's graph does not depend on how many there are.
+            let scheduler = Scheduler::new(SchedulerKind::Iddpm, 100, 7.0, None, config)?;
+            let pixels = [height as f64, width as f64];
+            let tokens = config.common().model_max_length;
+            let bucket = Bucket::new(options.batch_size, latent, pixels, tokens);
+            Ok(scheduler.graph(config, &Bucket { dtype, guided: true, ..bucket })?)
         }
-        "t5-xxl" => {
-            parts.t5 = Some(T5::from_json(&json!({
-                "d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "num_layers": 24,
-                "feed_forward_proj": "gated-gelu",
-            }))?);
-        }
-        "sd-vae" => {
-            parts.vae = Some(AutoencoderKl::from_json(&json!({
-                "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
-            }))?);
-        }
-        path if Pipeline::is_pipeline(path) => {
-            let pipeline = Pipeline::open(path)?;
-            for component in ["text_encoder", "transformer", "vae"] {
-                parts.read(pipeline.part(component)?)?;
-            }
-        }
-        path if Path::new(path).exists() => parts.read(Path::new(path))?,
-        name => {
-            return Err(Failure::usage(format!(
-                "{name}: no such file or folder, and no model of this name; expected a path, {}, \
-                 stdit-xl, stdit2-xl, t5-xxl or sd-vae",
-                source::EMBEDDED
-            )));
-        }
-    }
-    Ok(parts)
-}
-
-impl Parts {
-    /// Adds what a checkpoint is.
-    fn read(&mut self, path: &Path) -> Outcome<()> {
-        let checkpoint = Checkpoint::open(path)?;
-        match crate::inspect::config_of(&checkpoint)? {
-            crate::inspect::Config::Stdit(transformer) => self.transformer = Some(transformer),
-            crate::inspect::Config::T5(t5) => self.t5 = Some(t5),
-            crate::inspect::Config::Vae(vae) => self.vae = Some(vae),
-            crate::inspect::Config::Other => {
-                let kind = match identify(&checkpoint).kind {
-                    Kind::Unknown => "no known model".to_string(),
-                    kind => format!("{kind}, which has no graph yet"),
-                };
-                let error = anyhow::anyhow!("{} is {kind}", path.display());
-                return Err(Failure::Run(error));
-            }
-        }
-        Ok(())
-    }
-
-    fn graph(&self, options: &DumpOptions, [frames, height, width]: [usize; 3]) -> Outcome<Graph> {
-        let stage = options.stage.unwrap_or(match (&self.transformer, &self.vae) {
-            (Some(_), _) => StageName::Denoise,
-            (None, Some(_)) => StageName::Decode,
-            (None, None) => StageName::Text,
-        });
-        let downscale = self.vae.as_ref().map_or(USUAL_DOWNSCALE, AutoencoderKl::downscale);
-        let latent = [frames, height / downscale, width / downscale];
-        let missing = |what: &str| {
-            Failure::usage(format!("{} has no {what}; choose another --stage", options.model))
-        };
-        let dtype = options.dtype.dtype();
-        let tokens = self.transformer.as_ref().map(|config| config.common().model_max_length);
-        match stage {
-            StageName::Text => {
-                let t5 = self.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
-                Ok(text_graph(t5, tokens.unwrap_or(USUAL_TOKENS))?)
-            }
-            StageName::Condition => {
-                let vae = self.vae.as_ref().ok_or_else(|| missing("VAE"))?;
-                Ok(encode_graph(vae, dtype, [height, width])?)
-            }
-            StageName::Denoise => {
-                let config = self.transformer.as_ref().ok_or_else(|| missing("transformer"))?;
-                // A step's graph does not depend on how many there are.
-                let scheduler = Scheduler::new(SchedulerKind::Iddpm, 100, 7.0, None, config)?;
-                let pixels = [height as f64, width as f64];
-                let tokens = config.common().model_max_length;
-                let bucket = Bucket::new(options.batch_size, latent, pixels, tokens);
-                Ok(scheduler.graph(config, &Bucket { dtype, guided: true, ..bucket })?)
-            }
-            StageName::Decode => {
-                let vae = self.vae.as_ref().ok_or_else(|| missing("VAE"))?;
-                Ok(decode_graph(vae, dtype, [latent[1], latent[2]])?)
-            }
+        StageName::Decode => {
+            let vae = parts.vae.as_ref().ok_or_else(|| missing("VAE"))?;
+            Ok(decode_graph(vae, dtype, [latent[1], latent[2]])?)
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Start reading at `sample.rs`. `options.rs` has every option. Exit codes: 0 done, 1 failed, 2 the
 //! request cannot be, 130 interrupted. This is the only place that reads the environment.
 
+mod bench;
 mod config_file;
 mod doctor;
 mod dump;
@@ -10,9 +11,11 @@ mod failure;
 mod inspect;
 mod layers;
 mod machine;
+mod nearest;
 mod noise;
 mod options;
 mod outputs;
+mod parts;
 mod progress;
 mod prompts;
 mod references;
@@ -21,6 +24,7 @@ mod run;
 mod sample;
 mod settings;
 mod source;
+mod synth;
 mod units;
 
 use std::process::ExitCode;
@@ -52,6 +56,10 @@ enum Command {
     Dump(dump::DumpOptions),
     /// Tell what this machine offers and what is used of it
     Doctor(doctor::DoctorOptions),
+    /// Measure speed, memory and results beside PyTorch, OpenVINO, ONNX Runtime and OpenBLAS
+    Bench(bench::BenchOptions),
+    /// Make a checkpoint of a published architecture with made-up weights
+    Synth(synth::SynthOptions),
 }
 
 fn main() -> ExitCode {
@@ -77,15 +85,20 @@ fn run(command: Command) -> Outcome<()> {
     let forced_isa = std::env::var(machine::ISA_VARIABLE).ok().filter(|name| !name.is_empty());
     let forced_isa = forced_isa.as_deref();
     match command {
-        Command::Sample(options) => {
-            let interrupt = Arc::new(AtomicBool::new(false));
-            let flag = Arc::clone(&interrupt);
-            ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-                .map_err(|error| Failure::Run(error.into()))?;
-            sample::run(*options, forced_isa, &interrupt)
-        }
+        Command::Sample(options) => sample::run(*options, forced_isa, &*interrupt()?),
         Command::Inspect(options) => inspect::run(&options),
         Command::Dump(options) => dump::run(&options, forced_isa),
         Command::Doctor(options) => doctor::run(&options, forced_isa),
+        Command::Bench(options) => bench::run(&options, forced_isa, &*interrupt()?),
+        Command::Synth(options) => synth::run(&options, &*interrupt()?),
     }
+}
+
+/// A flag that Ctrl-C, or a polite kill, sets from now on instead of ending the process.
+fn interrupt() -> Outcome<Arc<AtomicBool>> {
+    let interrupt = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupt);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .map_err(|error| Failure::Run(error.into()))?;
+    Ok(interrupt)
 }

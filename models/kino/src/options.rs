@@ -201,6 +201,15 @@ impl Storage {
             Storage::F16 => ops::DType::F16,
         }
     }
+
+    /// The element type in a file.
+    pub(crate) fn stored(self) -> checkpoint::DType {
+        match self {
+            Storage::F32 => checkpoint::DType::F32,
+            Storage::Bf16 => checkpoint::DType::BF16,
+            Storage::F16 => checkpoint::DType::F16,
+        }
+    }
 }
 
 /// Samplers under upstream's names.

@@ -78,25 +78,32 @@ impl Seek for PartFile {
 
 /// A folder under construction.
 #[derive(Debug)]
-pub(crate) struct PartFolder {
+pub struct PartFolder {
     part: PathBuf,
     target: PathBuf,
     committed: bool,
 }
 
 impl PartFolder {
-    pub(crate) fn create(target: &Path) -> io::Result<Self> {
+    /// Makes an empty part beside `target`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn create(target: &Path) -> io::Result<Self> {
         let ((), part) = create_beside(target, |part| fs::create_dir(part))?;
         Ok(Self { part, target: target.to_owned(), committed: false })
     }
 
     /// Where to put the folder's files until it is committed.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.part
     }
 
     /// Gives the folder its name; an empty folder of that name is replaced.
-    pub(crate) fn commit(mut self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The system's, among them that a folder of that name is not empty.
+    pub fn commit(mut self) -> io::Result<()> {
         sync_folder(&self.part)?;
         if self.target.is_dir() {
             // Fails when it is not empty, which is wanted.

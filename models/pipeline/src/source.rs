@@ -22,7 +22,7 @@ impl Part {
     ///
     /// # Errors
     /// [`Error::Misfit`], listing every tensor that does not fit.
-    pub(crate) fn new(checkpoint: Checkpoint, params: &[Parameter]) -> Result<Part, Error> {
+    pub fn new(checkpoint: Checkpoint, params: &[Parameter]) -> Result<Part, Error> {
         let checkpoint = Arc::new(checkpoint);
         let fitted =
             fit_with(Arc::clone(&checkpoint), params, Leniency::default()).map_err(Box::new)?;

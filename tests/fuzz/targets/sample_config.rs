@@ -5,6 +5,8 @@
 
 #[path = "../../../models/kino/src/config_file.rs"]
 mod config_file;
+#[path = "../../../models/kino/src/nearest.rs"]
+mod nearest;
 #[path = "../../../models/kino/src/options.rs"]
 mod options;
 
