@@ -11,6 +11,7 @@ mod lower;
 pub mod order_steps;
 mod pass;
 mod passes;
+mod place_buffers;
 mod plan;
 mod plan_memory;
 mod plan_text;

@@ -1,8 +1,4 @@
-//! Lowered graph to [`Plan`]: live ranges, in-place reuse, and an offset for every buffer.
-//!
-//! Offsets are a two-dimensional packing problem (bytes x steps), which is NP-hard; several greedy
-//! orders are tried and the smallest arena is kept. The lower bound is the largest sum of live
-//! bytes at any step.
+//! Lowered graph to [`Plan`]: live ranges and in-place reuse; [`place_buffers`] gives the offsets.
 
 use std::sync::Arc;
 
@@ -10,6 +6,7 @@ use kernels::Layout;
 use ops::{Role, ValueId};
 
 use crate::lower::{Lowered, LoweredStep};
+use crate::place_buffers::{lower_bound, place_buffers};
 use crate::plan::{ALIGN_BYTES, Buffer, BufferId, Operand, Place, Plan, Port, Step};
 
 /// Assigns buffers and offsets.
@@ -33,7 +30,7 @@ pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target) -> Plan {
         });
     }
     let Storage { mut buffers, of_value, .. } = storage;
-    let arena_bytes = place(&mut buffers);
+    let arena_bytes = place_buffers(&mut buffers);
     let port = |name: Arc<str>, value: ValueId| Port {
         name,
         ty: lowered.graph.ty(value).clone(),
@@ -139,87 +136,4 @@ impl Storage {
         });
         Operand { place, layout: view.layout.clone() }
     }
-}
-
-/// The largest sum of live bytes at any step.
-fn lower_bound(buffers: &[Buffer]) -> usize {
-    let steps = buffers.iter().map(|buffer| buffer.last_step + 1).max().unwrap_or(0);
-    let mut change = vec![0isize; steps + 1];
-    for buffer in buffers {
-        change[buffer.first_step] += buffer.bytes as isize;
-        change[buffer.last_step + 1] -= buffer.bytes as isize;
-    }
-    let mut live = 0;
-    let mut most = 0;
-    for delta in change {
-        live += delta;
-        most = most.max(live);
-    }
-    most as usize
-}
-
-/// Sets every offset; returns the arena's bytes.
-fn place(buffers: &mut [Buffer]) -> usize {
-    type Key = fn(&Buffer) -> (usize, usize);
-    // Largest first packs big activations tightly; longest-lived first keeps them at the bottom;
-    // area balances both; arrival order suits chains.
-    let orders: [Key; 4] = [
-        |b| (usize::MAX - b.bytes, b.first_step),
-        |b| (usize::MAX - (b.last_step - b.first_step), usize::MAX - b.bytes),
-        |b| (usize::MAX - b.bytes.saturating_mul(b.last_step - b.first_step + 1), b.first_step),
-        |b| (b.first_step, usize::MAX - b.bytes),
-    ];
-    let bound = lower_bound(buffers);
-    let mut best: Option<(usize, Vec<usize>)> = None;
-    for key in orders {
-        let mut order: Vec<usize> = (0..buffers.len()).collect();
-        order.sort_by_key(|&i| (key(&buffers[i]), i));
-        let (bytes, offsets) = best_fit(buffers, &order);
-        if best.as_ref().is_none_or(|(least, _)| bytes < *least) {
-            best = Some((bytes, offsets));
-        }
-        if bytes == bound {
-            break;
-        }
-    }
-    let Some((bytes, offsets)) = best else { return 0 };
-    for (buffer, offset) in buffers.iter_mut().zip(offsets) {
-        buffer.offset = offset;
-    }
-    bytes
-}
-
-/// Places buffers in `order`, each into the smallest gap that holds it between buffers live at the
-/// same time, else on top of them.
-fn best_fit(buffers: &[Buffer], order: &[usize]) -> (usize, Vec<usize>) {
-    let mut offsets = vec![0; buffers.len()];
-    let mut placed: Vec<usize> = Vec::with_capacity(order.len());
-    let mut arena = 0;
-    for &i in order {
-        let buffer = &buffers[i];
-        let mut rivals: Vec<(usize, usize)> = placed
-            .iter()
-            .filter(|&&j| {
-                buffers[j].first_step <= buffer.last_step
-                    && buffer.first_step <= buffers[j].last_step
-            })
-            .map(|&j| (offsets[j], offsets[j] + buffers[j].bytes))
-            .collect();
-        rivals.sort_unstable();
-        let mut end = 0;
-        let mut gap: Option<(usize, usize)> = None;
-        for (low, high) in rivals {
-            if low > end
-                && low - end >= buffer.bytes
-                && gap.is_none_or(|(size, _)| low - end < size)
-            {
-                gap = Some((low - end, end));
-            }
-            end = end.max(high);
-        }
-        offsets[i] = gap.map_or(end, |(_, offset)| offset);
-        arena = arena.max(offsets[i] + buffer.bytes);
-        placed.push(i);
-    }
-    (arena, offsets)
 }
