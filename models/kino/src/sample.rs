@@ -33,6 +33,7 @@ struct Run<'a> {
     settings: &'a Settings,
     scheduler: Scheduler,
     target: &'a Target,
+    limit: compiler::Options,
     prompts: &'a [Prompt],
     noise: Noise,
     pool: Arc<Pool>,
@@ -85,7 +86,8 @@ pub(crate) fn run(
     jobs.iter().try_for_each(|job| noise.check(job.sample_index))?;
 
     let compile = Instant::now();
-    let plans = Plans::compile(&model, &scheduler, &request, &target)?;
+    let limit = compiler::Options { memory: settings::memory(&options)? };
+    let plans = Plans::compile_with(&model, &scheduler, &request, &target, &limit)?;
     report.seconds.push(("compile", compile.elapsed().as_secs_f64()));
     report.describe(&model, &settings, &request, &plans, &target, jobs.len())?;
     machine::check_memory(report.peak_bytes as f64, "")?;
@@ -98,6 +100,7 @@ pub(crate) fn run(
         settings: &settings,
         scheduler,
         target: &target,
+        limit,
         prompts: &prompts,
         noise,
         pool: Arc::new(pool),
@@ -152,6 +155,7 @@ impl Run<'_> {
             )?);
         }
         report.seconds.push(("denoise", denoise.finish()));
+        sampler.release(pipeline::Stage::Denoise);
 
         let mut decode = console.stage("decode", of_all(2));
         let mut encode = console.stage("encode", (jobs.len() * request.num_frames) as u64);
@@ -190,7 +194,8 @@ impl Run<'_> {
             return Ok(());
         }
         let request = Request { rows, ..sampler.request().clone() };
-        let plans = Plans::compile(self.model, &self.scheduler, &request, self.target)?;
+        let (model, target) = (self.model, self.target);
+        let plans = Plans::compile_with(model, &self.scheduler, &request, target, &self.limit)?;
         *sampler = self.sampler(request, plans);
         Ok(())
     }

@@ -53,7 +53,17 @@ pub(crate) fn check(options: &SampleOptions) -> Outcome<()> {
         diffusion::num_frames(text)?;
     }
     size(options)?;
+    memory(options)?;
     Ok(())
+}
+
+/// The memory that the options allow, in bytes.
+pub(crate) fn memory(options: &SampleOptions) -> Outcome<Option<usize>> {
+    let Some(text) = &options.memory else { return Ok(None) };
+    units::parse_bytes(text).map(Some).ok_or_else(|| {
+        let expected = "expected bytes, or such as 800MiB or 12GiB";
+        Failure::usage(format!("--memory {text}; {expected}"))
+    })
 }
 
 /// The size that the options ask for, height first.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use compiler::Plan;
+use compiler::{Options, Plan};
 use kernels::Target;
 use models::config::{AutoencoderKl, T5};
 use models::vae::{self, FrameBucket, LATENT_SCALE};
@@ -65,22 +65,46 @@ impl Plans {
         request: &Request,
         target: &Target,
     ) -> Result<Plans, Error> {
+        Plans::compile_with(model, scheduler, request, target, &Options::default())
+    }
+
+    /// Compiles the stages of `request`, each within `options`.
+    ///
+    /// # Errors
+    /// As [`Plans::compile`], and [`Error::Compiler`] with the smallest limit that works if the
+    /// options allow less memory.
+    pub fn compile_with(
+        model: &Model,
+        scheduler: &Scheduler,
+        request: &Request,
+        target: &Target,
+        options: &Options,
+    ) -> Result<Plans, Error> {
         let latent = request.latent(model)?;
         let tokens = model.transformer.common().model_max_length;
         let text = text_graph(&model.t5, tokens)?;
         let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?)?;
         let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
-        let compile = |graph: Graph| -> Result<Arc<Plan>, Error> {
-            Ok(Arc::new(compiler::compile(graph, target)?))
-        };
-        Ok(Plans { text: compile(text)?, denoise: compile(denoise)?, decode: compile(decode)? })
+        let stages = [text, denoise, decode].map(|graph| {
+            compiler::compile_with(graph, target, options).map(Arc::new)
+        });
+        // A limit that is too small for several stages is refused with what all of them need.
+        let refused = stages.iter().filter_map(|stage| match stage {
+            Err(error @ compiler::Error::Memory { smallest, .. }) => Some((smallest, error)),
+            _ => None,
+        });
+        if let Some((_, error)) = refused.max_by_key(|(smallest, _)| **smallest) {
+            return Err(error.clone().into());
+        }
+        let [text, denoise, decode] = stages;
+        Ok(Plans { text: text?, denoise: denoise?, decode: decode? })
     }
 
-    /// Bytes of arenas and weights at the fullest moment: the text encoder runs alone, then
-    /// denoiser and decoder stay together.
+    /// Bytes of arena and weights of the largest stage: of the most that is held at once if each
+    /// stage is given back before the next ([`crate::Sampler::release`]).
     pub fn peak_bytes(&self) -> usize {
-        let need = |plan: &Plan| plan.arena_bytes + plan.weight_bytes();
-        need(&self.text).max(need(&self.denoise) + need(&self.decode))
+        let stages = [&self.text, &self.denoise, &self.decode];
+        stages.map(|plan| plan.held_bytes()).into_iter().max().unwrap_or(0)
     }
 
     /// FLOPs of one batch of `rows` videos of `frames` frames in `steps` steps, by stage.

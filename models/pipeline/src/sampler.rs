@@ -9,7 +9,7 @@ use runtime::{Control, Session};
 
 use crate::Error;
 use crate::model::{Model, Transformer};
-use crate::plans::{Plans, Request};
+use crate::plans::{Plans, Request, Stage};
 use crate::schedule::Scheduler;
 
 /// What the text encoder made of one prompt.
@@ -113,6 +113,23 @@ impl<'m> Sampler<'m> {
     /// The sessions of the denoising step and of the decoder, once they have run: for timings.
     pub fn sessions(&self) -> [Option<&Session>; 2] {
         [self.denoise.as_ref(), self.decode.as_ref()]
+    }
+
+    /// Gives back the memory of a stage that has run. It is made again if the stage runs again.
+    pub fn release(&mut self, stage: Stage) {
+        let part = match stage {
+            // Gives its memory back by itself.
+            Stage::Text => return,
+            Stage::Denoise => {
+                self.denoise = None;
+                &self.model.denoiser
+            }
+            Stage::Decode => {
+                self.decode = None;
+                &self.model.autoencoder
+            }
+        };
+        part.weights().clear();
     }
 
     /// Encodes prompts (already cleaned). The encoder's memory is given back afterwards.
