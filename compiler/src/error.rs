@@ -17,6 +17,23 @@ pub enum Error {
         /// Part of the model.
         scope: String,
     },
+    /// No plan is as small as it must be. The caller's.
+    #[error(
+        "@{name} needs {smallest} bytes ({arena} for activations, {weights} for weights), {memory} \
+         are allowed: allow {smallest}, or use a smaller size, fewer frames or a smaller batch"
+    )]
+    Memory {
+        /// The graph's name.
+        name: String,
+        /// Bytes allowed.
+        memory: usize,
+        /// Bytes of the smallest plan.
+        smallest: usize,
+        /// Its arena.
+        arena: usize,
+        /// Its weights.
+        weights: usize,
+    },
     /// The graph cannot be built or parsed. The caller's.
     #[error(transparent)]
     Graph(#[from] ops::Error),

@@ -5,15 +5,18 @@
 //! these and is run on every plan before it is executed.
 
 mod check_plan;
+mod destinations;
 mod dot;
 mod error;
 mod lower;
-pub mod order_steps;
+mod order_steps;
 mod pass;
 mod passes;
+mod place_buffers;
 mod plan;
 mod plan_memory;
 mod plan_text;
+mod report;
 mod rewrite;
 
 use kernels::Target;
@@ -23,8 +26,10 @@ pub use check_plan::check_plan;
 pub use dot::to_dot;
 pub use error::Error;
 pub use pass::{PIPELINE, Pass, Stage, optimize, passes, pipeline_through, run_passes};
+pub use passes::chunk_tokens::{Chunking, chunk_tokens};
 pub use plan::{ALIGN_BYTES, Buffer, BufferId, Operand, Place, Plan, Port, Step};
 pub use plan_text::{describe, parse_plan};
+pub use report::{Holds, Live, Report, StepCost};
 
 /// Compiles a graph as a model builder made it: every pass, then [`plan()`].
 ///
@@ -34,12 +39,58 @@ pub fn compile(graph: Graph, target: &Target) -> Result<Plan, Error> {
     plan(optimize(graph, &mut |_| {}), target)
 }
 
+/// What a plan is held to.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Options {
+    /// Most bytes of arena and weights together; `None` for no limit.
+    pub memory: Option<usize>,
+}
+
+/// [`compile()`] within `options`: branches are cut into finer chunks until arena and weights fit,
+/// the coarsest first.
+///
+/// # Errors
+/// As [`plan()`], and [`Error::Memory`] with the smallest limit that works.
+pub fn compile_with(graph: Graph, target: &Target, options: &Options) -> Result<Plan, Error> {
+    let Some(memory) = options.memory else { return compile(graph, target) };
+    let name = graph.name.clone();
+    let fused = run_passes(graph, pass::BEFORE_CHUNKING, &mut |_| {});
+    let mut smallest: Option<Plan> = None;
+    for fineness in 0..=MAX_FINENESS {
+        let Chunking { bytes, max_chunks } = Chunking::default();
+        let chunking = Chunking { bytes: bytes >> fineness, max_chunks: max_chunks << fineness };
+        let plan = plan(chunk_tokens(&fused, chunking), target)?;
+        if plan.held_bytes() <= memory {
+            return Ok(plan);
+        }
+        if smallest.as_ref().is_none_or(|least| plan.held_bytes() < least.held_bytes()) {
+            smallest = Some(plan);
+        }
+    }
+    let smallest = smallest.expect("at least one fineness was tried");
+    Err(Error::Memory {
+        name,
+        memory,
+        smallest: smallest.held_bytes(),
+        arena: smallest.arena_bytes,
+        weights: smallest.weight_bytes(),
+    })
+}
+
+/// Each step of fineness halves chunks. Below 1 MiB they would cost time and save nothing that a
+/// machine that holds the weights could not spare.
+const MAX_FINENESS: usize = 5;
+
 /// Compiles an optimized graph: orders steps, chooses storage and kernels, plans memory.
 ///
 /// # Errors
 /// [`Error::NoKernel`] if the target has no kernel for an op.
 pub fn plan(graph: Graph, target: &Target) -> Result<Plan, Error> {
-    let ordered = order_steps::order_steps(graph);
-    let lowered = lower::lower(&ordered, target)?;
-    Ok(plan_memory::plan_memory(lowered, target))
+    let in_order = |graph: &Graph| -> Result<Plan, Error> {
+        Ok(plan_memory::plan_memory(lower::lower(graph, target)?, target))
+    };
+    let given = in_order(&graph)?;
+    let Some(other) = order_steps::order_steps(&graph) else { return Ok(given) };
+    let other = in_order(&other)?;
+    Ok(if other.arena_bytes < given.arena_bytes { other } else { given })
 }

@@ -1,10 +1,12 @@
 //! Graph to steps: which values are stored, which are views, which kernel makes each.
 //!
 //! A reshape, permute, slice or broadcast has no step: it is a [`Layout`] into its operand's
-//! storage. Where strides cannot say what it means, or no kernel takes the strides, a copy node is
-//! added to the graph and becomes a step like any other. Results of steps are always dense. A fused
-//! group that no kernel takes whole is taken apart again.
+//! storage. Nor has a concat whose operands are results of steps: those are written to their part
+//! of its storage ([`destinations`]). Where strides cannot say what is meant, or no kernel takes
+//! the strides, a copy node is added to the graph and becomes a step like any other. A fused group
+//! that no kernel takes whole is taken apart again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::{Kernel, Layout, Site, Target};
@@ -12,25 +14,30 @@ use ops::defs::fused::Fused;
 use ops::{Builder, Graph, Node, Op, Role, ValueId};
 
 use crate::Error;
+use crate::destinations::{Destination, destinations};
 use crate::plan::Place;
 
 /// A graph whose every value is stored or a view, with kernels chosen; memory is not yet planned.
 #[derive(Debug)]
 pub(crate) struct Lowered {
     pub(crate) graph: Graph,
-    /// For each value of the graph: the value whose storage holds it, and where in that storage.
+    /// For each value of the graph: the storage that holds it, and where in it.
     pub(crate) views: Vec<View>,
+    /// For each storage the value that it is all of: an input, parameter or constant, the result of
+    /// a step, or a concat that several steps write.
+    pub(crate) owners: Vec<ValueId>,
     pub(crate) steps: Vec<LoweredStep>,
 }
 
-/// Where a value is: elements `layout` of the storage of `base`.
+/// Where a value is: elements `layout` of a storage.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
-    pub(crate) base: ValueId,
+    /// Position in [`Lowered::owners`].
+    pub(crate) storage: usize,
     pub(crate) layout: Layout,
 }
 
-/// A step before its buffers are known.
+/// A step before its buffers are known; it writes where its value's view says.
 #[derive(Debug)]
 pub(crate) struct LoweredStep {
     pub(crate) value: ValueId,
@@ -41,7 +48,7 @@ impl Lowered {
     /// The place of a value that is not in the arena, for operand `position` of `step`.
     pub(crate) fn fixed_place(&self, step: &LoweredStep, position: usize) -> Option<Place> {
         let value = self.graph.node(step.value).args[position];
-        let base = self.views[value.index()].base;
+        let base = self.owners[self.views[value.index()].storage];
         let node = self.graph.node(base);
         match &node.role {
             Role::Param(name) => Some(Place::Param {
@@ -57,68 +64,91 @@ impl Lowered {
 
 /// Chooses storage and kernels.
 pub(crate) fn lower(graph: &Graph, target: &Target) -> Result<Lowered, Error> {
+    let destinations = destinations(graph);
     let mut lowering = Lowering {
         b: Builder::new(graph.name.clone()),
         views: Vec::with_capacity(graph.nodes.len()),
+        owners: Vec::with_capacity(graph.nodes.len()),
+        concats: BTreeMap::new(),
         steps: Vec::new(),
         target,
     };
     let mut new: Vec<ValueId> = Vec::with_capacity(graph.nodes.len());
-    for node in &graph.nodes {
+    for (old, node) in graph.values().zip(&graph.nodes) {
         let args: Vec<ValueId> = node.args.iter().map(|arg| new[arg.index()]).collect();
-        new.push(lowering.node(node, args)?);
+        let destination = destinations.of[old.index()].as_ref();
+        new.push(if destinations.is_assembled[old.index()] {
+            lowering.assembled(old, node, &args, destination)?
+        } else {
+            lowering.node(node, args, destination)?
+        });
     }
     let mut outputs = Vec::with_capacity(graph.outputs.len());
     for output in &graph.outputs {
         outputs.push(lowering.stored(new[output.index()], &outputs)?);
     }
-    let Lowering { b, views, steps, .. } = lowering;
-    Ok(Lowered { graph: b.finish(&outputs), views, steps })
+    let Lowering { b, views, owners, steps, .. } = lowering;
+    Ok(Lowered { graph: b.finish(&outputs), views, owners, steps })
 }
 
 struct Lowering<'a> {
     b: Builder,
     views: Vec<View>,
+    owners: Vec<ValueId>,
+    /// The storage of each outermost concat whose operands are being made, by its old value.
+    concats: BTreeMap<ValueId, usize>,
     steps: Vec<LoweredStep>,
     target: &'a Target,
 }
 
 impl Lowering<'_> {
-    /// Appends `node` with operands `args`, after copies where they are needed.
-    fn node(&mut self, node: &Node, mut args: Vec<ValueId>) -> Result<ValueId, Error> {
+    /// Appends `node` with operands `args`, after copies where they are needed, its result where
+    /// `destination` says.
+    fn node(
+        &mut self,
+        node: &Node,
+        mut args: Vec<ValueId>,
+        destination: Option<&Destination>,
+    ) -> Result<ValueId, Error> {
         let Role::Op(op) = &node.role else {
             let value = self.b.copy_node(node, &[])?;
-            self.views.push(View { base: value, layout: Layout::dense(&node.ty) });
+            self.push_stored(value, None);
             return Ok(value);
         };
         if let Some(&arg) = args.first() {
             let view = &self.views[arg.index()];
             match view_of(op, &view.layout, node) {
                 Viewed::As(layout) => {
-                    let base = view.base;
-                    return self.push_view(node, &args, base, layout);
+                    let storage = view.storage;
+                    return self.push_view(node, &args, storage, layout);
                 }
                 Viewed::NeedsCopy => {
-                    let copy = self.copy(arg, node)?;
-                    let dense = &self.views[copy.index()].layout;
-                    let Viewed::As(layout) = view_of(op, dense, node) else {
+                    let copy = self.copy(arg, node, None)?;
+                    let View { storage, layout } = &self.views[copy.index()];
+                    let Viewed::As(layout) = view_of(op, layout, node) else {
                         unreachable!("strides say any movement of a dense value");
                     };
-                    return self.push_view(node, &[copy], copy, layout);
+                    let storage = *storage;
+                    return self.push_view(node, &[copy], storage, layout);
                 }
                 Viewed::No => {}
             }
         }
-        let kernel = match self.select(op, node, &args) {
+        let kernel = match self.select(op, node, &args, destination) {
             Some(kernel) => kernel,
+            None if destination.is_some() => {
+                // No kernel writes there: store it densely, then copy.
+                let value = self.node(node, args, None)?;
+                return self.copy(value, node, destination);
+            }
             None => {
                 // No kernel takes these strides: store strided operands densely, and try again.
                 for arg in &mut args {
                     if !self.views[arg.index()].layout.is_dense() {
-                        *arg = self.copy(*arg, node)?;
+                        *arg = self.copy(*arg, node, None)?;
                     }
                 }
-                match (self.select(op, node, &args), op) {
+                match (self.select(op, node, &args, None), op) {
                     (Some(kernel), _) => kernel,
                     (None, Op::Fused(group)) => return self.split(group.body(), node, &args),
                     (None, _) => return Err(self.no_kernel(op, node, &args)),
@@ -126,9 +156,49 @@ impl Lowering<'_> {
             }
         };
         let value = self.b.copy_node(node, &args)?;
-        self.views.push(View { base: value, layout: Layout::dense(&node.ty) });
+        self.push_stored(value, destination);
         self.steps.push(LoweredStep { value, kernel });
         Ok(value)
+    }
+
+    /// Appends a concat whose operands have been written to its storage.
+    fn assembled(
+        &mut self,
+        old: ValueId,
+        node: &Node,
+        args: &[ValueId],
+        destination: Option<&Destination>,
+    ) -> Result<ValueId, Error> {
+        let value = self.b.copy_node(node, args)?;
+        if destination.is_some() {
+            self.push_stored(value, destination);
+        } else {
+            // The storage that the operands were given before their concat was reached.
+            let storage = self.concats.remove(&old).expect("its operands came before");
+            self.owners[storage] = value;
+            self.views.push(View { storage, layout: Layout::dense(&node.ty) });
+        }
+        Ok(value)
+    }
+
+    /// The view of the next value: a part of a concat's storage, or all of a new one.
+    fn push_stored(&mut self, value: ValueId, destination: Option<&Destination>) {
+        let (storage, layout) = match destination {
+            Some(Destination { root, layout }) => {
+                let owners = &mut self.owners;
+                let storage = *self.concats.entry(*root).or_insert_with(|| {
+                    // Whose storage it is will be known when the concat is reached.
+                    owners.push(value);
+                    owners.len() - 1
+                });
+                (storage, layout.clone())
+            }
+            None => {
+                self.owners.push(value);
+                (self.owners.len() - 1, Layout::dense(self.b.ty(value)))
+            }
+        };
+        self.views.push(View { storage, layout });
     }
 
     /// Appends the ops of a fused group that no kernel takes whole, one by one.
@@ -141,7 +211,7 @@ impl Lowering<'_> {
                 Role::Param(_) | Role::Constant(_) | Role::Op(_) => {
                     let part = Node { scope: Arc::clone(&node.scope), ..part.clone() };
                     let part_args = part.args.iter().map(|arg| new[arg.index()]).collect();
-                    self.node(&part, part_args)?
+                    self.node(&part, part_args, None)?
                 }
             };
             new.push(value);
@@ -153,26 +223,33 @@ impl Lowering<'_> {
         &mut self,
         node: &Node,
         args: &[ValueId],
-        base: ValueId,
+        storage: usize,
         layout: Layout,
     ) -> Result<ValueId, Error> {
         let value = self.b.copy_node(node, args)?;
-        self.views.push(View { base, layout });
+        self.views.push(View { storage, layout });
         Ok(value)
     }
 
     /// The value in a buffer of its own that no other output has: what the caller reads.
     fn stored(&mut self, value: ValueId, taken: &[ValueId]) -> Result<ValueId, Error> {
-        let is_step = self.steps.iter().any(|step| step.value == value);
-        if is_step && !taken.contains(&value) {
+        let owns_storage = self.owners[self.views[value.index()].storage] == value;
+        let is_made = self.b.graph().op(value).is_some();
+        if is_made && owns_storage && !taken.contains(&value) {
             return Ok(value);
         }
         let node = self.b.graph().node(value).clone();
-        self.copy(value, &node)
+        self.copy(value, &node, None)
     }
 
-    /// Appends a step that stores `value` densely. Takes its scope from `for_node`.
-    fn copy(&mut self, value: ValueId, for_node: &Node) -> Result<ValueId, Error> {
+    /// Appends a step that stores `value` densely, or where `destination` says. Takes its scope
+    /// from `for_node`.
+    fn copy(
+        &mut self,
+        value: ValueId,
+        for_node: &Node,
+        destination: Option<&Destination>,
+    ) -> Result<ValueId, Error> {
         let ty = self.b.ty(value).clone();
         let mut body = Builder::new("copy");
         let input = body.input("0", ty.clone());
@@ -184,15 +261,21 @@ impl Lowering<'_> {
             scope: Arc::clone(&for_node.scope),
         };
         let kernel = self
-            .select(&op, &node, &[value])
+            .select(&op, &node, &[value], destination)
             .ok_or_else(|| self.no_kernel(&op, &node, &[value]))?;
         let copy = self.b.copy_node(&node, &[value])?;
-        self.views.push(View { base: copy, layout: Layout::dense(&node.ty) });
+        self.push_stored(copy, destination);
         self.steps.push(LoweredStep { value: copy, kernel });
         Ok(copy)
     }
 
-    fn select(&self, op: &Op, node: &Node, args: &[ValueId]) -> Option<Kernel> {
+    fn select(
+        &self,
+        op: &Op,
+        node: &Node,
+        args: &[ValueId],
+        destination: Option<&Destination>,
+    ) -> Option<Kernel> {
         let single;
         let body = match op {
             Op::Fused(fused) => fused.body(),
@@ -208,14 +291,15 @@ impl Lowering<'_> {
             .iter()
             .map(|&arg| {
                 let view = &self.views[arg.index()];
-                let base = self.b.graph().node(view.base);
+                let base = self.b.graph().node(self.owners[view.storage]);
                 matches!(base.role, Role::Param(_))
                     && view.layout.offset == 0
                     && view.layout.is_dense()
                     && view.layout.count() == base.ty.count()
             })
             .collect();
-        let result = Layout::dense(&node.ty);
+        let result =
+            destination.map_or_else(|| Layout::dense(&node.ty), |place| place.layout.clone());
         Kernel::select(&Site {
             body,
             operands: &operands,

@@ -1,76 +1,94 @@
 //! `order-steps`: reorders a fused graph so that less memory is live at once.
 //!
 //! Finding the best order is NP-hard. Builders write models in an order that is already good, so
-//! the given order competes with a greedy one (of the values that can be made next, the one that
-//! grows live memory least) and stays unless the greedy one has a lower peak.
+//! the given order competes with a greedy one: of the values that can be made next, the one that
+//! grows live memory least. What counts here is an estimate that knows views and concats put
+//! together in place, but not which operands are overwritten; planning both tells which is better.
 
-use ops::{Builder, Class, Graph, ValueId};
+use ops::{Builder, Graph, Op, ValueId};
 
-/// The pass.
-pub fn order_steps(graph: Graph) -> Graph {
-    let order = greedy_order(&graph);
+use crate::destinations::destinations;
+
+/// The graph in the greedy order, if that seems to need less memory than the given one.
+pub(crate) fn order_steps(graph: &Graph) -> Option<Graph> {
+    let memory = Memory::new(graph);
+    let order = greedy_order(graph, &memory);
     let given: Vec<ValueId> = graph.values().collect();
-    if peak_bytes(&graph, &order) >= peak_bytes(&graph, &given) {
-        return graph;
-    }
-    reordered(&graph, &order)
+    let is_better = memory.peak_bytes(graph, &order) < memory.peak_bytes(graph, &given);
+    is_better.then(|| reordered(graph, &order))
 }
 
-/// Bytes that a value needs in the arena: none for what is not stored there.
-fn stored_bytes(graph: &Graph, value: ValueId) -> usize {
-    match graph.op(value) {
-        Some(op) if op.def().class() != Class::Movement => graph.ty(value).bytes(),
-        _ => 0,
-    }
+/// What values need.
+struct Memory {
+    /// The value whose storage holds each: itself, what a view shows, or the concat that it is made
+    /// a part of.
+    bases: Vec<ValueId>,
+    /// Bytes that are taken when a value is made: none for views and for concats whose operands
+    /// have taken them.
+    taken_bytes: Vec<usize>,
+    /// Uses of each base, also of what is in its storage; outputs count one more.
+    uses: Vec<usize>,
 }
 
-/// For each value, the stored value whose bytes it keeps alive (through movement ops).
-fn bases(graph: &Graph) -> Vec<ValueId> {
-    let mut bases: Vec<ValueId> = Vec::with_capacity(graph.nodes.len());
-    for value in graph.values() {
-        let is_view = graph.op(value).is_some_and(|op| op.def().class() == Class::Movement);
-        let args = &graph.node(value).args;
-        bases.push(if is_view && args.len() == 1 { bases[args[0].index()] } else { value });
-    }
-    bases
-}
-
-/// How many uses each base value has before its bytes can be reused; outputs count one more.
-fn use_counts(graph: &Graph, bases: &[ValueId]) -> Vec<usize> {
-    let mut counts = vec![0; graph.nodes.len()];
-    for value in graph.values() {
-        for arg in &graph.node(value).args {
-            counts[bases[arg.index()].index()] += 1;
-        }
-    }
-    for output in &graph.outputs {
-        counts[bases[output.index()].index()] += 1;
-    }
-    counts
-}
-
-fn peak_bytes(graph: &Graph, order: &[ValueId]) -> usize {
-    let bases = bases(graph);
-    let mut uses = use_counts(graph, &bases);
-    let (mut live, mut peak) = (0, 0);
-    for &value in order {
-        live += stored_bytes(graph, value);
-        peak = peak.max(live);
-        for arg in &graph.node(value).args {
-            let base = bases[arg.index()];
-            uses[base.index()] -= 1;
-            if uses[base.index()] == 0 {
-                live -= stored_bytes(graph, base);
+impl Memory {
+    fn new(graph: &Graph) -> Memory {
+        let n = graph.nodes.len();
+        let destinations = destinations(graph);
+        let mut memory =
+            Memory { bases: Vec::with_capacity(n), taken_bytes: vec![0; n], uses: vec![0; n] };
+        for value in graph.values() {
+            let is_view = matches!(
+                graph.op(value),
+                Some(Op::Reshape(_) | Op::Permute(_) | Op::Slice(_) | Op::Broadcast(_))
+            );
+            memory.bases.push(match (&destinations.of[value.index()], is_view) {
+                (Some(place), _) => place.root,
+                (None, true) => memory.bases[graph.node(value).args[0].index()],
+                (None, false) => value,
+            });
+            let is_made = graph.op(value).is_some() && !is_view;
+            if is_made && !destinations.is_assembled[value.index()] {
+                memory.taken_bytes[value.index()] = graph.ty(value).bytes();
             }
         }
+        for value in graph.values() {
+            for arg in &graph.node(value).args {
+                memory.uses[memory.bases[arg.index()].index()] += 1;
+            }
+        }
+        for output in &graph.outputs {
+            memory.uses[memory.bases[output.index()].index()] += 1;
+        }
+        memory
     }
-    peak
+
+    /// Bytes that are free again after the last use of a base.
+    fn freed_bytes(&self, graph: &Graph, base: ValueId) -> usize {
+        if graph.op(base).is_some() { graph.ty(base).bytes() } else { 0 }
+    }
+
+    fn peak_bytes(&self, graph: &Graph, order: &[ValueId]) -> usize {
+        let mut uses = self.uses.clone();
+        let (mut live, mut peak) = (0, 0);
+        for &value in order {
+            live += self.taken_bytes[value.index()];
+            peak = peak.max(live);
+            for arg in &graph.node(value).args {
+                let base = self.bases[arg.index()];
+                uses[base.index()] -= 1;
+                if uses[base.index()] == 0 {
+                    live -= self.freed_bytes(graph, base);
+                }
+            }
+        }
+        peak
+    }
 }
 
-fn greedy_order(graph: &Graph) -> Vec<ValueId> {
-    let bases = bases(graph);
+fn greedy_order(graph: &Graph, memory: &Memory) -> Vec<ValueId> {
+    let bases = &memory.bases;
     let users = graph.users();
-    let mut uses = use_counts(graph, &bases);
+    let mut uses = memory.uses.clone();
     let mut missing: Vec<usize> = graph.nodes.iter().map(|node| node.args.len()).collect();
     let mut ready: Vec<ValueId> =
         graph.values().filter(|value| missing[value.index()] == 0).collect();
@@ -85,10 +103,10 @@ fn greedy_order(graph: &Graph) -> Vec<ValueId> {
                 let base = bases[arg.index()];
                 let taken = args.iter().filter(|other| bases[other.index()] == base).count();
                 if uses[base.index()] == taken {
-                    freed += stored_bytes(graph, base) as isize / taken as isize;
+                    freed += memory.freed_bytes(graph, base) as isize / taken as isize;
                 }
             }
-            stored_bytes(graph, value) as isize - freed
+            memory.taken_bytes[value.index()] as isize - freed
         };
         let next = (0..ready.len())
             .min_by_key(|&i| (growth(ready[i]), ready[i]))

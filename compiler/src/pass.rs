@@ -7,9 +7,9 @@ use ops::{Graph, Op, Role, ValueId, verify};
 
 use crate::Error;
 use crate::passes::{
-    canonicalize, eliminate_common_subexpressions, eliminate_dead_values, fold_constants,
-    fuse_attention, fuse_conv, fuse_elementwise, fuse_matmul, fuse_norm, fuse_reduce,
-    simplify_algebra,
+    canonicalize, chunk_tokens, eliminate_common_subexpressions, eliminate_dead_values,
+    fold_constants, fuse_attention, fuse_conv, fuse_elementwise, fuse_matmul, fuse_norm,
+    fuse_reduce, simplify_algebra,
 };
 
 /// A named graph-to-graph rewrite: pure, deterministic, and it keeps the inputs, the number and
@@ -42,9 +42,14 @@ pub const PIPELINE: &[Pass] = &[
     fuse_conv::PASS,
     fuse_norm::PASS,
     fuse_reduce::PASS,
-    // Last: takes what no other group wanted.
+    // After the other groups: takes what none of them wanted.
     fuse_elementwise::PASS,
+    // Groups are what is repeated for each chunk.
+    chunk_tokens::PASS,
 ];
+
+/// The pipeline without its last pass, which has a fineness to choose.
+pub(crate) const BEFORE_CHUNKING: &[Pass] = PIPELINE.split_at(PIPELINE.len() - 1).0;
 
 /// What the driver tells its observer after each pass.
 #[derive(Debug)]

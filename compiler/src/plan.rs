@@ -68,9 +68,10 @@ pub struct Step {
     pub kernel: Kernel,
     /// What it reads, in the order of the node's operands.
     pub operands: Vec<Operand>,
-    /// Where the result goes, dense.
+    /// Where the result goes.
     pub result: BufferId,
-    /// Layout of the result.
+    /// The elements of that buffer: all of it, dense, or the part of a value that several steps
+    /// write.
     pub result_layout: Layout,
     /// Working memory, live at this step only.
     pub scratch: Option<BufferId>,
@@ -112,6 +113,11 @@ impl Plan {
     /// FLOPs of one run.
     pub fn flops(&self) -> u64 {
         self.graph.flops()
+    }
+
+    /// Bytes of the arena and of weights and constants.
+    pub fn held_bytes(&self) -> usize {
+        self.arena_bytes + self.weight_bytes()
     }
 
     /// Bytes of weights and constants as they are held for this plan: packed where a kernel packs.

@@ -1,43 +1,44 @@
-//! Lowered graph to [`Plan`]: live ranges, in-place reuse, and an offset for every buffer.
+//! Lowered graph to [`Plan`]: live ranges and in-place reuse; [`place_buffers`] gives the offsets.
 //!
-//! Offsets are a two-dimensional packing problem (bytes x steps), which is NP-hard; several greedy
-//! orders are tried and the smallest arena is kept. The lower bound is the largest sum of live
-//! bytes at any step.
+//! A storage is written by one step, or by several where a concat is put together from their
+//! results. It takes over the buffer of an operand where every step of it overwrites just what it
+//! reads and nobody else still wants: a residual sum, whole or piece by piece.
 
 use std::sync::Arc;
 
-use kernels::Layout;
 use ops::{Role, ValueId};
 
 use crate::lower::{Lowered, LoweredStep};
+use crate::place_buffers::{lower_bound, place_buffers};
 use crate::plan::{ALIGN_BYTES, Buffer, BufferId, Operand, Place, Plan, Port, Step};
 
 /// Assigns buffers and offsets.
 pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target) -> Plan {
-    let mut storage = Storage::new(&lowered);
+    let mut storages = Storages::new(&lowered);
     let mut steps = Vec::with_capacity(lowered.steps.len());
     for (index, step) in lowered.steps.iter().enumerate() {
-        let result = storage.result(&lowered, step, index);
+        let result = storages.result(index);
         let scratch_bytes = step.kernel.def().scratch_bytes(target.threads);
-        let scratch = (scratch_bytes > 0).then(|| storage.add(scratch_bytes, index, index));
+        let scratch = (scratch_bytes > 0).then(|| storages.add(scratch_bytes, index, index));
         let operands = (0..lowered.graph.node(step.value).args.len())
-            .map(|position| storage.operand(&lowered, step, position))
+            .map(|position| storages.operand(step, position))
             .collect();
         steps.push(Step {
             value: step.value,
             kernel: step.kernel.clone(),
             operands,
             result,
-            result_layout: Layout::dense(lowered.graph.ty(step.value)),
+            result_layout: lowered.views[step.value.index()].layout.clone(),
             scratch,
         });
     }
-    let Storage { mut buffers, of_value, .. } = storage;
-    let arena_bytes = place(&mut buffers);
+    let Storages { mut buffers, buffer_of, .. } = storages;
+    let arena_bytes = place_buffers(&mut buffers);
     let port = |name: Arc<str>, value: ValueId| Port {
         name,
         ty: lowered.graph.ty(value).clone(),
-        buffer: of_value[value.index()].expect("inputs and outputs are in the arena"),
+        buffer: buffer_of[lowered.views[value.index()].storage]
+            .expect("inputs and outputs are in the arena"),
     };
     let inputs = lowered.graph.inputs().map(|(value, name)| port(name.into(), value)).collect();
     let outputs = lowered
@@ -59,167 +60,140 @@ pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target) -> Plan {
     }
 }
 
-/// Buffers as they are handed out, in step order.
-struct Storage {
-    buffers: Vec<Buffer>,
-    /// The buffer of each value that owns storage in the arena.
-    of_value: Vec<Option<BufferId>>,
-    /// The last step that needs the storage of each base value.
-    last_use: Vec<usize>,
+/// What happens to one storage, by position in [`Lowered::steps`].
+#[derive(Clone, Debug, Default)]
+struct Uses {
+    /// Steps that write it, ascending; none for inputs.
+    writes: Vec<usize>,
+    /// Steps that read it and by which operand, ascending.
+    reads: Vec<(usize, usize)>,
+    /// The last step that needs it; one past the last step of the plan for outputs.
+    last: usize,
 }
 
-impl Storage {
-    fn new(lowered: &Lowered) -> Storage {
-        let n = lowered.graph.nodes.len();
-        let mut last_use = vec![0; n];
+/// Buffers as they are handed out, in step order.
+struct Storages<'a> {
+    lowered: &'a Lowered,
+    uses: Vec<Uses>,
+    buffers: Vec<Buffer>,
+    /// The buffer of each storage in the arena that has been reached.
+    buffer_of: Vec<Option<BufferId>>,
+    /// The storage that each buffer holds or held last; `None` for scratch.
+    held: Vec<Option<usize>>,
+}
+
+impl<'a> Storages<'a> {
+    fn new(lowered: &'a Lowered) -> Storages<'a> {
+        let mut uses = vec![Uses::default(); lowered.owners.len()];
+        let storage_of = |value: ValueId| lowered.views[value.index()].storage;
         for (index, step) in lowered.steps.iter().enumerate() {
-            last_use[step.value.index()] = index;
-            for arg in &lowered.graph.node(step.value).args {
-                last_use[lowered.views[arg.index()].base.index()] = index;
+            let written = &mut uses[storage_of(step.value)];
+            written.writes.push(index);
+            written.last = index;
+            for (position, &arg) in lowered.graph.node(step.value).args.iter().enumerate() {
+                let read = &mut uses[storage_of(arg)];
+                read.reads.push((index, position));
+                read.last = index;
             }
         }
         // Outputs are read after the last step.
-        for output in &lowered.graph.outputs {
-            last_use[lowered.views[output.index()].base.index()] = lowered.steps.len();
+        for &output in &lowered.graph.outputs {
+            uses[storage_of(output)].last = lowered.steps.len();
         }
-        let mut storage = Storage { buffers: Vec::new(), of_value: vec![None; n], last_use };
-        for value in lowered.graph.values() {
-            let node = lowered.graph.node(value);
+        let buffer_of = vec![None; lowered.owners.len()];
+        let mut storages =
+            Storages { lowered, uses, buffers: Vec::new(), buffer_of, held: Vec::new() };
+        for (storage, &owner) in lowered.owners.iter().enumerate() {
+            let node = lowered.graph.node(owner);
             if matches!(node.role, Role::Input(_)) {
-                let buffer = storage.add(node.ty.bytes(), 0, storage.last_use[value.index()]);
-                storage.of_value[value.index()] = Some(buffer);
+                let buffer = storages.add(node.ty.bytes(), 0, storages.uses[storage].last);
+                storages.hold(buffer, storage);
             }
         }
-        storage
+        storages
     }
 
     fn add(&mut self, bytes: usize, first_step: usize, last_step: usize) -> BufferId {
         let bytes = bytes.next_multiple_of(ALIGN_BYTES);
         self.buffers.push(Buffer { bytes, offset: 0, first_step, last_step });
+        self.held.push(None);
         BufferId(self.buffers.len() as u32 - 1)
     }
 
-    /// The buffer for the result of `step`: an operand's where the kernel writes in place and the
-    /// operand is not needed afterwards, else a new one.
-    fn result(&mut self, lowered: &Lowered, step: &LoweredStep, index: usize) -> BufferId {
-        let ty = lowered.graph.ty(step.value);
-        let last_use = self.last_use[step.value.index()];
-        let dense = Layout::dense(ty);
-        let args = &lowered.graph.node(step.value).args;
-        let in_place = (0..args.len()).find_map(|position| {
-            let view = &lowered.views[args[position].index()];
-            let buffer = self.of_value[view.base.index()]?;
-            // Other operands may read the same buffer through another view.
-            let sole = (0..args.len()).all(|other| {
-                other == position || lowered.views[args[other].index()].base != view.base
-            });
-            let fits = step.kernel.def().may_alias(position)
-                && self.last_use[view.base.index()] == index
-                && self.buffers[buffer.index()].last_step == index
-                && view.layout == dense
-                && sole;
-            fits.then_some(buffer)
+    fn hold(&mut self, buffer: BufferId, storage: usize) {
+        self.buffer_of[storage] = Some(buffer);
+        self.held[buffer.index()] = Some(storage);
+    }
+
+    /// The buffer that step `index` writes: the one its storage has already, or an operand's, or a
+    /// new one.
+    fn result(&mut self, index: usize) -> BufferId {
+        let value = self.lowered.steps[index].value;
+        let storage = self.lowered.views[value.index()].storage;
+        if let Some(buffer) = self.buffer_of[storage] {
+            return buffer;
+        }
+        let last = self.uses[storage].last;
+        let args = &self.lowered.graph.node(value).args;
+        let taken_over = args.iter().find_map(|arg| {
+            let old = self.lowered.views[arg.index()].storage;
+            let buffer = self.buffer_of[old]?;
+            (self.held[buffer.index()] == Some(old) && self.can_overwrite(storage, old))
+                .then_some(buffer)
         });
-        let buffer = match in_place {
+        let buffer = match taken_over {
             Some(buffer) => {
-                self.buffers[buffer.index()].last_step = last_use;
+                self.buffers[buffer.index()].last_step = last;
                 buffer
             }
-            None => self.add(ty.bytes(), index, last_use),
+            None => {
+                let owner = self.lowered.owners[storage];
+                self.add(self.lowered.graph.ty(owner).bytes(), index, last)
+            }
         };
-        self.of_value[step.value.index()] = Some(buffer);
+        self.hold(buffer, storage);
         buffer
     }
 
-    fn operand(&self, lowered: &Lowered, step: &LoweredStep, position: usize) -> Operand {
-        let value = lowered.graph.node(step.value).args[position];
-        let view = &lowered.views[value.index()];
-        let place = lowered.fixed_place(step, position).unwrap_or_else(|| {
-            Place::Buffer(self.of_value[view.base.index()].expect("operands are made before use"))
+    /// Whether `new` may be written over `old` from its first step on.
+    fn can_overwrite(&self, new: usize, old: usize) -> bool {
+        let bytes = |storage: usize| {
+            let owner = self.lowered.owners[storage];
+            self.lowered.graph.ty(owner).bytes().next_multiple_of(ALIGN_BYTES)
+        };
+        let (writes, uses) = (&self.uses[new].writes, &self.uses[old]);
+        let (Some(&first), Some(&last)) = (writes.first(), writes.last()) else { return false };
+        bytes(new) == bytes(old)
+            && uses.writes.last().is_none_or(|&written| written < first)
+            && uses.last <= last
+            && uses.reads.iter().all(|&read| self.keeps_what_is_read(writes, read))
+    }
+
+    /// Whether operand `position` of step `index` finds its elements although `writes` overwrite
+    /// the storage that they are in.
+    fn keeps_what_is_read(&self, writes: &[usize], (index, position): (usize, usize)) -> bool {
+        let Lowered { graph, steps, views, .. } = self.lowered;
+        let args = &graph.node(steps[index].value).args;
+        let operand = &views[args[position].index()];
+        writes.iter().take_while(|&&write| write <= index).all(|&write| {
+            let written = &views[steps[write].value.index()].layout;
+            if write < index {
+                return operand.layout.is_disjoint_from(written);
+            }
+            // Other operands may read the same elements through another view.
+            let is_sole = (0..args.len()).all(|other| {
+                other == position || views[args[other].index()].storage != operand.storage
+            });
+            operand.layout == *written && is_sole && steps[index].kernel.def().may_alias(position)
+        })
+    }
+
+    fn operand(&self, step: &LoweredStep, position: usize) -> Operand {
+        let value = self.lowered.graph.node(step.value).args[position];
+        let view = &self.lowered.views[value.index()];
+        let place = self.lowered.fixed_place(step, position).unwrap_or_else(|| {
+            Place::Buffer(self.buffer_of[view.storage].expect("operands are made before use"))
         });
         Operand { place, layout: view.layout.clone() }
     }
-}
-
-/// The largest sum of live bytes at any step.
-fn lower_bound(buffers: &[Buffer]) -> usize {
-    let steps = buffers.iter().map(|buffer| buffer.last_step + 1).max().unwrap_or(0);
-    let mut change = vec![0isize; steps + 1];
-    for buffer in buffers {
-        change[buffer.first_step] += buffer.bytes as isize;
-        change[buffer.last_step + 1] -= buffer.bytes as isize;
-    }
-    let mut live = 0;
-    let mut most = 0;
-    for delta in change {
-        live += delta;
-        most = most.max(live);
-    }
-    most as usize
-}
-
-/// Sets every offset; returns the arena's bytes.
-fn place(buffers: &mut [Buffer]) -> usize {
-    type Key = fn(&Buffer) -> (usize, usize);
-    // Largest first packs big activations tightly; longest-lived first keeps them at the bottom;
-    // area balances both; arrival order suits chains.
-    let orders: [Key; 4] = [
-        |b| (usize::MAX - b.bytes, b.first_step),
-        |b| (usize::MAX - (b.last_step - b.first_step), usize::MAX - b.bytes),
-        |b| (usize::MAX - b.bytes.saturating_mul(b.last_step - b.first_step + 1), b.first_step),
-        |b| (b.first_step, usize::MAX - b.bytes),
-    ];
-    let bound = lower_bound(buffers);
-    let mut best: Option<(usize, Vec<usize>)> = None;
-    for key in orders {
-        let mut order: Vec<usize> = (0..buffers.len()).collect();
-        order.sort_by_key(|&i| (key(&buffers[i]), i));
-        let (bytes, offsets) = best_fit(buffers, &order);
-        if best.as_ref().is_none_or(|(least, _)| bytes < *least) {
-            best = Some((bytes, offsets));
-        }
-        if bytes == bound {
-            break;
-        }
-    }
-    let Some((bytes, offsets)) = best else { return 0 };
-    for (buffer, offset) in buffers.iter_mut().zip(offsets) {
-        buffer.offset = offset;
-    }
-    bytes
-}
-
-/// Places buffers in `order`, each into the smallest gap that holds it between buffers live at the
-/// same time, else on top of them.
-fn best_fit(buffers: &[Buffer], order: &[usize]) -> (usize, Vec<usize>) {
-    let mut offsets = vec![0; buffers.len()];
-    let mut placed: Vec<usize> = Vec::with_capacity(order.len());
-    let mut arena = 0;
-    for &i in order {
-        let buffer = &buffers[i];
-        let mut rivals: Vec<(usize, usize)> = placed
-            .iter()
-            .filter(|&&j| {
-                buffers[j].first_step <= buffer.last_step
-                    && buffer.first_step <= buffers[j].last_step
-            })
-            .map(|&j| (offsets[j], offsets[j] + buffers[j].bytes))
-            .collect();
-        rivals.sort_unstable();
-        let mut end = 0;
-        let mut gap: Option<(usize, usize)> = None;
-        for (low, high) in rivals {
-            if low > end
-                && low - end >= buffer.bytes
-                && gap.is_none_or(|(size, _)| low - end < size)
-            {
-                gap = Some((low - end, end));
-            }
-            end = end.max(high);
-        }
-        offsets[i] = gap.map_or(end, |(_, offset)| offset);
-        arena = arena.max(offsets[i] + buffer.bytes);
-        placed.push(i);
-    }
-    (arena, offsets)
 }

@@ -15,7 +15,7 @@
 
 use std::fmt;
 
-use kernels::{Isa, KernelDef, Target};
+use kernels::{Isa, KernelDef, Layout, Target};
 
 use crate::lower::lower;
 use crate::plan::{Operand, Place, Plan};
@@ -70,6 +70,10 @@ impl fmt::Display for Plan {
             write!(f, "  step {i} {}", describe(step.kernel.def()))?;
             let operands: Vec<String> = step.operands.iter().map(Operand::to_string).collect();
             write!(f, " ({}) -> {}", operands.join(", "), step.result)?;
+            // A part of the buffer, where several steps write one value.
+            if step.result_layout != Layout::dense(self.graph.ty(step.value)) {
+                write!(f, " {}", step.result_layout)?;
+            }
             if let Some(scratch) = step.scratch {
                 write!(f, ", scratch {scratch}")?;
             }

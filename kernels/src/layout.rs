@@ -54,6 +54,31 @@ impl Layout {
         self.offset + last + 1
     }
 
+    /// Whether this and another layout of the same buffer surely have no element in common. `false`
+    /// may also mean that it is not obvious: what is looked for is a range of positions, or of
+    /// positions modulo a stride, that holds all of one and nothing of the other.
+    pub fn is_disjoint_from(&self, other: &Layout) -> bool {
+        let strides = self.strides.iter().chain(&other.strides).copied();
+        let moduli = strides.filter(|&stride| stride > 1).chain([usize::MAX]);
+        moduli.into_iter().any(|modulus| match (self.residues(modulus), other.residues(modulus)) {
+            (Some(a), Some(b)) => a.1 < b.0 || b.1 < a.0,
+            _ => false,
+        })
+    }
+
+    /// The smallest and largest of all positions modulo `modulus`; `None` where they wrap around.
+    fn residues(&self, modulus: usize) -> Option<(usize, usize)> {
+        let first = self.offset % modulus;
+        let spread: usize = self
+            .shape
+            .iter()
+            .zip(&self.strides)
+            .filter(|(_, stride)| !stride.is_multiple_of(modulus))
+            .map(|(dim, stride)| (dim - 1) * stride)
+            .sum();
+        (first + spread < modulus).then_some((first, first + spread))
+    }
+
     /// The axes `axes`, in that order.
     #[must_use]
     pub fn permuted(&self, axes: &[usize]) -> Layout {
@@ -187,6 +212,36 @@ mod tests {
             }
         }
         assert!(kept > 20);
+    }
+
+    #[test]
+    fn layouts_said_to_be_disjoint_share_no_element() {
+        let whole = dense(&[4, 6, 5]);
+        let slice = |start: [usize; 3], shape: [usize; 3]| whole.sliced(&start, &shape, &[1, 1, 1]);
+        let layouts = [
+            slice([0, 0, 0], [4, 3, 5]),
+            slice([0, 3, 0], [4, 3, 5]),
+            slice([0, 3, 0], [4, 3, 5]).permuted(&[1, 0, 2]),
+            slice([0, 2, 0], [4, 2, 5]),
+            slice([0, 0, 0], [2, 6, 5]),
+            slice([2, 0, 0], [2, 6, 5]).reshaped(&[12, 5]).unwrap(),
+            slice([0, 0, 0], [4, 6, 2]),
+            slice([0, 0, 2], [4, 6, 3]),
+            slice([1, 1, 1], [1, 1, 1]),
+            slice([1, 4, 1], [1, 2, 1]).broadcast(&[3, 2, 2]),
+            whole.clone(),
+        ];
+        let mut n_disjoint = 0;
+        for (i, a) in layouts.iter().enumerate() {
+            for b in &layouts[..=i] {
+                let shared = positions(a).iter().any(|at| positions(b).contains(at));
+                assert_eq!(a.is_disjoint_from(b), b.is_disjoint_from(a), "{a} and {b}");
+                assert!(!(shared && a.is_disjoint_from(b)), "{a} and {b}");
+                n_disjoint += usize::from(a.is_disjoint_from(b));
+            }
+        }
+        // Halves along each axis; single elements beside them.
+        assert!(n_disjoint >= 14, "{n_disjoint}");
     }
 
     #[test]

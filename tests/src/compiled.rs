@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use compiler::Plan;
 use kernels::{Isa, Pool, Target};
 use ops::{DType, Graph, Tensor, TensorType};
 use runtime::{Session, WeightSource, WeightStore};
@@ -27,10 +28,16 @@ impl WeightSource for Table {
 pub fn run(graph: &Graph, given: &BTreeMap<String, Tensor>, target: &Target) -> Vec<Tensor> {
     let plan = compiler::compile(graph.clone(), target)
         .unwrap_or_else(|error| panic!("graph @{}: {error}", graph.name));
+    run_plan(plan, given)
+}
+
+/// The outputs of `plan`, given its inputs and parameters by name.
+pub fn run_plan(plan: Plan, given: &BTreeMap<String, Tensor>) -> Vec<Tensor> {
+    let name = plan.graph.name.clone();
     let weights = WeightStore::new(Table(given.clone()));
-    let pool = Arc::new(Pool::new(target.threads).expect("threads start"));
+    let pool = Arc::new(Pool::new(plan.target.threads).expect("threads start"));
     let mut session = Session::new(Arc::new(plan), &weights, pool)
-        .unwrap_or_else(|error| panic!("graph @{}: {error}", graph.name));
+        .unwrap_or_else(|error| panic!("graph @{name}: {error}"));
     let inputs: Vec<(String, Vec<u8>)> = session
         .plan()
         .inputs
@@ -39,7 +46,7 @@ pub fn run(graph: &Graph, given: &BTreeMap<String, Tensor>, target: &Target) -> 
         .collect();
     let inputs: Vec<(&str, &[u8])> =
         inputs.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-    session.run(&inputs).unwrap_or_else(|error| panic!("graph @{}: {error}", graph.name));
+    session.run(&inputs).unwrap_or_else(|error| panic!("graph @{name}: {error}"));
     let plan = session.plan();
     plan.outputs
         .iter()

@@ -3,7 +3,9 @@
 //! `elementwise` and `group` are what several passes share: facts about ops, and how groups grow
 //! and become `fused` ops.
 
+mod along;
 pub(crate) mod canonicalize;
+pub(crate) mod chunk_tokens;
 pub(crate) mod eliminate_common_subexpressions;
 pub(crate) mod eliminate_dead_values;
 pub(crate) mod fold_constants;

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use clap::Args;
-use kernels::{Isa, Kernel, isa};
+use kernels::{Isa, Kernel};
 use serde_json::json;
 
 use crate::failure::Outcome;

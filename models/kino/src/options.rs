@@ -143,6 +143,10 @@ pub(crate) struct SampleOptions {
     /// Threads; does not change the video [default: all]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub threads: Option<usize>,
+    /// Most memory for activations and weights, such as 12GiB: long videos run in smaller chunks; does not change the video
+    #[arg(long, value_name = "BYTES", help_heading = "Run")]
+    #[serde(deserialize_with = "text_or_number")]
+    pub memory: Option<String>,
     /// One JSON document on standard output: plan, seconds of each stage, outputs
     #[arg(long, help_heading = "Run")]
     #[serde(skip_serializing_if = "is_false")]

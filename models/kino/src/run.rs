@@ -33,6 +33,7 @@ pub(crate) struct Run<'a> {
     pub settings: &'a Settings,
     pub scheduler: Scheduler,
     pub target: &'a Target,
+    pub limit: compiler::Options,
     pub prompts: &'a [Prompt],
     pub references: &'a References,
     pub placed: &'a Placed,
@@ -104,6 +105,7 @@ impl Run<'_> {
                         report.seconds.push(("condition", stage.finish()));
                     }
                     report.seconds.push(("denoise", stages.denoise.finish()));
+                    sampler.release(pipeline::Stage::Denoise);
                 }
                 for batch in &mut *group {
                     self.fit(&mut sampler, batch.jobs)?;
@@ -146,7 +148,8 @@ impl Run<'_> {
             return Ok(());
         }
         let request = Request { rows, frame_mask, ..sampler.request().clone() };
-        let plans = Plans::compile(self.model, &self.scheduler, &request, self.target)?;
+        let plans =
+            Plans::compile_with(self.model, &self.scheduler, &request, self.target, &self.limit)?;
         *sampler = self.sampler(request, plans);
         Ok(())
     }

@@ -71,7 +71,8 @@ pub(crate) fn run(
     jobs.iter().try_for_each(|job| noise.check(job.sample_index))?;
 
     let compile = Instant::now();
-    let plans = Plans::compile(&model, &scheduler, &request, &target)?;
+    let limit = compiler::Options { memory: settings::memory(&options)? };
+    let plans = Plans::compile_with(&model, &scheduler, &request, &target, &limit)?;
     report.seconds.push(("compile", compile.elapsed().as_secs_f64()));
     report.describe(&Planned {
         model: &model,
@@ -93,6 +94,7 @@ pub(crate) fn run(
         settings: &settings,
         scheduler,
         target: &target,
+        limit,
         prompts: &prompts,
         references: &references,
         placed: &placed,

@@ -5,8 +5,8 @@ use pipeline::{Model, Request, Scheduler, SchedulerKind, Transformer};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::{SampleOptions, SchedulerName, Storage};
-use crate::references;
 use crate::source::{EMBEDDED, EMBEDDED_CFG_SCALE, is_first_release};
+use crate::{references, units};
 
 /// The seed of upstream's configurations.
 const SEED: u64 = 42;
@@ -76,7 +76,17 @@ pub(crate) fn check(options: &SampleOptions) -> Outcome<()> {
         return Err(Failure::usage("--save-latents is for videos of one loop; leave out --loop"));
     }
     size(options)?;
+    memory(options)?;
     Ok(())
+}
+
+/// The memory that the options allow, in bytes.
+pub(crate) fn memory(options: &SampleOptions) -> Outcome<Option<usize>> {
+    let Some(text) = &options.memory else { return Ok(None) };
+    units::parse_bytes(text).map(Some).ok_or_else(|| {
+        let expected = "expected bytes, or such as 800MiB or 12GiB";
+        Failure::usage(format!("--memory {text}; {expected}"))
+    })
 }
 
 /// The size that the options ask for, height first.

@@ -75,7 +75,7 @@ pub(crate) fn run(options: &SynthOptions, interrupt: &AtomicBool) -> Outcome<()>
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         match error {
-            Error::Interrupted => Failure::Interrupted,
+            Error::Interrupted => Failure::Interrupted { written: 0 },
             error => Failure::Run(error.into()),
         }
     }

@@ -5,6 +5,22 @@ pub(crate) fn bytes(count: f64) -> String {
     scaled(count, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
 }
 
+/// `12GiB` or `1500000` in bytes; `None` for what is neither.
+pub(crate) fn parse_bytes(text: &str) -> Option<usize> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim_end();
+    let unit = match text[digits.len()..].trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1u64 << 40,
+        _ => return None,
+    };
+    let bytes = digits.parse::<f64>().ok()? * unit as f64;
+    (bytes >= 1.0 && bytes < 1e18).then_some(bytes as usize)
+}
+
 /// `2.5e9` as `2.50 GFLOP`.
 pub(crate) fn flops(count: u64) -> String {
     scaled(count as f64, 1000.0, &["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"])

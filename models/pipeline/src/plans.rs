@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use compiler::Plan;
+use compiler::{Options, Plan};
 use kernels::Target;
 use models::config::{AutoencoderKl, T5};
 use models::vae::{self, FrameBucket, LATENT_SCALE};
@@ -69,6 +69,21 @@ impl Plans {
         request: &Request,
         target: &Target,
     ) -> Result<Plans, Error> {
+        Plans::compile_with(model, scheduler, request, target, &Options::default())
+    }
+
+    /// Compiles the stages of `request`, each within `options`.
+    ///
+    /// # Errors
+    /// As [`Plans::compile`], and [`Error::Compiler`] with the smallest limit that works if the
+    /// options allow less memory.
+    pub fn compile_with(
+        model: &Model,
+        scheduler: &Scheduler,
+        request: &Request,
+        target: &Target,
+        options: &Options,
+    ) -> Result<Plans, Error> {
         let latent = request.latent(model)?;
         let tokens = model.transformer.common().model_max_length;
         let text = text_graph(&model.t5, tokens)?;
@@ -78,26 +93,35 @@ impl Plans {
         };
         let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?)?;
         let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
-        let compile = |graph: Graph| -> Result<Arc<Plan>, Error> {
-            Ok(Arc::new(compiler::compile(graph, target)?))
-        };
+        let compile = |graph: Graph| compiler::compile_with(graph, target, options).map(Arc::new);
+        let stages = [Some(text), condition, Some(denoise), Some(decode)]
+            .map(|graph| graph.map(compile).transpose());
+        // A limit that is too small for several stages is refused with what all of them need.
+        let refused = stages.iter().filter_map(|stage| match stage {
+            Err(error @ compiler::Error::Memory { smallest, .. }) => Some((smallest, error)),
+            _ => None,
+        });
+        if let Some((_, error)) = refused.max_by_key(|(smallest, _)| **smallest) {
+            return Err(error.clone().into());
+        }
+        let [text, condition, denoise, decode] = stages;
+        let made = "a graph was given";
         Ok(Plans {
-            text: compile(text)?,
-            condition: condition.map(compile).transpose()?,
-            denoise: compile(denoise)?,
-            decode: compile(decode)?,
+            text: text?.expect(made),
+            condition: condition?,
+            denoise: denoise?.expect(made),
+            decode: decode?.expect(made),
         })
     }
 
-    /// Bytes of arenas and weights at the fullest moment: the text encoder runs alone, then denoiser
-    /// and decoder stay together. The VAE's encoder runs alone too, or beside these where it `returns`
-    /// to encode what was decoded.
+    /// Bytes of arenas and weights at the fullest moment. Each stage is given back before the next
+    /// ([`crate::Sampler::release`]); but all that make video stay together where a run `returns` to
+    /// encode what was decoded.
     pub fn peak_bytes(&self, returns: bool) -> usize {
-        let need = |plan: &Plan| plan.arena_bytes + plan.weight_bytes();
-        let condition = self.condition.as_deref().map_or(0, need);
-        let video = need(&self.denoise) + need(&self.decode);
-        let together = if returns { condition + video } else { condition.max(video) };
-        need(&self.text).max(together)
+        let condition = self.condition.as_deref().map_or(0, Plan::held_bytes);
+        let video = [condition, self.denoise.held_bytes(), self.decode.held_bytes()];
+        let most = if returns { video.iter().sum() } else { video.into_iter().fold(0, usize::max) };
+        self.text.held_bytes().max(most)
     }
 
     /// FLOPs of one batch of `rows` videos of `frames` frames in `steps` steps, by stage. Given

@@ -9,7 +9,7 @@ use runtime::{Control, Session};
 
 use crate::Error;
 use crate::model::{Model, Transformer};
-use crate::plans::{Plans, Request};
+use crate::plans::{Plans, Request, Stage};
 use crate::schedule::Scheduler;
 
 /// What the text encoder made of one prompt.
@@ -80,9 +80,14 @@ impl Watch<'_> {
 #[derive(Debug)]
 pub struct FrameEncoder<'m> {
     session: Session,
-    model: &'m Model,
+    /// Fields are dropped in order: weights are given back when the session no longer holds them.
+    _weights: HeldWeights<'m>,
     n_done: u64,
 }
+
+/// The autoencoder's weights while something runs on them.
+#[derive(Debug)]
+struct HeldWeights<'m>(&'m Model);
 
 impl FrameEncoder<'_> {
     /// The latent f32 `[channels, h, w]` of a frame f32 `[3, height, width]` in -1..1.
@@ -97,9 +102,9 @@ impl FrameEncoder<'_> {
     }
 }
 
-impl Drop for FrameEncoder<'_> {
+impl Drop for HeldWeights<'_> {
     fn drop(&mut self) {
-        self.model.autoencoder.weights().clear();
+        self.0.autoencoder.weights().clear();
     }
 }
 
@@ -142,6 +147,23 @@ impl<'m> Sampler<'m> {
         [self.denoise.as_ref(), self.decode.as_ref()]
     }
 
+    /// Gives back the memory of a stage that has run. It is made again if the stage runs again.
+    pub fn release(&mut self, stage: Stage) {
+        let part = match stage {
+            // These give their memory back by themselves.
+            Stage::Text | Stage::Condition => return,
+            Stage::Denoise => {
+                self.denoise = None;
+                &self.model.denoiser
+            }
+            Stage::Decode => {
+                self.decode = None;
+                &self.model.autoencoder
+            }
+        };
+        part.weights().clear();
+    }
+
     /// Encodes prompts (already cleaned). The encoder's memory is given back afterwards.
     ///
     /// # Errors
@@ -181,7 +203,7 @@ impl<'m> Sampler<'m> {
         };
         let weights = self.model.autoencoder.weights();
         let session = Session::new(Arc::clone(plan), weights, Arc::clone(&self.pool))?;
-        Ok(FrameEncoder { session, model: self.model, n_done: 0 })
+        Ok(FrameEncoder { session, _weights: HeldWeights(self.model), n_done: 0 })
     }
 
     /// Samples one batch of latents, f32 `[rows, channels, T, h, w]`.

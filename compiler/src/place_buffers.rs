@@ -1,0 +1,162 @@
+//! An offset for every buffer of one arena.
+//!
+//! Buffers are rectangles of bytes x steps whose steps are given: finding the least arena is
+//! NP-hard. Greedy orders solve most plans of real models exactly, because a proven bound tells
+//! when to stop; the others are repaired, again in a fixed number of tries, so that the same
+//! buffers always get the same offsets.
+//!
+//! The bound: two buffers that are live at one step hold bytes that are still needed, so their
+//! ranges are disjoint, and the arena holds at least the sum of what is live at that step. The
+//! largest such sum over all steps is [`lower_bound`].
+
+use crate::plan::Buffer;
+
+/// Repaired placements of each order, at most.
+const MAX_REPAIRS: usize = 32;
+
+/// The largest sum of bytes that are live at one step.
+pub(crate) fn lower_bound(buffers: &[Buffer]) -> usize {
+    live_bytes(buffers).into_iter().max().unwrap_or(0)
+}
+
+/// The bytes that are live at each step, from the writing of the inputs to the reading of the
+/// outputs.
+pub(crate) fn live_bytes(buffers: &[Buffer]) -> Vec<usize> {
+    let n_steps = buffers.iter().map(|buffer| buffer.last_step + 1).max().unwrap_or(0);
+    // Sums of changes: what begins at a step is added there, what ends is taken off one later.
+    let mut begins = vec![0; n_steps];
+    let mut ends = vec![0; n_steps + 1];
+    for buffer in buffers {
+        begins[buffer.first_step] += buffer.bytes;
+        ends[buffer.last_step + 1] += buffer.bytes;
+    }
+    let mut live = 0;
+    (0..n_steps)
+        .map(|step| {
+            live = live + begins[step] - ends[step];
+            live
+        })
+        .collect()
+}
+
+/// Sets every offset; returns the arena's bytes.
+pub(crate) fn place_buffers(buffers: &mut [Buffer]) -> usize {
+    let bound = lower_bound(buffers);
+    let rivals = rivals(buffers);
+    let mut best: Option<Placement> = None;
+    let mut keep = |placement: Placement| {
+        if best.as_ref().is_none_or(|best| placement.arena < best.arena) {
+            best = Some(placement);
+        }
+        best.as_ref().is_some_and(|best| best.arena == bound)
+    };
+    type Key = fn(&Buffer) -> (usize, usize);
+    // Largest first packs big activations tightly; longest-lived first keeps them at the bottom;
+    // area balances both; arrival order suits chains.
+    let keys: [Key; 4] = [
+        |b| (usize::MAX - b.bytes, b.first_step),
+        |b| (usize::MAX - (b.last_step - b.first_step), usize::MAX - b.bytes),
+        |b| (usize::MAX - b.bytes.saturating_mul(b.last_step - b.first_step + 1), b.first_step),
+        |b| (b.first_step, usize::MAX - b.bytes),
+    ];
+    let mut is_done = false;
+    for key in keys {
+        let mut order: Vec<usize> = (0..buffers.len()).collect();
+        order.sort_by_key(|&i| (key(&buffers[i]), i));
+        is_done = is_done || keep(place(buffers, &rivals, &order, Fit::Best));
+        is_done = is_done || repair(buffers, &rivals, bound, order, &mut keep);
+    }
+    let Some(best) = best else { return 0 };
+    for (buffer, offset) in buffers.iter_mut().zip(best.offsets) {
+        buffer.offset = offset;
+    }
+    best.arena
+}
+
+/// For each buffer, the others that are live at one of its steps.
+fn rivals(buffers: &[Buffer]) -> Vec<Vec<usize>> {
+    let mut rivals = vec![Vec::new(); buffers.len()];
+    let mut by_start: Vec<usize> = (0..buffers.len()).collect();
+    by_start.sort_by_key(|&i| (buffers[i].first_step, i));
+    let mut open: Vec<usize> = Vec::new();
+    for i in by_start {
+        open.retain(|&j| buffers[j].last_step >= buffers[i].first_step);
+        for &j in &open {
+            rivals[i].push(j);
+            rivals[j].push(i);
+        }
+        open.push(i);
+    }
+    rivals
+}
+
+/// Offsets, and the arena that they need.
+struct Placement {
+    offsets: Vec<usize>,
+    arena: usize,
+}
+
+/// Which of the gaps that hold a buffer it goes to.
+#[derive(Clone, Copy)]
+enum Fit {
+    /// The smallest.
+    Best,
+    /// The one of the lowest offset.
+    Lowest,
+}
+
+/// Places buffers in `order`, each into a gap between its rivals, else on top of them.
+fn place(buffers: &[Buffer], rivals: &[Vec<usize>], order: &[usize], fit: Fit) -> Placement {
+    const UNPLACED: usize = usize::MAX;
+    let mut offsets = vec![UNPLACED; buffers.len()];
+    let mut arena = 0;
+    let mut taken: Vec<(usize, usize)> = Vec::new();
+    for &i in order {
+        let bytes = buffers[i].bytes;
+        taken.clear();
+        taken.extend(
+            rivals[i]
+                .iter()
+                .filter(|&&j| offsets[j] != UNPLACED)
+                .map(|&j| (offsets[j], offsets[j] + buffers[j].bytes)),
+        );
+        taken.sort_unstable();
+        let mut end = 0;
+        let mut gap: Option<(usize, usize)> = None;
+        for &(low, high) in &taken {
+            if low >= end + bytes && gap.is_none_or(|(size, _)| low - end < size) {
+                gap = Some((low - end, end));
+                if matches!(fit, Fit::Lowest) {
+                    break;
+                }
+            }
+            end = end.max(high);
+        }
+        offsets[i] = gap.map_or(end, |(_, offset)| offset);
+        arena = arena.max(offsets[i] + bytes);
+    }
+    Placement { offsets, arena }
+}
+
+/// Places again and again, each time with the largest of what had ended above the bound placed
+/// first: what finds no room was placed after rivals that had more choice. Returns what `keep`
+/// says last: whether a placement needs no more than the bound.
+fn repair(
+    buffers: &[Buffer],
+    rivals: &[Vec<usize>],
+    bound: usize,
+    mut order: Vec<usize>,
+    keep: &mut impl FnMut(Placement) -> bool,
+) -> bool {
+    for _ in 0..MAX_REPAIRS {
+        let placement = place(buffers, rivals, &order, Fit::Lowest);
+        let is_above = |&i: &usize| placement.offsets[i] + buffers[i].bytes > bound;
+        let culprit = (0..order.len())
+            .filter(|&at| is_above(&order[at]))
+            .max_by_key(|&at| (buffers[order[at]].bytes, at));
+        let is_done = keep(placement);
+        let Some(at) = culprit.filter(|_| !is_done) else { return is_done };
+        order[..=at].rotate_right(1);
+    }
+    false
+}
