@@ -7,6 +7,9 @@ use serde_json::Value;
 use crate::nearest::nearest;
 use crate::options::{Layer, SampleOptions};
 
+/// Keys of lists, of which one entry may stand for itself.
+const LISTS: [&str; 3] = ["prompt", "reference_path", "mask_strategy"];
+
 /// A TOML document as a layer. Keys are in snake or kebab case.
 pub(crate) fn parse(text: &str) -> Result<Layer, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
@@ -26,7 +29,7 @@ pub(crate) fn parse(text: &str) -> Result<Layer, String> {
             // What JSON cannot hold: TOML's `nan` and `inf`.
             return Err(format!("key `{key}`: expected a finite number"));
         }
-        if name == "prompt" && value.is_string() {
+        if LISTS.contains(&name.as_str()) && value.is_string() {
             value = Value::Array(vec![value]);
         }
         if map.insert(name, value).is_some() {
@@ -62,6 +65,12 @@ mod tests {
     fn both_spellings_of_a_key_are_one() {
         assert_eq!(text("cfg-scale = 2\nseed = 1"), r#"{"cfg_scale":2.0,"seed":1}"#);
         assert!(parse("cfg-scale = 2\ncfg_scale = 3").unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn one_entry_of_a_list_stands_for_itself() {
+        let file = "reference-path = \"a.png\"\nmask_strategy = [\"0\", \"\"]\nloop = 2";
+        assert_eq!(text(file), r#"{"loop":2,"mask_strategy":["0",""],"reference_path":["a.png"]}"#);
     }
 
     #[test]

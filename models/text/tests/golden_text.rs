@@ -163,18 +163,24 @@ fn a_sentencepiece_model_gives_the_same_ids() {
 }
 
 #[test]
-fn the_seeds_of_fuzzing_are_sentencepiece_models() {
+fn the_seeds_of_fuzzing_are_tokenizers() {
     // Pieces: <pad> </s> <unk> \u{2581} \u{2581}a a cat c t e\u{301}.
-    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fuzz/seeds/spiece");
+    let seed = |name: &str| {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fuzz/seeds");
+        std::fs::read(format!("{seeds}/{name}")).unwrap()
+    };
     let ids = |name: &str, text: &str| {
-        let bytes = std::fs::read(format!("{seeds}/{name}")).unwrap();
-        Tokenizer::from_spiece(&bytes).unwrap().ids(text).unwrap()
+        Tokenizer::from_spiece(&seed(&format!("spiece/{name}"))).unwrap().ids(text).unwrap()
     };
     assert_eq!(ids("plain", "a  cat"), [4, 3, 6, 1]);
     assert_eq!(ids("plain", "A cat"), [3, 2, 3, 6, 1]);
     // Its character map says `A` for `a`, and spaces are not folded.
     assert_eq!(ids("with_charsmap", "A cat"), ids("plain", "a cat"));
     assert_ne!(ids("with_charsmap", "a  cat"), ids("plain", "a  cat"));
+    // Pieces: <pad> </s> <unk> \u{2581} \u{2581}a cat; </s> is appended though the file does not ask
+    // for it.
+    let json = Tokenizer::from_tokenizer_json(&seed("tokenizer_json/small")).unwrap();
+    assert_eq!(json.ids("a  cat").unwrap(), [4, 3, 5, 1]);
 }
 
 #[test]
