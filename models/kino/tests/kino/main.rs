@@ -4,5 +4,6 @@
 
 mod failures;
 mod look;
+mod measure;
 mod program;
 mod sample;
