@@ -80,7 +80,7 @@ class TorchOneDnn(Torch):
     def __init__(self, work, dtype, threads):
         super().__init__(work, dtype, threads)
         torch, (x,) = self.torch, self.inputs
-        packed = torch.ops.mkldnn._reorder_linear_weight(self.net.weight.to_mkldnn(), x.shape[0])
+        packed = torch.ops.mkldnn._reorder_linear_weight(self.net.weight, x.shape[0])
         self.net = lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 

@@ -58,8 +58,12 @@ class Attention(nn.Module):
         if tokens > sequences:
             x = F.scaled_dot_product_attention(q, k, v)
         else:
+            if torch.compiler.is_exporting():
+                # OpenVINO takes heads for tokens where there are as many: 16 frames, 16 heads.
+                q, k, v = (x.reshape(-1, tokens, x.shape[-1]) for x in (q, k, v))
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             x = scores.float().softmax(-1).to(x.dtype) @ v
+            x = x.view(sequences, self.heads, tokens, -1)
         return self.proj(x.transpose(1, 2).reshape(sequences, tokens, width))
 
 

@@ -24,13 +24,13 @@ use crate::{Error, inputs, peak};
 /// Our side's name in the table.
 pub const OURS: &str = "Kinograph";
 
-/// Largest relative L2 distance from PyTorch's f32 result at which a result is right.
+/// Largest relative L2 distance from `PyTorch`'s f32 result at which a result is right.
 pub fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::F32 { 1e-4 } else { 2e-2 }
 }
 
-/// Threads that ended a run may spin for a moment; they must not disturb the next.
-const PAUSE: Duration = Duration::from_millis(30);
+/// Threads of a library may spin for a while after a run; they must not disturb what is measured next.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Turns that are taken however long they take.
 const LEAST_TURNS: usize = 3;
@@ -188,6 +188,7 @@ impl Lab<'_> {
             if turn >= least && start.elapsed() > self.budget {
                 break;
             }
+            thread::sleep(PAUSE);
             let limit = peak::peak(self.isa, dtype, pool);
             let first = turn % sides.len();
             let mut seconds = vec![0.0; sides.len()];
@@ -226,7 +227,7 @@ impl Lab<'_> {
         )
     }
 
-    /// PyTorch's f32 result; `None` if the machine has not the memory for it.
+    /// `PyTorch`'s f32 result; `None` if the machine has not the memory for it.
     fn reference(&self, work: &Work) -> Result<Option<Vec<f32>>, Error> {
         let path = self.result(work, DType::F32, TORCH.name);
         if !path.exists() {

@@ -58,7 +58,7 @@ pub struct SideResult {
     pub ours: Vec<f64>,
     /// Most memory of the process, weights and mapped files included.
     pub peak_bytes: Option<u64>,
-    /// Relative L2 distance from PyTorch's f32 result, if that is there.
+    /// Relative L2 distance from `PyTorch`'s f32 result, if that is there.
     pub error: Option<f64>,
     /// Why there are no numbers.
     pub failure: Option<String>,
@@ -160,7 +160,11 @@ impl Measured {
                 Some(ratio) => format!("{ratio:.2}"),
                 None => String::new(),
             };
-            let error = side.error.map_or("-".to_string(), |error| format!("{error:.0e}"));
+            let error = match side.error {
+                None => "-".to_string(),
+                Some(0.0) => "0".to_string(),
+                Some(error) => format!("{error:.0e}"),
+            };
             let memory = side.peak_bytes.map_or("-".to_string(), |b| (b >> 20).to_string());
             push(
                 &mut text,

@@ -15,6 +15,9 @@ const KERNEL_VARIABLES: [&str; 2] = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"];
 /// Variables that libraries read their number of threads from.
 const THREAD_VARIABLES: [&str; 3] = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"];
 
+/// Most characters of a peer's error that are shown; some list all they could have done.
+const MAX_REASON: usize = 160;
+
 /// A running process; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Side {
@@ -78,7 +81,10 @@ impl Side {
         let answer: Json = serde_json::from_str(&line)
             .map_err(|error| fail(format!("answered with no JSON ({error}): {}", line.trim())))?;
         match answer["error"].as_str() {
-            Some(reason) => Err(fail(reason.lines().next().unwrap_or_default().to_string())),
+            Some(reason) => {
+                let first = reason.lines().next().unwrap_or_default();
+                Err(fail(first.chars().take(MAX_REASON).collect()))
+            }
             None => Ok(answer),
         }
     }

@@ -69,7 +69,7 @@ const fn peer(name: &'static str, engine: &'static str, needs_onnx: bool) -> Pee
     Peer { name, engine, needs_onnx }
 }
 
-/// Plain PyTorch, which in f32 is also what all results are compared with.
+/// Plain `PyTorch`, which in f32 is also what all results are compared with.
 pub const TORCH: Peer = peer("PyTorch", "torch", false);
 const COMPILE: Peer = peer("torch.compile", "torch-compile", false);
 const CHANNELS_LAST: Peer = peer("PyTorch channels-last", "torch-channels-last", false);

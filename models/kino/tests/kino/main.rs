@@ -6,5 +6,6 @@ mod checkpoints;
 mod conditioning;
 mod failures;
 mod look;
+mod measure;
 mod program;
 mod sample;
