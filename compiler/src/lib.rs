@@ -58,8 +58,7 @@ pub fn compile_with(graph: Graph, target: &Target, options: &Options) -> Result<
     let mut smallest: Option<Plan> = None;
     for fineness in 0..=MAX_FINENESS {
         let Chunking { bytes, max_chunks } = Chunking::default();
-        let chunking =
-            Chunking { bytes: bytes >> fineness, max_chunks: max_chunks << fineness };
+        let chunking = Chunking { bytes: bytes >> fineness, max_chunks: max_chunks << fineness };
         let plan = plan(chunk_tokens(&fused, chunking), target)?;
         if plan.held_bytes() <= memory {
             return Ok(plan);

@@ -7,9 +7,9 @@ use ops::{Graph, Op, Role, ValueId, verify};
 
 use crate::Error;
 use crate::passes::{
-    canonicalize, chunk_tokens, eliminate_common_subexpressions, eliminate_dead_values, fold_constants,
-    fuse_attention, fuse_conv, fuse_elementwise, fuse_matmul, fuse_norm, fuse_reduce,
-    simplify_algebra,
+    canonicalize, chunk_tokens, eliminate_common_subexpressions, eliminate_dead_values,
+    fold_constants, fuse_attention, fuse_conv, fuse_elementwise, fuse_matmul, fuse_norm,
+    fuse_reduce, simplify_algebra,
 };
 
 /// A named graph-to-graph rewrite: pure, deterministic, and it keeps the inputs, the number and

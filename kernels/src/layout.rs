@@ -60,11 +60,9 @@ impl Layout {
     pub fn is_disjoint_from(&self, other: &Layout) -> bool {
         let strides = self.strides.iter().chain(&other.strides).copied();
         let moduli = strides.filter(|&stride| stride > 1).chain([usize::MAX]);
-        moduli.into_iter().any(|modulus| {
-            match (self.residues(modulus), other.residues(modulus)) {
-                (Some(a), Some(b)) => a.1 < b.0 || b.1 < a.0,
-                _ => false,
-            }
+        moduli.into_iter().any(|modulus| match (self.residues(modulus), other.residues(modulus)) {
+            (Some(a), Some(b)) => a.1 < b.0 || b.1 < a.0,
+            _ => false,
         })
     }
 

@@ -1,7 +1,9 @@
 //! Aligned memory for arenas and packed weights.
 //!
 //! Invariant: the range is allocated once, zeroed, never moves, and is freed on drop. Zeroed pages
-//! come lazily from the system, so memory counts as used only where it is touched.
+//! come lazily from the system, so memory counts as used only where it is touched. That holds for
+//! allocations of common alignment only: a larger one would be zeroed by writing to it, so the range
+//! is aligned within an allocation that is a little too long.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -13,8 +15,14 @@ use crate::Error;
 /// A zeroed range of bytes, aligned to [`ALIGN_BYTES`].
 #[derive(Debug)]
 pub(crate) struct Arena {
+    allocation: NonNull<u8>,
     start: NonNull<u8>,
     bytes: usize,
+}
+
+/// The allocation that holds `bytes` aligned bytes.
+fn layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes.checked_add(ALIGN_BYTES)?, 1).ok()
 }
 
 // SAFETY: the range is owned by the arena alone; access through `&self` is read-only and access
@@ -28,12 +36,17 @@ impl Arena {
     pub(crate) fn new(bytes: usize, what: &'static str) -> Result<Arena, Error> {
         let out_of_memory = || Error::OutOfMemory { what, bytes };
         if bytes == 0 {
-            return Ok(Arena { start: NonNull::dangling(), bytes });
+            let start = NonNull::dangling();
+            return Ok(Arena { allocation: start, start, bytes });
         }
-        let layout = Layout::from_size_align(bytes, ALIGN_BYTES).map_err(|_| out_of_memory())?;
+        let layout = layout(bytes).ok_or_else(out_of_memory)?;
         // SAFETY: the layout has a non-zero size.
-        let start = unsafe { alloc_zeroed(layout) };
-        Ok(Arena { start: NonNull::new(start).ok_or_else(out_of_memory)?, bytes })
+        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+        let padding = allocation.as_ptr().align_offset(ALIGN_BYTES);
+        assert!(padding < ALIGN_BYTES, "any byte address can be aligned");
+        // SAFETY: less than `ALIGN_BYTES` further, where `bytes` are left of the allocation.
+        let start = unsafe { allocation.add(padding) };
+        Ok(Arena { allocation, start, bytes })
     }
 
     /// Bytes of the range.
@@ -65,10 +78,9 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            let layout = Layout::from_size_align(self.bytes, ALIGN_BYTES)
-                .expect("the same layout was made in `new`");
+            let layout = layout(self.bytes).expect("the same layout was made in `new`");
             // SAFETY: allocated in `new` with this layout, freed once.
-            unsafe { dealloc(self.ptr(), layout) }
+            unsafe { dealloc(self.allocation.as_ptr(), layout) }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use compiler::{Chunking, Options, PIPELINE, Plan, chunk_tokens, run_passes};
+use compiler::{Chunking, Holds, Options, PIPELINE, Plan, chunk_tokens, run_passes};
 use kernels::Isa;
 use models::config::Stdit2;
 use models::{Bucket, stdit2};
@@ -86,13 +86,17 @@ fn a_model_in_chunks_gives_the_same_bits_in_less_memory() {
         let (whole, values) = model(&bucket(dtype, frame_mask));
         for isa in Isa::available() {
             let target = compiled::target(isa, 2);
-            let expected = compiled::run_plan(compiler::plan(whole.clone(), &target).unwrap(), &values);
+            let expected =
+                compiled::run_plan(compiler::plan(whole.clone(), &target).unwrap(), &values);
             for chunking in [Chunking { bytes: 40_000, max_chunks: 64 }, FINEST] {
                 let chunked = chunk_tokens(&whole, chunking);
                 let plan = compiler::plan(chunked, &target).unwrap();
                 let problems = compiler::check_plan(&plan);
                 assert!(problems.is_empty(), "{problems:?}");
-                assert!(compiled::run_plan(plan, &values) == expected, "{dtype} {isa} {chunking:?}");
+                assert!(
+                    compiled::run_plan(plan, &values) == expected,
+                    "{dtype} {isa} {chunking:?}"
+                );
             }
         }
     }
@@ -105,14 +109,15 @@ fn plan(graph: Graph) -> Plan {
 
 #[test]
 fn no_branch_holds_its_wide_activations_whole() {
-    let (whole, _) = model(&Bucket::new(1, [8, 16, 16], [128.0, 128.0], 7));
-    let stream = 8 * 64 * 96 * 4;
+    let (whole, _) = model(&Bucket::new(1, [16, 32, 32], [256.0, 256.0], 7));
+    let stream = 16 * 256 * 96 * 4;
     assert!(plan(whole.clone()).arena_bytes > 5 * stream);
     // What stays is the stream, an eighth of the widest branch, and the conditions.
     let chunking = Chunking { bytes: 1, max_chunks: 8 };
-    let plan = plan(chunk_tokens(&whole, chunking));
-    let report = plan.report();
-    assert!(report.arena_bytes < 2 * stream, "{} of {stream}: {report:?}", report.arena_bytes);
+    let report = plan(chunk_tokens(&whole, chunking)).report();
+    let values = report.live.iter().filter(|live| live.holds != Holds::Scratch);
+    let bytes: usize = values.map(|live| live.bytes).sum();
+    assert!(bytes < 2 * stream, "{bytes} of {stream}: {report:?}");
 }
 
 #[test]
@@ -121,9 +126,8 @@ fn a_limit_is_kept_or_refused_with_the_smallest_that_works() {
     let bucket = Bucket::new(1, [32, 40, 40], [320.0, 320.0], 20);
     let graph = stdit2::graph(&config.unwrap(), &bucket).unwrap();
     let target = compiled::target(Isa::detect(), 2);
-    let compile = |memory: Option<usize>| {
-        compiler::compile_with(graph.clone(), &target, &Options { memory })
-    };
+    let compile =
+        |memory: Option<usize>| compiler::compile_with(graph.clone(), &target, &Options { memory });
     let free = compile(None).unwrap();
     assert_eq!(free.to_string(), compile(Some(free.held_bytes())).unwrap().to_string());
     let tight = compile(Some(free.held_bytes() - 1)).unwrap();
@@ -190,9 +194,8 @@ fn every_kernel_writes_its_part_of_a_concat() {
                     eval(&b.finish(&[out]), &given, Rounding::Stored).unwrap()
                 };
                 let plan = compiler::compile(joined.clone(), &target).unwrap();
-                n_in_place += usize::from(
-                    plan.steps.iter().all(|step| step.kernel.def().name() != "concat"),
-                );
+                n_in_place +=
+                    usize::from(plan.steps.iter().all(|step| step.kernel.def().name() != "concat"));
                 let found = compiled::run_plan(plan, &values);
                 let same = found.iter().zip(&expected).all(|(f, e)| f.to_bytes() == e.to_bytes());
                 assert!(same, "{name} {isa}, axis {axis}\n{joined}\n{found:?}\n{expected:?}");

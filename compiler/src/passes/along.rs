@@ -43,9 +43,7 @@ pub(super) fn propagate(
         let args = &graph.node(value).args;
         let of_args = match needed {
             Along::Whole => vec![Along::Whole; args.len()],
-            Along::Split(split) => {
-                operands(op, &graph.arg_types(value), graph.ty(value), split)?
-            }
+            Along::Split(split) => operands(op, &graph.arg_types(value), graph.ty(value), split)?,
         };
         for (&arg, needed) in args.iter().zip(of_args) {
             if *along.entry(arg).or_insert(needed) != needed {
@@ -149,7 +147,8 @@ pub(super) fn part_of(op: &Op, out: &TensorType, along: Along, n_parts: usize) -
         Op::Slice(op) => op.stop[split.axis] = len,
         Op::Fused(group) => {
             let parts = out.shape()[split.axis] / split.unit;
-            return Fused::new(group.kind(), part_of_body(group.body(), split, n_parts, parts)).into();
+            return Fused::new(group.kind(), part_of_body(group.body(), split, n_parts, parts))
+                .into();
         }
         _ => {}
     }

@@ -62,6 +62,7 @@ impl From<pipeline::Error> for Failure {
         match error {
             error if error.is_interrupt() => Failure::Interrupted,
             pipeline::Error::Request { .. }
+            | pipeline::Error::Compiler(compiler::Error::Memory { .. })
             | pipeline::Error::NoPart { .. }
             | pipeline::Error::Diffusion(_) => Failure::usage(error),
             error => Failure::Run(error.into()),

@@ -78,7 +78,12 @@ impl Report {
             flops: flops.saturating_mul(batches),
         };
         self.stages = vec![
-            stage("text", &plans.text, per_video[0].1),
+            StagePlan {
+                weight_bytes: plans
+                    .streamed_memory()
+                    .map_or(plans.text.weight_bytes(), |memory| memory - plans.text.arena_bytes),
+                ..stage("text", &plans.text, per_video[0].1)
+            },
             stage("denoise", &plans.denoise, per_video[1].1),
             stage("decode", &plans.decode, per_video[2].1),
         ];
@@ -123,6 +128,11 @@ impl Report {
                 format!("{}, {}, {}", plural(target.threads, "thread"), target.isa, request.dtype),
             ),
         ];
+        if plans.streamed_memory().is_some() {
+            let all = units::bytes(plans.text.weight_bytes() as f64);
+            let text = format!("text encoder: {all} of weights pass through memory per prompt");
+            self.header.push(("streamed", text));
+        }
         self.request = json!({
             "num_frames": request.num_frames, "height": height, "width": width,
             "latent": [channels, latent[0], latent[1], latent[2]],

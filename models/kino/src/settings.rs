@@ -4,9 +4,9 @@ use media::Fps;
 use pipeline::{Model, Request, Scheduler, SchedulerKind, Transformer};
 
 use crate::failure::{Failure, Outcome};
-use crate::layers;
 use crate::options::{SampleOptions, SchedulerName, Storage};
 use crate::source::{EMBEDDED, EMBEDDED_CFG_SCALE, is_first_release};
+use crate::{layers, units};
 
 /// The seed of upstream's configurations.
 const SEED: u64 = 42;

@@ -9,6 +9,8 @@ use models::vae::{self, FrameBucket, LATENT_SCALE};
 use models::{Bucket, t5};
 use ops::{Builder, DType, Graph, Tensor, TensorType};
 
+use runtime::least_streamed_bytes;
+
 use crate::Error;
 use crate::model::Model;
 use crate::schedule::Scheduler;
@@ -52,6 +54,9 @@ pub struct Plans {
     pub denoise: Arc<Plan>,
     /// The VAE's decoder, one frame.
     pub decode: Arc<Plan>,
+    /// Most bytes that a stage may hold. The text encoder's weights are streamed where they do not
+    /// fit: it runs once for a prompt, the others many times.
+    pub memory: Option<usize>,
 }
 
 impl Plans {
@@ -85,9 +90,9 @@ impl Plans {
         let text = text_graph(&model.t5, tokens)?;
         let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?)?;
         let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
-        let stages = [text, denoise, decode].map(|graph| {
-            compiler::compile_with(graph, target, options).map(Arc::new)
-        });
+        let compile = |graph: Graph| compiler::compile_with(graph, target, options);
+        let stages = [compile_streamed(text, target, options), compile(denoise), compile(decode)];
+        let stages = stages.map(|stage| stage.map(Arc::new));
         // A limit that is too small for several stages is refused with what all of them need.
         let refused = stages.iter().filter_map(|stage| match stage {
             Err(error @ compiler::Error::Memory { smallest, .. }) => Some((smallest, error)),
@@ -97,14 +102,21 @@ impl Plans {
             return Err(error.clone().into());
         }
         let [text, denoise, decode] = stages;
-        Ok(Plans { text: text?, denoise: denoise?, decode: decode? })
+        Ok(Plans { text: text?, denoise: denoise?, decode: decode?, memory: options.memory })
     }
 
     /// Bytes of arena and weights of the largest stage: of the most that is held at once if each
     /// stage is given back before the next ([`crate::Sampler::release`]).
     pub fn peak_bytes(&self) -> usize {
-        let stages = [&self.text, &self.denoise, &self.decode];
-        stages.map(|plan| plan.held_bytes()).into_iter().max().unwrap_or(0)
+        let [text, denoise, decode] =
+            [&self.text, &self.denoise, &self.decode].map(|plan| plan.held_bytes());
+        let text = self.streamed_memory().unwrap_or(text);
+        text.max(denoise).max(decode)
+    }
+
+    /// What the text encoder may hold if its weights are streamed; `None` if they are held.
+    pub fn streamed_memory(&self) -> Option<usize> {
+        self.memory.filter(|&memory| self.text.held_bytes() > memory)
     }
 
     /// FLOPs of one batch of `rows` videos of `frames` frames in `steps` steps, by stage.
@@ -114,6 +126,31 @@ impl Plans {
             (Stage::Denoise, self.denoise.flops() * steps as u64),
             (Stage::Decode, self.decode.flops() * (rows * frames) as u64),
         ]
+    }
+}
+
+/// A plan whose weights may be streamed: only what must be held at once counts.
+fn compile_streamed(
+    graph: Graph,
+    target: &Target,
+    options: &Options,
+) -> Result<Plan, compiler::Error> {
+    let refused = match compiler::compile_with(graph.clone(), target, options) {
+        Err(refused @ compiler::Error::Memory { .. }) => refused,
+        other => return other,
+    };
+    let plan = compiler::compile(graph, target)?;
+    let needed = least_streamed_bytes(&plan);
+    match (refused, options.memory) {
+        (_, Some(memory)) if needed <= memory => Ok(plan),
+        (compiler::Error::Memory { name, memory, .. }, _) => Err(compiler::Error::Memory {
+            name,
+            memory,
+            smallest: needed,
+            arena: plan.arena_bytes,
+            weights: needed - plan.arena_bytes,
+        }),
+        (refused, _) => Err(refused),
     }
 }
 
