@@ -245,6 +245,12 @@ impl Checker<'_> {
             self.problems.push(format!("b{} has {bytes} bytes, {need} are written", buffer.0));
         }
         let offset = place.offset;
+        let is_part = matches!(owner, Owner::Value(value) if self.roots[value.index()].is_some());
+        if !is_part && layout.is_dense() && layout.offset == 0 {
+            // All of it, with the padding at its end.
+            self.claim(offset, offset + bytes, owner);
+            return;
+        }
         runs(layout, &mut |first, len| {
             self.claim(offset + first * size, offset + (first + len) * size, owner);
             true

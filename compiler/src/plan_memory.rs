@@ -135,8 +135,13 @@ impl<'a> Storages<'a> {
         }
         let last = self.uses[storage].last;
         let args = &self.lowered.graph.node(value).args;
-        let taken_over = args.iter().find_map(|arg| {
-            let old = self.lowered.views[arg.index()].storage;
+        let operands = args.iter().map(|arg| self.lowered.views[arg.index()].storage);
+        // What is written piece by piece may also go over what other pieces still read.
+        let is_in_pieces = self.uses[storage].writes.len() > 1;
+        let held = self.held.iter().zip(&self.buffers).filter_map(|(&held, buffer)| {
+            held.filter(|_| is_in_pieces && buffer.last_step > index)
+        });
+        let taken_over = operands.chain(held).find_map(|old| {
             let buffer = self.buffer_of[old]?;
             (self.held[buffer.index()] == Some(old) && self.can_overwrite(storage, old))
                 .then_some(buffer)

@@ -36,6 +36,20 @@ pub enum Error {
         /// How much.
         bytes: usize,
     },
+    /// Weights and arena cannot be held to a limit, not even streamed. The caller's.
+    #[error(
+        "{needed} bytes are needed with streamed weights, {memory} are allowed: allow {needed}, or \
+         use a smaller size"
+    )]
+    TooLittleMemory {
+        /// Bytes allowed.
+        memory: usize,
+        /// Bytes that work.
+        needed: usize,
+    },
+    /// The thread that loads weights cannot be started. The world's.
+    #[error("the loader of weights cannot start: {0}")]
+    Loader(String),
     /// An input is missing, unknown, or of another size. The caller's.
     #[error("input `{name}`: {reason}")]
     Input {

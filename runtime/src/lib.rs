@@ -1,14 +1,18 @@
 //! Executes plans: weights packed once, one arena, one thread pool, no allocation while running.
 //!
-//! Start at [`Session`]. This crate knows kernels and plans and nothing of any model. All unsafe
-//! code is in `arena.rs` and in the call of a kernel in `session.rs`.
+//! Start at [`Session`], or at [`StreamedSession`] where weights do not fit in memory. This crate
+//! knows kernels and plans and nothing of any model. All unsafe code is in `arena.rs`, in the call of
+//! a kernel in `session.rs`, and in the ring of `streamed_session.rs`.
 
 mod arena;
 mod error;
 mod session;
+mod stream;
+mod streamed_session;
 mod weights;
 
 pub use arena::Arena;
 pub use error::Error;
 pub use session::{Control, Session, StepTime};
+pub use streamed_session::{StreamedSession, least_streamed_bytes};
 pub use weights::{WeightSource, WeightStore};

@@ -3,13 +3,14 @@
 //! Every address is fixed when the session is made, so a run is a walk over the steps. The arena is
 //! exactly as large as the plan says.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use compiler::{Place, Plan, Port, check_plan};
 use kernels::{Launch, Pool};
-use ops::Role;
+use ops::{Role, ValueId};
 
 use crate::Error;
 use crate::arena::Arena;
@@ -70,6 +71,16 @@ impl Session {
     /// # Errors
     /// [`Error::MissingWeight`], [`Error::WeightType`], [`Error::Source`], [`Error::OutOfMemory`].
     pub fn new(plan: Arc<Plan>, weights: &WeightStore, pool: Arc<Pool>) -> Result<Session, Error> {
+        Session::bind(plan, weights, pool, &[])
+    }
+
+    /// [`Session::new`] with the addresses of some operands given: step, position, address.
+    pub(crate) fn bind(
+        plan: Arc<Plan>,
+        weights: &WeightStore,
+        pool: Arc<Pool>,
+        given: &[(usize, usize, *const u8)],
+    ) -> Result<Session, Error> {
         assert_eq!(pool.threads(), plan.target.threads, "a plan is made for its number of threads");
         // The unsafe calls of `run` rest on the plan being right, and checking is cheap.
         let problems = check_plan(&plan);
@@ -77,7 +88,9 @@ impl Session {
         let arena = Arena::new(plan.arena_bytes, "arena")?;
         let mut kept = Vec::new();
         let mut bound = Vec::with_capacity(plan.steps.len());
-        for step in &plan.steps {
+        let mut params: Vec<(usize, usize, usize)> = Vec::new();
+        let mut constants: BTreeMap<ValueId, *const u8> = BTreeMap::new();
+        for (index, step) in plan.steps.iter().enumerate() {
             let in_arena = |buffer: compiler::BufferId| {
                 let offset = plan.buffers[buffer.index()].offset;
                 // SAFETY: the checked plan has every buffer inside the arena.
@@ -87,22 +100,23 @@ impl Session {
             for (position, operand) in step.operands.iter().enumerate() {
                 operands.push(match &operand.place {
                     Place::Buffer(buffer) => in_arena(*buffer).cast_const(),
-                    Place::Param { name, ty, packing } => {
-                        let kernel = step.kernel.def();
-                        let weight =
-                            weights.get(name, ty, packing.as_ref(), kernel, position, &pool)?;
-                        let ptr = weight.ptr();
-                        kept.push(weight);
-                        ptr
+                    Place::Param { ty, .. } => {
+                        params.push((ty.bytes(), index, position));
+                        std::ptr::null()
                     }
                     Place::Constant(value) => {
-                        let Role::Constant(tensor) = &plan.graph.node(*value).role else {
-                            unreachable!("the plan was checked");
-                        };
-                        let weight = Arc::new(Weight::of(&tensor.to_bytes())?);
-                        let ptr = weight.ptr();
-                        kept.push(weight);
-                        ptr
+                        if let Some(&known) = constants.get(value) {
+                            known
+                        } else {
+                            let Role::Constant(tensor) = &plan.graph.node(*value).role else {
+                                unreachable!("the plan was checked");
+                            };
+                            let weight = Arc::new(Weight::of(&tensor.to_bytes())?);
+                            let ptr = weight.ptr();
+                            kept.push(weight);
+                            constants.insert(*value, ptr);
+                            ptr
+                        }
                     }
                 });
             }
@@ -113,8 +127,32 @@ impl Session {
                 flops: plan.graph.node_flops(step.value),
             });
         }
+        // While a weight is put into its form, the source's copy is in memory too. Largest first,
+        // that is never more than what is still to come, so loading needs no more than running.
+        params.sort_by_key(|&(bytes, index, position)| (usize::MAX - bytes, index, position));
+        let given: BTreeMap<(usize, usize), *const u8> =
+            given.iter().map(|&(index, position, ptr)| ((index, position), ptr)).collect();
+        for (_, index, position) in params {
+            if let Some(&ptr) = given.get(&(index, position)) {
+                bound[index].operands[position] = ptr;
+                continue;
+            }
+            let step = &plan.steps[index];
+            let Place::Param { name, ty, packing } = &step.operands[position].place else {
+                unreachable!("only parameters are in the list");
+            };
+            let kernel = step.kernel.def();
+            let weight = weights.get(name, ty, packing.as_ref(), kernel, position, &pool)?;
+            bound[index].operands[position] = weight.ptr();
+            kept.push(weight);
+        }
         let times = vec![StepTime::default(); plan.steps.len()];
         Ok(Session { plan, pool, arena, bound, times, _weights: kept })
+    }
+
+    /// The plan, to keep.
+    pub(crate) fn shared_plan(&self) -> &Arc<Plan> {
+        &self.plan
     }
 
     /// The plan.
@@ -137,7 +175,18 @@ impl Session {
     pub fn run_with(
         &mut self,
         inputs: &[(&str, &[u8])],
+        control: Control<'_>,
+    ) -> Result<(), Error> {
+        self.run_steps(inputs, control, |_| Ok(()), || ())
+    }
+
+    /// Runs once, with something to do before every step and after it.
+    pub(crate) fn run_steps(
+        &mut self,
+        inputs: &[(&str, &[u8])],
         mut control: Control<'_>,
+        mut before: impl FnMut(usize) -> Result<(), Error>,
+        mut after: impl FnMut(),
     ) -> Result<(), Error> {
         self.write_inputs(inputs)?;
         let mut done = 0;
@@ -145,6 +194,7 @@ impl Session {
             if control.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
                 return Err(Error::Interrupted);
             }
+            before(index)?;
             let start = Instant::now();
             let launch = Launch {
                 pool: &self.pool,
@@ -160,6 +210,7 @@ impl Session {
             let time = &mut self.times[index];
             time.seconds += start.elapsed().as_secs_f64();
             time.runs += 1;
+            after();
             done += bound.flops;
             if let Some(on_step) = &mut control.on_step {
                 on_step(done);

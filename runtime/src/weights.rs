@@ -20,6 +20,12 @@ pub trait WeightSource: Send + Sync {
     /// `Err` says why an existing tensor cannot be read.
     #[expect(clippy::type_complexity, reason = "a named struct would only rename the pair")]
     fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String>;
+
+    /// Called when `name` has been put into the form that kernels read: the source's own copy need
+    /// not stay in memory.
+    fn release(&self, name: &str) {
+        let _ = name;
+    }
 }
 
 /// One weight in one form.
@@ -37,6 +43,17 @@ impl Weight {
         arena.slice_mut(0, bytes.len()).copy_from_slice(bytes);
         Ok(Weight(arena))
     }
+}
+
+/// A weight as the kernel of one step wants it.
+pub(crate) struct Form<'a> {
+    pub(crate) name: &'a str,
+    /// Type the graph declares.
+    pub(crate) ty: &'a TensorType,
+    pub(crate) packing: Option<&'a Packing>,
+    pub(crate) kernel: &'a dyn KernelDef,
+    /// Which operand of the kernel it is.
+    pub(crate) position: usize,
 }
 
 /// The weights of one model, made on demand.
@@ -85,18 +102,25 @@ impl WeightStore {
         if let Some(weight) = held.get(&key) {
             return Ok(Arc::clone(weight));
         }
-        let dense = self.dense(name, ty)?;
-        let weight = match packing {
-            None => Weight::of(&dense)?,
-            Some(packing) => {
-                let mut arena = Arena::new(packing.bytes, "packed weights")?;
-                kernel.pack(position, &dense, arena.slice_mut(0, packing.bytes), pool);
-                Weight(arena)
-            }
-        };
-        let weight = Arc::new(weight);
+        let bytes = packing.map_or(ty.bytes(), |packing| packing.bytes);
+        let mut arena = Arena::new(bytes, "weights")?;
+        let form = Form { name, ty, packing, kernel, position };
+        self.fill(&form, arena.slice_mut(0, bytes), pool)?;
+        let weight = Arc::new(Weight(arena));
         held.insert(key, Arc::clone(&weight));
         Ok(weight)
+    }
+
+    /// Writes a weight in its form to `out`, which is zeroed and as long as the form.
+    pub(crate) fn fill(&self, form: &Form<'_>, out: &mut [u8], pool: &Pool) -> Result<(), Error> {
+        let dense = self.dense(form.name, form.ty)?;
+        match form.packing {
+            None => out.copy_from_slice(&dense),
+            Some(_) => form.kernel.pack(form.position, &dense, out, pool),
+        }
+        drop(dense);
+        self.source.release(form.name);
+        Ok(())
     }
 
     /// The tensor's bytes in the graph's element type, aligned for it.

@@ -38,6 +38,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "models/checkpoint/tests/mutations.rs",
     "runtime/src/arena.rs",
     "runtime/src/session.rs",
+    "runtime/src/streamed_session.rs",
     "tests/tests/kernels.rs",
 ];
 

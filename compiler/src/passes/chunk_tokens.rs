@@ -77,24 +77,25 @@ struct Branch {
 fn branches(graph: &Graph, chunking: Chunking) -> BTreeMap<ValueId, Branch> {
     let users = graph.users();
     let mut branches: BTreeMap<ValueId, Branch> = BTreeMap::new();
-    // `x` of a branch is not before `y` of the branch above it.
-    let mut last = None;
     for y in graph.values() {
         let is_chunk = |user: &ValueId| matches!(graph.op(*user), Some(Op::Concat(_)));
         if !is_stored(graph, y) || users[y.index()].iter().any(is_chunk) {
             continue;
         }
         let args = graph.node(y).args.iter().copied();
-        let best = args
-            .filter(|&x| Some(x) >= last && is_residual(graph.ty(x), graph.ty(y)))
+        let mut candidates: Vec<(usize, BTreeSet<ValueId>)> = args
+            .filter(|&x| is_residual(graph.ty(x), graph.ty(y)))
             .filter(|&x| !matches!(graph.node(x).role, Role::Param(_) | Role::Constant(_)))
             .filter_map(|x| members(graph, &users, x, y))
+            .filter(|members| !members.iter().any(|member| branches.contains_key(member)))
             .map(|members| (stored_bytes(graph, &members, y), members))
-            .max_by_key(|(bytes, members)| (*bytes, members.len()));
-        let Some((bytes, members)) = best else { continue };
-        if let Some(branch) = cut(graph, y, members, bytes, chunking) {
+            .collect();
+        candidates.sort_by_key(|(bytes, members)| (usize::MAX - bytes, members.len()));
+        let branch = candidates
+            .into_iter()
+            .find_map(|(bytes, members)| cut(graph, y, members, bytes, chunking));
+        if let Some(branch) = branch {
             branches.insert(y, branch);
-            last = Some(y);
         }
     }
     branches
@@ -116,7 +117,8 @@ fn stored_bytes(graph: &Graph, members: &BTreeSet<ValueId>, y: ValueId) -> usize
     inner.map(|&member| graph.ty(member).bytes()).sum()
 }
 
-/// The ops on all ways from `x` to `y`, if nothing else uses what they make.
+/// The ops on all ways from `x` to `y`, if nothing else uses what they make and none is a concat,
+/// which may join chunks already.
 fn members(
     graph: &Graph,
     users: &[Vec<ValueId>],
@@ -143,7 +145,8 @@ fn members(
     }
     let is_inner = |member: &&ValueId| **member != y;
     let is_ours = |member: &ValueId| {
-        !graph.outputs.contains(member)
+        !matches!(graph.op(*member), Some(Op::Concat(_)))
+            && !graph.outputs.contains(member)
             && users[member.index()].iter().all(|user| members.contains(user))
     };
     members.iter().filter(is_inner).all(is_ours).then_some(members)

@@ -1,7 +1,7 @@
 //! Every pass: one file each, called as the pass is. The order is in `pass.rs`.
 //!
-//! `elementwise` and `group` are what several passes share: facts about ops, and how groups grow
-//! and become `fused` ops.
+//! `along`, `group` and `movement` hold what passes rest on: which part of an operand a part of a
+//! result needs, how groups grow and become `fused` ops, and how movement ops follow each other.
 
 mod along;
 pub(crate) mod canonicalize;

@@ -35,6 +35,26 @@ impl Blob {
         Ok(Blob::Mapped(map))
     }
 
+    /// Lets the system take back the memory of `part` of a mapped file. Its bytes are read again
+    /// from the file when they are next looked at.
+    pub(crate) fn release(&self, part: &[u8]) {
+        let Blob::Mapped(map) = self else { return };
+        let start = part.as_ptr().addr().checked_sub(map.as_ptr().addr());
+        let Some(start) = start.filter(|start| start + part.len() <= map.len()) else { return };
+        #[cfg(unix)]
+        {
+            use memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is of a file, shared and read-only: dropped pages come back with the
+            // same bytes, so nobody who borrows them sees a difference.
+            #[expect(unsafe_code, reason = "for private maps this advice would lose writes")]
+            let advised = unsafe { map.unchecked_advise_range(DontNeed, start, part.len()) };
+            // It is advice: where the system refuses it, the pages stay, and nothing else changes.
+            let _ = advised;
+        }
+        #[cfg(not(unix))]
+        let _ = start;
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Blob::Mapped(map) => map,

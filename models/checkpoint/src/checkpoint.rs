@@ -165,6 +165,16 @@ impl Checkpoint {
         Ok(TensorView { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
     }
 
+    /// Says that a tensor will not be read again soon, so that a mapped file's pages need not stay
+    /// in memory.
+    pub fn release(&self, name: &str) {
+        let Some(entry) = self.entries.get(name) else { return };
+        let blob = &self.blobs[entry.blob];
+        if let Cow::Borrowed(bytes) = entry.read(blob.bytes()) {
+            blob.release(bytes);
+        }
+    }
+
     /// A float tensor's elements as f32; f64 rounds to nearest.
     ///
     /// # Errors

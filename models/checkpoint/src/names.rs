@@ -115,6 +115,13 @@ impl<C: Borrow<Checkpoint>> Fitted<C> {
         view.shape.clone_from(&source.shape);
         Ok(view)
     }
+
+    /// [`Checkpoint::release`] for a parameter.
+    pub fn release(&self, name: &str) {
+        if let Some(source) = self.sources.get(name) {
+            self.checkpoint.borrow().release(&source.stored);
+        }
+    }
 }
 
 /// A tensor of another shape than its parameter.

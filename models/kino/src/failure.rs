@@ -69,6 +69,7 @@ impl From<pipeline::Error> for Failure {
         match error {
             error if error.is_interrupt() => Failure::Interrupted { written: 0 },
             pipeline::Error::Request { .. }
+            | pipeline::Error::Compiler(compiler::Error::Memory { .. })
             | pipeline::Error::NoPart { .. }
             | pipeline::Error::Diffusion(_) => Failure::usage(error),
             error => Failure::Run(error.into()),

@@ -103,7 +103,11 @@ impl Report {
         let all =
             |flops: u64| (flops / request.rows as u64).saturating_mul((n_videos * n_loops) as u64);
         let text = plans.text.flops().saturating_mul(n_texts as u64);
-        self.stages = vec![stage("text", &plans.text, text)];
+        let held = plans.streamed_memory().map(|memory| memory - plans.text.arena_bytes);
+        self.stages = vec![StagePlan {
+            weight_bytes: held.unwrap_or(plans.text.weight_bytes()),
+            ..stage("text", &plans.text, text)
+        }];
         self.stages
             .extend(plans.condition.as_ref().map(|plan| stage("condition", plan, condition)));
         self.stages.push(stage("denoise", &plans.denoise, all(denoise)));
@@ -160,6 +164,11 @@ impl Report {
             ));
         }
         self.header.extend(placed.summary().map(|given| ("given", given)));
+        if plans.streamed_memory().is_some() {
+            let all = units::bytes(plans.text.weight_bytes() as f64);
+            let text = format!("text encoder: {all} of weights pass through memory per prompt");
+            self.header.push(("streamed", text));
+        }
         self.request = json!({
             "num_frames": request.num_frames, "height": height, "width": width,
             "latent": [channels, latent[0], latent[1], latent[2]],

@@ -61,6 +61,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn bytes_are_read_with_and_without_a_unit() {
+        assert_eq!(parse_bytes("1500000"), Some(1_500_000));
+        assert_eq!(parse_bytes("12GiB"), Some(12 << 30));
+        assert_eq!(parse_bytes("1.5 mib"), Some(3 << 19));
+        for bad in ["", "GiB", "12 parsecs", "-1", "0", "1e30", "NaN", "inf"] {
+            assert_eq!(parse_bytes(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
     fn numbers_have_a_readable_unit() {
         assert_eq!(bytes(512.0), "512 B");
         assert_eq!(bytes(1536.0), "1.5 KiB");

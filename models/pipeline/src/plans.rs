@@ -9,6 +9,8 @@ use models::vae::{self, FrameBucket, LATENT_SCALE};
 use models::{Bucket, t5};
 use ops::{Builder, DType, Graph, Tensor, TensorType};
 
+use runtime::least_streamed_bytes;
+
 use crate::Error;
 use crate::model::Model;
 use crate::schedule::Scheduler;
@@ -56,6 +58,9 @@ pub struct Plans {
     pub denoise: Arc<Plan>,
     /// The VAE's decoder, one frame.
     pub decode: Arc<Plan>,
+    /// Most bytes that a stage may hold. The text encoder's weights are streamed where they do not
+    /// fit: it runs once for a prompt, the others many times.
+    pub memory: Option<usize>,
 }
 
 impl Plans {
@@ -93,9 +98,14 @@ impl Plans {
         };
         let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?)?;
         let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
-        let compile = |graph: Graph| compiler::compile_with(graph, target, options).map(Arc::new);
-        let stages = [Some(text), condition, Some(denoise), Some(decode)]
-            .map(|graph| graph.map(compile).transpose());
+        let compile = |graph: Graph| compiler::compile_with(graph, target, options);
+        let stages = [
+            Some(compile_streamed(text, target, options)),
+            condition.map(compile),
+            Some(compile(denoise)),
+            Some(compile(decode)),
+        ];
+        let stages = stages.map(|stage| stage.transpose().map(|plan| plan.map(Arc::new)));
         // A limit that is too small for several stages is refused with what all of them need.
         let refused = stages.iter().filter_map(|stage| match stage {
             Err(error @ compiler::Error::Memory { smallest, .. }) => Some((smallest, error)),
@@ -111,6 +121,7 @@ impl Plans {
             condition: condition?,
             denoise: denoise?.expect(made),
             decode: decode?.expect(made),
+            memory: options.memory,
         })
     }
 
@@ -121,7 +132,12 @@ impl Plans {
         let condition = self.condition.as_deref().map_or(0, Plan::held_bytes);
         let video = [condition, self.denoise.held_bytes(), self.decode.held_bytes()];
         let most = if returns { video.iter().sum() } else { video.into_iter().fold(0, usize::max) };
-        self.text.held_bytes().max(most)
+        self.streamed_memory().unwrap_or(self.text.held_bytes()).max(most)
+    }
+
+    /// What the text encoder may hold if its weights are streamed; `None` if they are held.
+    pub fn streamed_memory(&self) -> Option<usize> {
+        self.memory.filter(|&memory| self.text.held_bytes() > memory)
     }
 
     /// FLOPs of one batch of `rows` videos of `frames` frames in `steps` steps, by stage. Given
@@ -140,6 +156,31 @@ impl Plans {
             (Stage::Denoise, self.denoise.flops() * steps as u64),
             (Stage::Decode, self.decode.flops() * (rows * frames) as u64),
         ]
+    }
+}
+
+/// A plan whose weights may be streamed: only what must be held at once counts.
+fn compile_streamed(
+    graph: Graph,
+    target: &Target,
+    options: &Options,
+) -> Result<Plan, compiler::Error> {
+    let refused = match compiler::compile_with(graph.clone(), target, options) {
+        Err(refused @ compiler::Error::Memory { .. }) => refused,
+        other => return other,
+    };
+    let plan = compiler::compile(graph, target)?;
+    let needed = least_streamed_bytes(&plan);
+    match (refused, options.memory) {
+        (_, Some(memory)) if needed <= memory => Ok(plan),
+        (compiler::Error::Memory { name, memory, .. }, _) => Err(compiler::Error::Memory {
+            name,
+            memory,
+            smallest: needed,
+            arena: plan.arena_bytes,
+            weights: needed - plan.arena_bytes,
+        }),
+        (refused, _) => Err(refused),
     }
 }
 

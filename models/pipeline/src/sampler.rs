@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use compiler::Plan;
 use kernels::Pool;
-use runtime::{Control, Session};
+use runtime::{Control, Session, StreamedSession};
 
 use crate::Error;
 use crate::model::{Model, Transformer};
@@ -58,12 +58,11 @@ impl std::fmt::Debug for Watch<'_> {
 }
 
 impl Watch<'_> {
-    /// Runs `session` as the part of the stage that begins after `done` FLOPs.
+    /// Runs a session as the part of the stage that begins after `done` FLOPs.
     fn run(
         &mut self,
-        session: &mut Session,
-        inputs: &[(&str, &[u8])],
         done: u64,
+        run: impl FnOnce(Control<'_>) -> Result<(), runtime::Error>,
     ) -> Result<(), Error> {
         let interrupt = self.interrupt;
         let mut on_step = |flops: u64| {
@@ -71,7 +70,7 @@ impl Watch<'_> {
                 on_flops(done + flops);
             }
         };
-        session.run_with(inputs, Control { interrupt, on_step: Some(&mut on_step) })?;
+        run(Control { interrupt, on_step: Some(&mut on_step) })?;
         Ok(())
     }
 }
@@ -96,7 +95,8 @@ impl FrameEncoder<'_> {
     /// Interrupts, and [`Error::Runtime`] for a frame of another size than the request's.
     pub fn encode(&mut self, pixels: &[f32], watch: &mut Watch<'_>) -> Result<Vec<f32>, Error> {
         let done = self.n_done * self.session.plan().flops();
-        watch.run(&mut self.session, &[("x", bytemuck::cast_slice(pixels))], done)?;
+        let inputs = [("x", bytemuck::cast_slice(pixels))];
+        watch.run(done, |control| self.session.run_with(&inputs, control))?;
         self.n_done += 1;
         Ok(self.session.output_f32(0).to_vec())
     }
@@ -177,18 +177,32 @@ impl<'m> Sampler<'m> {
         let part = &self.model.text_encoder;
         let plan = Arc::clone(&self.plans.text);
         let flops = plan.flops();
-        let mut session = Session::new(plan, part.weights(), Arc::clone(&self.pool))?;
+        let pool = Arc::clone(&self.pool);
+        let mut encoder = match self.plans.streamed_memory() {
+            None => Encoder::Held(Session::new(plan, part.weights(), pool)?),
+            Some(memory) => {
+                let weights = part.weights();
+                Encoder::Streamed(StreamedSession::new(plan, weights, pool, memory)?)
+            }
+        };
         let mut features = Vec::with_capacity(prompts.len());
         for (i, prompt) in prompts.iter().enumerate() {
             let encoded = self.model.tokenizer.encode(prompt.as_ref(), tokens)?;
             let mask: Vec<u8> = encoded.mask.iter().map(|&m| u8::from(m != 0)).collect();
             let inputs: [(&str, &[u8]); 2] =
                 [("input_ids", bytemuck::cast_slice(&encoded.ids)), ("attention_mask", &mask)];
-            watch.run(&mut session, &inputs, i as u64 * flops)?;
+            watch.run(i as u64 * flops, |control| match &mut encoder {
+                Encoder::Held(session) => session.run_with(&inputs, control),
+                Encoder::Streamed(session) => session.run_with(&inputs, control),
+            })?;
+            let session = match &encoder {
+                Encoder::Held(session) => session,
+                Encoder::Streamed(session) => session.session(),
+            };
             let values = session.output_f32(0).to_vec();
             features.push(Features { ids: encoded.ids, mask, values });
         }
-        drop(session);
+        drop(encoder);
         part.weights().clear();
         Ok(features)
     }
@@ -258,7 +272,7 @@ impl<'m> Sampler<'m> {
                 (conditioning.noise)(draw, &mut state.noise);
             }
             let inputs = state.inputs(&step.coefficients, &self.plans.denoise);
-            watch.run(session, &inputs, number as u64 * flops)?;
+            watch.run(number as u64 * flops, |control| session.run_with(&inputs, control))?;
             state.x.copy_from_slice(session.output_f32(0));
             if matches!(self.scheduler, Scheduler::DpmSolver(_)) {
                 state.start.copy_from_slice(session.output_f32(1));
@@ -301,12 +315,19 @@ impl<'m> Sampler<'m> {
                     z[c * plane..][..plane].copy_from_slice(&latents[from..from + plane]);
                 }
                 let done = (row * frames + t) as u64 * flops;
-                watch.run(session, &[("z", bytemuck::cast_slice(&z))], done)?;
+                let inputs: [(&str, &[u8]); 1] = [("z", bytemuck::cast_slice(&z))];
+                watch.run(done, |control| session.run_with(&inputs, control))?;
                 frame(row, t, session.output_f32(0))?;
             }
         }
         Ok(())
     }
+}
+
+/// The text encoder with its weights held or streamed.
+enum Encoder<'w> {
+    Held(Session),
+    Streamed(StreamedSession<'w>),
 }
 
 /// The inputs of a denoising step, reused from step to step.

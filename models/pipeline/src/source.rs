@@ -43,6 +43,10 @@ impl Part {
 struct FittedSource(Fitted<Arc<Checkpoint>>);
 
 impl WeightSource for FittedSource {
+    fn release(&self, name: &str) {
+        self.0.release(name);
+    }
+
     fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String> {
         let view = match self.0.tensor(name) {
             Ok(view) => view,

@@ -138,6 +138,43 @@ fn flags_win_over_the_configuration_file() {
 }
 
 #[test]
+fn a_memory_limit_is_kept_and_does_not_change_the_video() {
+    let program = Program::new();
+    let request =
+        "sample zombie --num-sampling-steps 1 --image-size 128 128 --num-frames 16 --json";
+    let request: Vec<&str> = request.split(' ').collect();
+    let sample = |memory: &[&str], output: &str| {
+        let args = [&request[..], &["--output", output], memory].concat();
+        let ran = program.run(&args).done();
+        let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let largest = |document: &Value| {
+            let stages = document["plan"]["stages"].as_array().unwrap().iter();
+            let held = |stage: &Value| {
+                stage["arena_bytes"].as_u64().unwrap() + stage["weight_bytes"].as_u64().unwrap()
+            };
+            stages.map(held).max().unwrap()
+        };
+        (largest(&document), document["plan"]["stages"][1]["steps"].as_u64().unwrap())
+    };
+    let (free, n_steps) = sample(&[], "a.gif");
+    let limit = free - 1_000_000;
+    let (limited, n_limited_steps) = sample(&["--memory", &limit.to_string()], "b.gif");
+    assert!(limited <= limit, "{limited} of {limit}");
+    assert!(n_limited_steps > n_steps);
+    let bytes = |name| fs::read(program.path(name)).unwrap();
+    assert_eq!(bytes("a.gif"), bytes("b.gif"));
+
+    // The refusal names what works.
+    let args = [&request[..], &["--memory", "2MiB", "--output", "c.gif"]].concat();
+    let refused = program.run(&args).failed(2, "are allowed: allow ");
+    let smallest = refused.stderr.split("are allowed: allow ").nth(1).unwrap();
+    let smallest = smallest.split(',').next().unwrap();
+    let (kept, _) = sample(&["--memory", smallest], "c.gif");
+    assert!(kept <= smallest.parse().unwrap());
+    assert_eq!(bytes("a.gif"), bytes("c.gif"));
+}
+
+#[test]
 fn the_plan_comes_first_and_quiet_says_nothing() {
     let program = Program::new();
     let ran = program.sample(&["--output", "a.gif"]).done();

@@ -1,0 +1,129 @@
+//! A session whose weights pass through a ring while it runs: for models that are larger than the
+//! memory that they may take.
+
+use std::sync::Arc;
+
+use compiler::{Place, Plan};
+use kernels::Pool;
+
+use crate::arena::Arena;
+use crate::stream::{Load, Progress, Schedule};
+use crate::weights::Form;
+use crate::{Control, Error, Session, WeightStore};
+
+/// A [`Session`] that reads most weights from their source in every run, ahead of the steps that
+/// need them. Its numbers are those of a session.
+#[derive(Debug)]
+pub struct StreamedSession<'w> {
+    session: Session,
+    weights: &'w WeightStore,
+    schedule: Schedule,
+    ring: Arena,
+    /// For each step how many loads must have come.
+    needed: Vec<usize>,
+    /// Packs while the session's own pool runs steps.
+    pool: Pool,
+}
+
+/// The least bytes, arena included, in which `plan` can run with streamed weights.
+pub fn least_streamed_bytes(plan: &Plan) -> usize {
+    plan.arena_bytes + Schedule::least_bytes(plan)
+}
+
+impl<'w> StreamedSession<'w> {
+    /// Allocates arena and ring, together with the weights that stay at most `memory` bytes.
+    ///
+    /// # Errors
+    /// As [`Session::new`], and [`Error::TooLittleMemory`] with what is needed.
+    pub fn new(
+        plan: Arc<Plan>,
+        weights: &'w WeightStore,
+        pool: Arc<Pool>,
+        memory: usize,
+    ) -> Result<StreamedSession<'w>, Error> {
+        let too_little = || Error::TooLittleMemory { memory, needed: least_streamed_bytes(&plan) };
+        let weight_bytes = memory.checked_sub(plan.arena_bytes).ok_or_else(too_little)?;
+        let schedule = Schedule::new(&plan, weight_bytes).ok_or_else(too_little)?;
+        let ring = Arena::new(schedule.ring_bytes, "ring of weights")?;
+        let mut needed = vec![0; plan.steps.len()];
+        let mut given = Vec::new();
+        for (number, load) in schedule.loads.iter().enumerate() {
+            // Loads are in the order of their first readers.
+            needed[load.readers[0].0] = number + 1;
+            // SAFETY: the schedule has every load inside the ring.
+            let ptr = unsafe { ring.ptr().add(load.offset) }.cast_const();
+            given.extend(load.readers.iter().map(|&(step, position)| (step, position, ptr)));
+        }
+        let mut most = 0;
+        for needed in &mut needed {
+            most = most.max(*needed);
+            *needed = most;
+        }
+        let session = Session::bind(plan, weights, pool, &given)?;
+        let pool = Pool::new(1).map_err(|error| Error::Loader(error.to_string()))?;
+        Ok(StreamedSession { session, weights, schedule, ring, needed, pool })
+    }
+
+    /// The session, for its plan, outputs and times.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Bytes held: arena, ring, and the weights that stay.
+    pub fn held_bytes(&self) -> usize {
+        self.session.plan().arena_bytes + self.schedule.held_bytes + self.schedule.ring_bytes
+    }
+
+    /// [`Session::run_with`].
+    ///
+    /// # Errors
+    /// As there, and what the source of weights says.
+    pub fn run_with(
+        &mut self,
+        inputs: &[(&str, &[u8])],
+        control: Control<'_>,
+    ) -> Result<(), Error> {
+        let progress = Progress::default();
+        let StreamedSession { session, weights, schedule, ring, needed, pool } = self;
+        let (weights, schedule, ring, pool) = (&**weights, &*schedule, &*ring, &*pool);
+        let plan = Arc::clone(session.shared_plan());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let loads = schedule.loads.iter();
+                let mut loads = loads.take_while(|load| progress.wait_for_steps(load.after));
+                let result = loads.try_for_each(|load| {
+                    fill(weights, &plan, load, ring, pool)?;
+                    progress.loaded();
+                    Ok(())
+                });
+                progress.end(result.err());
+            });
+            let before = |step: usize| progress.wait_for_loads(needed[step]);
+            let result = session.run_steps(inputs, control, before, || progress.done());
+            progress.end(None);
+            result
+        })
+    }
+}
+
+/// Puts one weight into its place in the ring.
+fn fill(
+    weights: &WeightStore,
+    plan: &Plan,
+    load: &Load,
+    ring: &Arena,
+    pool: &Pool,
+) -> Result<(), Error> {
+    let (index, position) = load.readers[0];
+    let step = &plan.steps[index];
+    let Place::Param { name, ty, packing } = &step.operands[position].place else {
+        unreachable!("only parameters are loaded");
+    };
+    let bytes = packing.as_ref().map_or(ty.bytes(), |packing| packing.bytes);
+    // SAFETY: inside the ring. Nobody reads these bytes now: their former readers are done
+    // (`Load::after`), and the next ones wait until this load is counted.
+    let out = unsafe { std::slice::from_raw_parts_mut(ring.ptr().add(load.offset), bytes) };
+    out.fill(0);
+    let kernel = step.kernel.def();
+    weights.fill(&Form { name, ty, packing: packing.as_ref(), kernel, position }, out, pool)
+}
