@@ -63,6 +63,40 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.mul(s.mul(y, exp2_integer(s, n1)), exp2_integer(s, s.sub(n, n1)))
 }
 
+/// `2^x` for `x <= 126`, within 2 ulp; below -126 it is `2^-126`, give or take a half. NaN stays NaN.
+#[inline(always)]
+pub fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
+    exp2_with(
+        s,
+        x,
+        [
+            1.535_336_2e-4,
+            1.339_887_4e-3,
+            9.618_437e-3,
+            5.550_332_5e-2,
+            2.402_264_8e-1,
+            6.931_472e-1,
+            1.0,
+        ],
+    )
+}
+
+/// As [`exp2`], within 8e-5 of the result: a twentieth of what rounding to bf16 then costs. The
+/// cubic is the one with the least relative error.
+#[inline(always)]
+pub fn exp2_coarse<S: Simd>(s: S, x: S::F) -> S::F {
+    exp2_with(s, x, [5.517_167e-2, 2.426_111_3e-1, 6.932_61e-1, 9.999_281e-1])
+}
+
+/// `2^x` with a polynomial for the fraction in `-1/2..=1/2`.
+#[inline(always)]
+fn exp2_with<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) -> S::F {
+    let x = s.max(s.splat(-126.0), x);
+    let biased = s.add(x, s.splat(ROUND_MAGIC));
+    let fraction = s.sub(x, s.sub(biased, s.splat(ROUND_MAGIC)));
+    s.add_bits(polynomial(s, fraction, coefficients), s.shl::<23>(biased))
+}
+
 /// Natural logarithm; NaN below zero, negative infinity at zero.
 #[inline(always)]
 pub fn log<S: Simd>(s: S, x: S::F) -> S::F {
@@ -266,6 +300,8 @@ mod tests {
                     let v = s.load_n(x.as_ptr(), x.len());
                     let v = match self.0 {
                         "exp" => exp(s, v),
+                        "exp2" => exp2(s, v),
+                        "exp2_coarse" => exp2_coarse(s, v),
                         "log" => log(s, v),
                         "rsqrt" => rsqrt(s, v),
                         "tanh" => tanh(s, v),
@@ -334,6 +370,24 @@ mod tests {
     #[test]
     fn exp_is_within_two_ulps() {
         check("exp", f64::exp, |_, y| 2.0 * ulp(y));
+    }
+
+    #[test]
+    fn exp2_is_within_its_bounds_where_it_is_defined() {
+        let xs: Vec<f32> = inputs().into_iter().filter(|x| *x <= 126.0).collect();
+        for isa in Isa::available() {
+            for (name, bound) in [("exp2", 2.4e-7), ("exp2_coarse", 8e-5)] {
+                for (&x, y) in xs.iter().zip(map(isa, name, &xs)) {
+                    if x >= -125.0 {
+                        let error = f64::from(y) / f64::from(x).exp2() - 1.0;
+                        assert!(error.abs() <= bound, "{isa} {name}({x:e}) is {y:e}: {error:e}");
+                    } else {
+                        assert!((0.0..=1.5 * 2f32.powi(-126)).contains(&y), "{isa} {name}({x:e})");
+                    }
+                }
+                assert!(map(isa, name, &[f32::NAN])[0].is_nan(), "{isa} {name}(NaN)");
+            }
+        }
     }
 
     #[test]

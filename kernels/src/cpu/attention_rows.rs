@@ -6,11 +6,12 @@ use ops::{DType, Graph, Op, ValueId};
 
 use crate::Layout;
 use crate::program::{SlotPtr, load_f32};
-use crate::simd::{Simd, SimdJob};
+use crate::simd::{MAX_LANES, Simd, SimdJob};
 use crate::vec_math;
 
 use super::body::{Leaf, leaf, operand_view};
-use super::norm::{RowNorm, normalize};
+use super::lanes::scale_to;
+use super::matmul_tile::Words;
 use super::shared::Shared;
 
 /// One step from stored row to used row.
@@ -34,16 +35,17 @@ pub(crate) struct HeadRows {
     steps: Vec<Step>,
 }
 
-/// Cosines and sines of one operand `[S, D / 2]` of angles, made once per run.
+/// Cosines and sines of one operand `[S, D / 2]` of angles, made once per run: for each position D
+/// factors of the row, then D of the row with neighbors swapped.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RopeTable {
     angles: Leaf,
 }
 
 impl RopeTable {
-    /// f32 values of scratch: a cosine and a sine for each angle.
+    /// f32 values of scratch: two cosines and two sines for each angle.
     pub(crate) fn len(&self) -> usize {
-        2 * self.angles.layout.count()
+        4 * self.angles.layout.count()
     }
 
     /// Number of positions.
@@ -51,7 +53,7 @@ impl RopeTable {
         self.angles.layout.shape[0]
     }
 
-    /// Writes the cosines, then the sines, of position `position` to its part of `table`.
+    /// Writes the factors of position `position` to its part of `table`.
     ///
     /// # Safety
     /// The angles' buffer holds its layout; `table` has [`RopeTable::len`] values.
@@ -69,16 +71,23 @@ impl RopeTable {
         unsafe {
             let at = offset + position * strides[0];
             let angles = shared.slot(&self.angles, at, strides[1], std::ptr::null());
-            let cosines = table.add(2 * position * n);
-            let sines = cosines.add(n);
+            let cosines = table.add(4 * position * n);
+            let sines = cosines.add(2 * n);
             let x = load_f32(s, DType::F32, angles, n, sines);
-            let mut i = 0;
-            while i < n {
+            let (mut cosine, mut sine) = ([0f32; MAX_LANES], [0f32; MAX_LANES]);
+            // From the end, because pairs of sines may replace the angles.
+            for i in (0..n.div_ceil(S::LANES)).rev().map(|i| i * S::LANES) {
                 let count = S::LANES.min(n - i);
                 let angle = s.load_n(x.add(i), count);
-                s.store_n(cosines.add(i), vec_math::cos(s, angle), count);
-                s.store_n(sines.add(i), vec_math::sin(s, angle), count);
-                i += count;
+                s.store(cosine.as_mut_ptr(), vec_math::cos(s, angle));
+                s.store(sine.as_mut_ptr(), vec_math::sin(s, angle));
+                for (j, (&cosine, &sine)) in cosine.iter().zip(&sine).enumerate().take(count) {
+                    let pair = 2 * (i + j);
+                    *cosines.add(pair) = cosine;
+                    *cosines.add(pair + 1) = cosine;
+                    *sines.add(pair) = -sine;
+                    *sines.add(pair + 1) = sine;
+                }
             }
         }
     }
@@ -146,6 +155,24 @@ impl HeadRows {
         self.steps.is_empty()
     }
 
+    /// Whether stored rows are contiguous elements of type `dtype`, used as they are.
+    pub(super) fn are_rows_of(&self, dtype: DType) -> bool {
+        let last = self.layout.rank() - 1;
+        let is_contiguous = self.layout.strides[last] == 1 || self.layout.shape[last] == 1;
+        self.is_plain() && self.layout.dtype == dtype && is_contiguous
+    }
+
+    /// Whether stored rows are `words`, used as they are: none starts or ends within a word.
+    pub(super) fn are_words(&self, words: Words) -> bool {
+        let Layout { shape, strides, offset, .. } = &self.layout;
+        let last = shape.len() - 1;
+        let is_whole = |elements: &usize| elements.is_multiple_of(words.depths());
+        self.are_rows_of(words.dtype())
+            && is_whole(offset)
+            && is_whole(&shape[last])
+            && strides[..last].iter().all(is_whole)
+    }
+
     /// Where element `at` lies, which may be outside the buffer.
     #[inline(always)]
     pub(crate) fn operand_element(&self, shared: Shared<'_>, at: usize) -> *const u8 {
@@ -203,9 +230,11 @@ impl SimdJob for MakeRow<'_> {
             let mut x = load_f32(s, dtype, SlotPtr { ptr, stride }, n, to);
             for step in steps {
                 match step {
-                    Step::Rms { eps } => normalize(s, RowNorm::Rms { eps: *eps }, x, n, to),
+                    Step::Rms { eps } => rms_norm(s, *eps, x, n, to),
                     Step::Weight(leaf) => weigh(s, shared, leaf, x, n, to),
-                    Step::Rope { table } => rotate(x, tables[*table].add(position * n), n, to),
+                    Step::Rope { table } => {
+                        rotate(s, x, tables[*table].add(2 * position * n), n, to);
+                    }
                 }
                 x = to;
             }
@@ -230,7 +259,7 @@ unsafe fn weigh<S: Simd>(
     let layout = &leaf.layout;
     let last = layout.rank() - 1;
     let stride = if layout.shape[last] == 1 { 0 } else { layout.strides[last] };
-    let mut buffer = [0f32; crate::simd::MAX_LANES];
+    let mut buffer = [0f32; MAX_LANES];
     let mut i = 0;
     // SAFETY: passed on.
     unsafe {
@@ -245,19 +274,41 @@ unsafe fn weigh<S: Simd>(
     }
 }
 
-/// Rotates pairs; `table` has the cosines, then the sines, of the position.
+/// `to = x / sqrt(mean square + eps)`. Head dims are few: each lane adds a handful of squares, so the
+/// sum needs no compensation.
 ///
 /// # Safety
-/// `x` and `to`, the same or apart, have `n` values, `table` has as many.
+/// `x` and `to`, the same or apart, have `n` values.
 #[inline(always)]
-unsafe fn rotate(x: *const f32, table: *const f32, n: usize, to: *mut f32) {
-    // SAFETY: passed on.
+unsafe fn rms_norm<S: Simd>(s: S, eps: f64, x: *const f32, n: usize, to: *mut f32) {
+    let mut squares = s.splat(0.0);
+    // SAFETY: lanes below n.
     unsafe {
-        for i in 0..n / 2 {
-            let (cos, sin) = (*table.add(i), *table.add(n / 2 + i));
-            let (first, second) = (*x.add(2 * i), *x.add(2 * i + 1));
-            *to.add(2 * i) = first * cos - second * sin;
-            *to.add(2 * i + 1) = second * cos + first * sin;
+        for i in (0..n).step_by(S::LANES) {
+            let x = s.load_n(x.add(i), S::LANES.min(n - i));
+            squares = s.mul_add(x, x, squares);
+        }
+        let mean = f64::from(s.reduce_add(squares)) / n as f64;
+        scale_to(s, x, n, (1.0 / (mean + eps).sqrt()) as f32, to);
+    }
+}
+
+/// Rotates pairs: each element times its cosine, and its neighbor times the sine.
+///
+/// # Safety
+/// `x` and `to`, the same or apart, have `n` values; `table` has twice as many, those of the
+/// position.
+#[inline(always)]
+unsafe fn rotate<S: Simd>(s: S, x: *const f32, table: *const f32, n: usize, to: *mut f32) {
+    // SAFETY: lanes below n, which is even, as vectors' lengths are.
+    unsafe {
+        for i in (0..n).step_by(S::LANES) {
+            let count = S::LANES.min(n - i);
+            let x = s.load_n(x.add(i), count);
+            let (cosines, sines) =
+                (s.load_n(table.add(i), count), s.load_n(table.add(n + i), count));
+            let rotated = s.mul_add(x, cosines, s.mul(s.swap_neighbors(x), sines));
+            s.store_n(to.add(i), rotated, count);
         }
     }
 }

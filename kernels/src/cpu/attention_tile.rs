@@ -2,111 +2,176 @@
 //! columns are queries. Both products have this form, transposed: scores are keys times queries
 //! (`t` runs over head dims), outputs are values times weights (`t` runs over keys). So the softmax
 //! works lane by lane, and rows of keys and values are broadcast from where they are.
+//!
+//! A and B hold words: one f32, or two neighbors along `t` in bf16. What becomes of a tile's sums is
+//! up to a [`Finish`], which gets them in registers.
 
 use crate::simd::{Simd, SimdJob};
 
-/// Where the factors of a product lie.
+use super::matmul_tile::Arithmetic;
+
+/// Factors of a product; counts and steps are in words.
 #[derive(Clone, Copy)]
-pub(crate) struct Factors {
-    /// A, scalars.
-    pub(crate) a: *const f32,
-    /// Step between rows of A.
-    pub(crate) a_row: usize,
-    /// Step along t in A.
-    pub(crate) a_step: usize,
-    /// B, rows of query lanes.
-    pub(crate) b: *const f32,
-    /// Step between rows of B.
-    pub(crate) b_step: usize,
+pub(super) struct Factors {
+    /// A, read word by word.
+    pub(super) a: *const f32,
+    /// Step of A along the axis whose neighbors are not adjacent.
+    pub(super) a_stride: usize,
+    /// B: for each t, the query lanes.
+    pub(super) b: *const f32,
     /// Terms of each sum.
-    pub(crate) terms: usize,
+    pub(super) terms: usize,
+    /// What the sums start from, rows of query lanes; null for zero.
+    pub(super) start: *const f32,
 }
 
-/// `C` of `rows` rows, `c_row` values apart, by `V` vectors; added to what is there if `add`.
+/// What becomes of the sums.
+pub(super) trait Finish: Copy {
+    /// Takes rows `row..row + R` of the product.
+    ///
+    /// # Safety
+    /// As the implementation says.
+    unsafe fn finish<S: Simd, const R: usize, const V: usize>(
+        self,
+        s: S,
+        row: usize,
+        sums: [[S::F; V]; R],
+    );
+}
+
+/// The product's `rows` rows of `V` vectors. `ROWS`: neighbors in A are rows; else they are terms.
 ///
 /// # Safety
-/// A, B and C have the elements that the counts and steps reach.
+/// A, B and the start have the words that the counts and strides reach; the finish may be called
+/// for all rows.
 #[inline(always)]
-pub(crate) unsafe fn product<S: Simd, const V: usize>(
+pub(super) unsafe fn product<S, A, F, const V: usize, const ROWS: bool>(
     s: S,
+    arithmetic: A,
     factors: Factors,
     rows: usize,
-    c: *mut f32,
-    c_row: usize,
-    add: bool,
-) {
-    // Tile heights: as many sums as registers hold beside a row of B and one scalar.
-    let many = S::REGISTERS == 32;
+    finish: F,
+) where
+    S: Simd,
+    A: Arithmetic,
+    F: Finish,
+{
     let mut row = 0;
     macro_rules! tiles {
         ($height:literal) => {
-            while rows - row >= $height {
-                // SAFETY: rows below `rows`.
-                unsafe {
-                    let a = factors.a.add(row * factors.a_row);
-                    let factors = Factors { a, ..factors };
-                    let c = c.add(row * c_row);
-                    s.outline(Tile::<$height, V> { factors, c, c_row, add });
-                }
-                row += $height;
+            let count = (rows - row) / $height;
+            if count > 0 {
+                arithmetic.outline(
+                    s,
+                    Tiles::<A, F, $height, V, ROWS> { arithmetic, factors, row, count, finish },
+                );
+                row += count * $height;
             }
         };
     }
-    match (many, V) {
-        (true, 1) => tiles!(16),
-        (true, 2) => tiles!(12),
-        (true, 3) => tiles!(8),
-        (true, _) => tiles!(6),
-        (false, 1) => tiles!(12),
-        (false, _) => tiles!(6),
+    // Tile heights: as many sums as registers hold beside a row of B and one word of A. They are
+    // even, so that pairs of rows stay together; only the last row may be alone.
+    match (S::REGISTERS, V) {
+        (32, 1) => {
+            tiles!(16);
+        }
+        (32, 2) => {
+            tiles!(12);
+        }
+        (32, 3) => {
+            tiles!(8);
+        }
+        (32, _) => {
+            tiles!(6);
+        }
+        (16, 1) => {
+            tiles!(12);
+        }
+        _ => {
+            tiles!(6);
+        }
     }
-    if many && V <= 2 {
+    if S::REGISTERS == 32 && V <= 2 {
         tiles!(8);
     }
     tiles!(4);
     tiles!(2);
     tiles!(1);
+    debug_assert_eq!(row, rows);
 }
 
-/// One tile of `R` rows by `V` vectors, in a function of its own: its sums take all registers.
-struct Tile<const R: usize, const V: usize> {
+/// `count` tiles of `R` rows by `V` vectors, in a function of its own: sums take all registers.
+struct Tiles<A, F, const R: usize, const V: usize, const ROWS: bool> {
+    arithmetic: A,
     factors: Factors,
-    c: *mut f32,
-    c_row: usize,
-    add: bool,
+    row: usize,
+    count: usize,
+    finish: F,
 }
 
-impl<const R: usize, const V: usize> SimdJob for Tile<R, V> {
+impl<A, F, const R: usize, const V: usize, const ROWS: bool> SimdJob for Tiles<A, F, R, V, ROWS>
+where
+    A: Arithmetic,
+    F: Finish,
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Tile { factors, c, c_row, add } = self;
-        let Factors { a, a_row, a_step, b, b_step, terms } = factors;
-        // SAFETY: the caller of `product` promises the elements.
+        let Tiles { arithmetic, factors, row, count, finish } = self;
+        let Factors { a, a_stride, b, terms, start } = factors;
+        let (a_row, a_step) = if ROWS { (1, a_stride) } else { (a_stride, 1) };
+        let lanes = V * S::LANES;
+        // SAFETY: the caller of `product` promises the words.
         unsafe {
-            let mut sums = [[s.splat(0.0); V]; R];
-            if add {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.load(c.add(r * c_row + v * S::LANES));
+            for row in (row..row + count * R).step_by(R) {
+                let mut sums = [[s.splat(0.0); V]; R];
+                if !start.is_null() {
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        for (v, sum) in sums.iter_mut().enumerate() {
+                            *sum = s.load(start.add((row + r) * lanes + v * S::LANES));
+                        }
                     }
                 }
-            }
-            for t in 0..terms {
-                let b = b.add(t * b_step);
-                let lanes: [S::F; V] = std::array::from_fn(|v| s.load(b.add(v * S::LANES)));
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = s.splat(*a.add(r * a_row + t * a_step));
-                    for (sum, &lanes) in sums.iter_mut().zip(&lanes) {
-                        *sum = s.mul_add(x, lanes, *sum);
+                let (mut a, mut b) = (a.add(row * a_row), b);
+                for _ in 0..terms {
+                    let lanes: [S::F; V] = std::array::from_fn(|v| s.load(b.add(v * S::LANES)));
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = s.splat(a.add(r * a_row).read_unaligned());
+                        for (sum, &lanes) in sums.iter_mut().zip(&lanes) {
+                            *sum = arithmetic.multiply_add(s, x, lanes, *sum);
+                        }
                     }
+                    a = a.wrapping_add(a_step);
+                    b = b.wrapping_add(V * S::LANES);
                 }
+                finish.finish::<S, R, V>(s, row, sums);
             }
-            for (r, sums) in sums.iter().enumerate() {
-                for (v, &sum) in sums.iter().enumerate() {
-                    s.store(c.add(r * c_row + v * S::LANES), sum);
-                }
+        }
+    }
+}
+
+/// Writes rows of query lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Store {
+    /// `[rows, lanes]`.
+    pub(super) to: *mut f32,
+}
+
+impl Finish for Store {
+    /// # Safety
+    /// `to` is writable for the rows.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const R: usize, const V: usize>(
+        self,
+        s: S,
+        row: usize,
+        sums: [[S::F; V]; R],
+    ) {
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (v, sum) in sums.into_iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { s.store(self.to.add((row + r) * V * S::LANES + v * S::LANES), sum) };
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Small loops over one row of f32, and the exponential of softmax.
+//! Small loops over one row of f32.
 
 use crate::simd::{Simd, prefetch_l2};
 
@@ -47,26 +47,10 @@ pub(crate) unsafe fn scale_to<S: Simd>(
     }
 }
 
-/// Asks for the lines of `n` f32 from `row` on.
+/// Asks for the lines of `bytes` bytes from `row` on.
 #[inline(always)]
-pub(crate) fn prefetch_row(row: *const u8, n: usize) {
-    for byte in (0..n * 4 + 63).step_by(64) {
+pub(crate) fn prefetch_row(row: *const u8, bytes: usize) {
+    for byte in (0..bytes + 63).step_by(64) {
         prefetch_l2(row.wrapping_add(byte));
     }
-}
-
-/// `2^x` for `x <= 0`, within 2 ulp; below -126 it is `2^-126`, which no sum of weights feels. The
-/// polynomial is that of the Cephes library (single precision).
-#[inline(always)]
-pub(crate) fn exp2_nonpositive<S: Simd>(s: S, x: S::F) -> S::F {
-    // 1.5 * 2^23: adding it rounds to an integer, which then is in the low bits.
-    let magic = s.splat(12_582_912.0);
-    let x = s.max(x, s.splat(-126.0));
-    let biased = s.add(x, magic);
-    let r = s.sub(x, s.sub(biased, magic));
-    let mut y = s.splat(1.535_336_2e-4);
-    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0] {
-        y = s.mul_add(y, r, s.splat(c));
-    }
-    s.add_bits(y, s.shl::<23>(biased))
 }

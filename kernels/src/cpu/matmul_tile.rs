@@ -56,7 +56,7 @@ impl Words {
 }
 
 /// How words of one kind are multiplied.
-trait Arithmetic: Copy {
+pub(super) trait Arithmetic: Copy {
     /// `sum` plus the product of the words `a` and `b`, lane by lane.
     fn multiply_add<S: Simd>(self, s: S, a: S::F, b: S::F, sum: S::F) -> S::F;
 
@@ -66,7 +66,7 @@ trait Arithmetic: Copy {
 
 /// [`Words::F32`].
 #[derive(Clone, Copy)]
-struct Single;
+pub(super) struct Single;
 
 impl Arithmetic for Single {
     #[inline(always)]

@@ -2,6 +2,8 @@
 
 pub mod attention;
 mod attention_rows;
+mod attention_softmax;
+mod attention_task;
 mod attention_tile;
 pub mod body;
 pub mod concat;

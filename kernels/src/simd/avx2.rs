@@ -145,6 +145,10 @@ impl Simd for Avx2 {
         op!(_mm256_fnmadd_ps(a, b, c))
     }
     #[inline(always)]
+    fn swap_neighbors(self, a: __m256) -> __m256 {
+        op!(_mm256_permute_ps::<0b10_11_00_01>(a))
+    }
+    #[inline(always)]
     fn min(self, a: __m256, b: __m256) -> __m256 {
         op!(_mm256_min_ps(a, b))
     }

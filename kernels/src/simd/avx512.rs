@@ -32,6 +32,17 @@ unsafe fn run_bf16<J: SimdJob>(job: J) -> J::Output {
 
 const LANES: usize = 16;
 
+/// Takes the halves of a register of 16-bit elements in turns.
+const INTERLEAVED: [u16; 2 * LANES] = {
+    let mut index = [0; 2 * LANES];
+    let mut i = 0;
+    while i < 2 * LANES {
+        index[i] = (i / 2 + i % 2 * LANES) as u16;
+        i += 1;
+    }
+    index
+};
+
 #[inline(always)]
 fn prefix_mask(n: usize) -> u16 {
     debug_assert!(n <= LANES);
@@ -147,6 +158,76 @@ impl Simd for Avx512 {
         unsafe {
             let pairs = |x: __m512| std::mem::transmute::<__m512, __m512bh>(x);
             _mm512_dpbf16_ps(c, pairs(a), pairs(b))
+        }
+    }
+    #[inline(always)]
+    fn narrow_pair(self, _: Bf16Dot, low: __m512, high: __m512) -> __m512 {
+        // SAFETY: the proof exists, so the CPU has the instruction; both types are 64 plain bytes.
+        unsafe {
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let index = std::mem::transmute::<[u16; 2 * LANES], __m512i>(INTERLEAVED);
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, halves))
+        }
+    }
+    #[inline(always)]
+    fn swap_neighbors(self, a: __m512) -> __m512 {
+        op!(_mm512_permute_ps::<0b10_11_00_01>(a))
+    }
+    #[inline(always)]
+    unsafe fn transpose_square(
+        self,
+        from: *const f32,
+        from_row: usize,
+        to: *mut f32,
+        to_row: usize,
+    ) {
+        // SAFETY: the caller promises LANES rows of LANES elements on both sides.
+        unsafe {
+            let rows: [__m512; LANES] = std::array::from_fn(|i| self.load(from.add(i * from_row)));
+            // Within quarters of 128 bits first: columns of four rows, as in a block of 4 x 4.
+            let mut quarters = [self.splat(0.0); LANES];
+            for i in (0..LANES).step_by(4) {
+                let (a, b, c, d) = (rows[i], rows[i + 1], rows[i + 2], rows[i + 3]);
+                let pd = |x: __m512| _mm512_castps_pd(x);
+                let (ab_low, ab_high) =
+                    (pd(_mm512_unpacklo_ps(a, b)), pd(_mm512_unpackhi_ps(a, b)));
+                let (cd_low, cd_high) =
+                    (pd(_mm512_unpacklo_ps(c, d)), pd(_mm512_unpackhi_ps(c, d)));
+                quarters[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
+                quarters[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
+                quarters[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
+                quarters[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
+            }
+            // Then the quarters themselves: quarter q of vector 4 r + j is part r of row 4 q + j.
+            for j in 0..4 {
+                let (a, b) = (quarters[j], quarters[4 + j]);
+                let (c, d) = (quarters[8 + j], quarters[12 + j]);
+                let ab_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                let ab_odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                let cd_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
+                let cd_odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
+                let row = |q: usize| to.add((4 * q + j) * to_row);
+                self.store(row(0), _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_even, cd_even));
+                self.store(row(1), _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_odd, cd_odd));
+                self.store(row(2), _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_even, cd_even));
+                self.store(row(3), _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_odd, cd_odd));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_n(self, p: *const u16, n: usize) -> __m512 {
+        // SAFETY: the mask covers the n values the caller promises.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(prefix_mask(n), p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_n(self, p: *mut u16, v: __m512, n: usize) {
+        let bits = op!(_mm512_srli_epi32::<16>(_mm512_castps_si512(self.round_bf16(v))));
+        // SAFETY: the mask covers the n values the caller promises.
+        unsafe {
+            _mm256_mask_storeu_epi16(p.cast(), prefix_mask(n), _mm512_cvtepi32_epi16(bits));
         }
     }
     #[inline(always)]

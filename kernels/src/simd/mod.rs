@@ -12,6 +12,7 @@
 //! agree within rounding between two.
 
 mod portable;
+mod square;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -27,6 +28,7 @@ pub use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use portable::Portable;
+pub use square::transpose_4x4;
 
 use crate::isa::{Bf16Dot, Isa, Kind};
 
@@ -132,6 +134,38 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn pair_bf16(self, low: Self::F, high: Self::F) -> Self::F {
         self.or(self.shr::<16>(self.round_bf16(low)), self.round_bf16(high))
+    }
+
+    /// As [`Simd::pair_bf16`], by the instruction that comes with [`Simd::dot_bf16`]; like there,
+    /// denormals may count as zero.
+    #[inline(always)]
+    fn narrow_pair(self, _: Bf16Dot, low: Self::F, high: Self::F) -> Self::F {
+        self.pair_bf16(low, high)
+    }
+
+    /// Lanes `2 i` and `2 i + 1` in each other's place.
+    fn swap_neighbors(self, a: Self::F) -> Self::F;
+    /// `to[j * to_row + i] = from[i * from_row + j]` for `i` and `j` below [`Simd::LANES`].
+    ///
+    /// # Safety
+    /// Both are valid for the elements that the steps reach, and do not overlap.
+    #[inline(always)]
+    unsafe fn transpose_square(
+        self,
+        from: *const f32,
+        from_row: usize,
+        to: *mut f32,
+        to_row: usize,
+    ) {
+        for i in (0..Self::LANES).step_by(4) {
+            for j in (0..Self::LANES).step_by(4) {
+                // SAFETY: blocks of 4 x 4 lie within the square.
+                unsafe {
+                    let (from, to) = (from.add(i * from_row + j), to.add(j * to_row + i));
+                    transpose_4x4(from, from_row, to, to_row);
+                }
+            }
+        }
     }
 
     /// `a < b ? a : b`: `b` if either is NaN.

@@ -139,6 +139,10 @@ impl Simd for Neon {
         op!(vfmsq_f32(c, a, b))
     }
     #[inline(always)]
+    fn swap_neighbors(self, a: float32x4_t) -> float32x4_t {
+        op!(vrev64q_f32(a))
+    }
+    #[inline(always)]
     fn min(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         op!(vbslq_f32(vcltq_f32(a, b), a, b))
     }

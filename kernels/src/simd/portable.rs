@@ -131,6 +131,10 @@ impl Simd for Portable {
         std::array::from_fn(|lane| c[lane] - a[lane] * b[lane])
     }
     #[inline(always)]
+    fn swap_neighbors(self, a: F) -> F {
+        std::array::from_fn(|lane| a[lane ^ 1])
+    }
+    #[inline(always)]
     fn min(self, a: F, b: F) -> F {
         zip(a, b, |x, y| if x < y { x } else { y })
     }
