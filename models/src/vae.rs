@@ -174,19 +174,105 @@ fn decoder(net: &mut Net<'_>, config: &AutoencoderKl, x: ValueId) -> Value {
     let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
     let x = conv(net, "conv_in", x, channels[0], 3)?;
     let mut x = net.at("mid_block", |net| mid_block(net, config, x))?;
+    let mut is_joined = false;
     for (i, &out) in channels.iter().enumerate() {
-        x = net.at(&format!("up_blocks.{i}"), |net| -> Value {
-            let mut x = x;
-            for j in 0..=config.layers_per_block {
-                x = net.at(&format!("resnets.{j}"), |net| resnet(net, config, x, out))?;
-            }
-            if i + 1 < channels.len() {
-                x = net.at("upsamplers.0", |net| upsample(net, x))?;
-            }
-            Ok(x)
-        })?;
+        for j in usize::from(is_joined)..=config.layers_per_block {
+            let name = format!("up_blocks.{i}.resnets.{j}");
+            x = net.at(&name, |net| resnet(net, config, x, out))?;
+        }
+        let Some(&next) = channels.get(i + 1) else { break };
+        let [frames, height, width, _] = nn::dims(net, x);
+        let frame = TensorType::new(net.dtype(), [frames, 2 * height, 2 * width, out])?;
+        let parts = if next == out { 1 } else { n_parts(config, &frame) };
+        is_joined = parts > 1;
+        let up = format!("up_blocks.{i}.upsamplers.0.conv");
+        x = if is_joined {
+            let resnet = format!("up_blocks.{}.resnets.0", i + 1);
+            upsample_in_parts(net, config, x, [&up, &resnet], next, parts)?
+        } else {
+            let x = doubled(net, x)?;
+            conv(net, &up, x, out, 3)?
+        };
     }
     head(net, config, x, config.out_channels)
+}
+
+/// Bytes above which a frame between two blocks is made a part of its channels at a time.
+const MAX_FRAME_BYTES: usize = 256 << 20;
+
+/// In how many parts an upsampled frame is made: each has whole groups of the norm.
+fn n_parts(config: &AutoencoderKl, frame: &TensorType) -> usize {
+    let groups = config.norm_num_groups;
+    let enough = |&parts: &usize| {
+        groups.is_multiple_of(parts) && frame.bytes().div_ceil(parts) <= MAX_FRAME_BYTES
+    };
+    (1..=groups).find(enough).unwrap_or(groups)
+}
+
+/// Upsamples to `x`'s channels and runs the resnet to `out` channels behind it, where the frame
+/// between is the widest of all: only one of `parts` parts of its channels exists at a time. The
+/// norm's groups lie within parts, and what the resnet's convolutions make of a part is added up, so
+/// the values are those of the whole but for the order of sums.
+fn upsample_in_parts(
+    net: &mut Net<'_>,
+    config: &AutoencoderKl,
+    x: ValueId,
+    [up, resnet]: [&str; 2],
+    out: usize,
+    parts: usize,
+) -> Value {
+    let width = net.width(x);
+    let part = width / parts;
+    let params = |net: &mut Net<'_>, name: &str, weight: &[usize]| {
+        net.at(name, |net| -> Result<_, ops::Error> {
+            let bias = [weight[0]];
+            Ok((net.weight("weight", weight)?, net.weight("bias", &bias)?))
+        })
+    };
+    let up_params = params(net, up, &[width, width, 3, 3])?;
+    let norm = params(net, &format!("{resnet}.norm1"), &[width])?;
+    let conv1 = params(net, &format!("{resnet}.conv1"), &[out, width, 3, 3])?;
+    let shortcut = params(net, &format!("{resnet}.conv_shortcut"), &[out, width, 1, 1])?;
+    let (mut hidden, mut sum) = (None, None);
+    for start in (0..width).step_by(part) {
+        let (start, stop) = (start, start + part);
+        let x = net.at(up, |net| -> Value {
+            let weight = net.slice_axis(up_params.0, 0, start, stop)?;
+            let bias = net.slice_axis(up_params.1, 0, start, stop)?;
+            let x = doubled(net, x)?;
+            let bias = net.reshape(bias, &[1, 1, 1, part])?;
+            let y = net.conv(x, weight, &same_window(3))?;
+            net.add(y, bias)
+        })?;
+        // The bias, or what the parts before came to, is added to the convolution of a part.
+        let accumulate =
+            |net: &mut Net<'_>, x, params: (ValueId, ValueId), kernel, before| -> Value {
+                let weight = net.slice_axis(params.0, 1, start, stop)?;
+                let y = net.conv(x, weight, &same_window(kernel))?;
+                let before = match before {
+                    Some(before) => before,
+                    None => net.reshape(params.1, &[1, 1, 1, out])?,
+                };
+                net.add(y, before)
+            };
+        net.at(resnet, |net| -> Result<(), ops::Error> {
+            let weight = net.slice_axis(norm.0, 0, start, stop)?;
+            let bias = net.slice_axis(norm.1, 0, start, stop)?;
+            let groups = config.norm_num_groups / parts;
+            let y = net.group_norm(x, weight, bias, groups, NORM_EPS)?;
+            let y = net.silu(y)?;
+            hidden = Some(accumulate(net, y, conv1, 3, hidden)?);
+            sum = Some(accumulate(net, x, shortcut, 1, sum)?);
+            Ok(())
+        })?;
+    }
+    let (hidden, sum) = hidden.zip(sum).expect("there is a part");
+    net.at(resnet, |net| {
+        let y = group_norm(net, "norm2", config, hidden)?;
+        let y = net.silu(y)?;
+        let y = conv(net, "conv2", y, out, 3)?;
+        net.add(sum, y)
+    })
 }
 
 /// The last norm and convolution of either half.
@@ -241,19 +327,23 @@ fn downsample(net: &mut Net<'_>, x: ValueId) -> Value {
     net.at("conv", |net| conv_at(net, x, width, 3, &window))
 }
 
-/// Repeats every pixel twice in both directions, then convolves.
-fn upsample(net: &mut Net<'_>, x: ValueId) -> Value {
+/// Every pixel twice in both directions.
+fn doubled(net: &mut Net<'_>, x: ValueId) -> Value {
     let [frames, height, width, channels] = nn::dims(net, x);
     let x = net.reshape(x, &[frames, height, 1, width, 1, channels])?;
     let x = net.broadcast(x, &[frames, height, 2, width, 2, channels])?;
-    let x = net.reshape(x, &[frames, 2 * height, 2 * width, channels])?;
-    conv(net, "conv", x, channels, 3)
+    net.reshape(x, &[frames, 2 * height, 2 * width, channels])
+}
+
+/// A square window that keeps the size.
+fn same_window(kernel: usize) -> Window {
+    let pad = [kernel / 2; 2];
+    Window::new(&[1, 1], &pad, &pad)
 }
 
 /// A square convolution that keeps the size.
 fn conv(net: &mut Net<'_>, name: &str, x: ValueId, out: usize, kernel: usize) -> Value {
-    let pad = [kernel / 2; 2];
-    net.at(name, |net| conv_at(net, x, out, kernel, &Window::new(&[1, 1], &pad, &pad)))
+    net.at(name, |net| conv_at(net, x, out, kernel, &same_window(kernel)))
 }
 
 fn conv_at(net: &mut Net<'_>, x: ValueId, out: usize, kernel: usize, window: &Window) -> Value {

@@ -605,12 +605,23 @@ impl Growth {
         let weight =
             self.fresh(DType::F32, &[&[out, channels], vec![3; spatial].as_slice()].concat());
         let window = Window::new(&vec![1; spatial], &vec![1; spatial], &vec![1; spatial]);
-        let value = self.b.conv(x.value, weight.value, &window)?;
+        // On the way in what a decoder has there: an activation, every pixel twice.
+        let mut input = x.value;
+        if self.random.one_in(3) {
+            input = self.b.silu(input)?;
+        }
+        if let (&[n, h, w, c], true) = (&shape[..], self.random.one_in(3)) {
+            input = self.b.reshape(input, &[n, h, 1, w, 1, c])?;
+            input = self.b.broadcast(input, &[n, h, 2, w, 2, c])?;
+            input = self.b.reshape(input, &[n, 2 * h, 2 * w, c])?;
+        }
+        let is_same = input == x.value;
+        let value = self.b.conv(input, weight.value, &window)?;
         let mut dims = vec![1; shape.len()];
         dims[spatial + 1] = out;
         let bias = self.fresh(DType::F32, &dims);
         let mut value = self.b.add(value, bias.value)?;
-        if out == channels {
+        if out == channels && is_same {
             value = self.b.add(value, x.value)?;
         }
         let bound = x.bound * 2.0 * (channels * 3usize.pow(spatial as u32)) as f64 + 18.0;

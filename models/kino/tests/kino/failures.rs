@@ -164,7 +164,9 @@ fn a_misfit_lists_every_tensor() {
 fn an_interrupt_in_any_stage_leaves_nothing() {
     // Many prompts, steps or frames, so that a stage lasts long enough to be interrupted.
     let program = Program::new();
-    fs::write(program.path("prompts.txt"), format!("{PROMPT}\n").repeat(4000)).unwrap();
+    // Each text is encoded once, so they must differ.
+    let prompts: String = (0..4000).map(|i| format!("{PROMPT} {i}\n")).collect();
+    fs::write(program.path("prompts.txt"), prompts).unwrap();
     let args = ["--prompt-path", "prompts.txt", "--num-frames", "1"];
     let stderr = interrupted(&program, &args, |child| {
         // The last line of the plan, after which the text stage begins.
