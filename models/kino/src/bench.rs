@@ -1,4 +1,4 @@
-//! `kino bench`: our speed, memory and results beside PyTorch's, OpenVINO's, ONNX Runtime's and OpenBLAS's.
+//! `kino bench`: our speed, memory and results, alone or beside those of other runtimes.
 //!
 //! Every side is a process of its own, our side is this program again with `--serve`. What is measured and how is in the
 //! crate `benches`; this file is its command line.

@@ -56,7 +56,7 @@ enum Command {
     Dump(dump::DumpOptions),
     /// Tell what this machine offers and what is used of it
     Doctor(doctor::DoctorOptions),
-    /// Measure speed, memory and results beside PyTorch, OpenVINO, ONNX Runtime and OpenBLAS
+    /// Measure speed, memory and results, alone or beside other runtimes
     Bench(bench::BenchOptions),
     /// Make a checkpoint of a published architecture with made-up weights
     Synth(synth::SynthOptions),
