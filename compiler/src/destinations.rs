@@ -6,10 +6,10 @@
 //! weight, a view, an operand of two concats) would have to be copied anyway; such a concat runs as
 //! a kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kernels::Layout;
-use ops::{Class, Graph, Op, ValueId};
+use ops::{Graph, Op, ValueId};
 
 /// Where the result of an op is written.
 #[derive(Clone, Debug)]
@@ -35,6 +35,7 @@ pub(crate) fn destinations(graph: &Graph) -> Destinations {
     let n = graph.nodes.len();
     let mut found = Destinations { of: vec![None; n], is_assembled: vec![false; n] };
     let bases = bases(graph);
+    let mut members: BTreeMap<ValueId, BTreeSet<ValueId>> = BTreeMap::new();
     for concat in graph.values().rev() {
         let Some(Op::Concat(op)) = graph.op(concat) else { continue };
         let args = &graph.node(concat).args;
@@ -42,16 +43,13 @@ pub(crate) fn destinations(graph: &Graph) -> Destinations {
             root: concat,
             layout: Layout::dense(graph.ty(concat)),
         });
-        let in_storage = |value: &ValueId| {
-            found.of[value.index()].as_ref().is_some_and(|place| place.root == whole.root)
-        };
-        let mut members: BTreeSet<ValueId> = graph.values().filter(in_storage).collect();
-        members.extend(args);
+        let mut in_storage = members.get(&whole.root).cloned().unwrap_or_default();
+        in_storage.extend(args);
         // A step that read one member and wrote another would read and write one buffer.
         let reads_a_member = |&member: &ValueId| {
-            let operands = &graph.node(member).args;
-            member != concat
-                && operands.iter().any(|operand| !bases[operand.index()].is_disjoint(&members))
+            let is_step = member != concat && !found.is_assembled[member.index()];
+            let mut operands = graph.node(member).args.iter();
+            is_step && operands.any(|arg| in_storage.contains(&bases[arg.index()]))
         };
         let are_steps = args.iter().all(|&arg| {
             graph.op(arg).is_some_and(|op| !is_view(op))
@@ -59,7 +57,7 @@ pub(crate) fn destinations(graph: &Graph) -> Destinations {
                 && found.of[arg.index()].is_none()
         });
         let are_distinct = args.iter().collect::<BTreeSet<_>>().len() == args.len();
-        if !are_steps || !are_distinct || members.iter().any(reads_a_member) {
+        if !are_steps || !are_distinct || in_storage.iter().any(reads_a_member) {
             continue;
         }
         let mut start = vec![0; whole.layout.rank()];
@@ -71,26 +69,22 @@ pub(crate) fn destinations(graph: &Graph) -> Destinations {
             start[op.axis] += shape[op.axis];
         }
         found.is_assembled[concat.index()] = true;
+        members.insert(whole.root, in_storage);
     }
     found
 }
 
-/// For each value the values whose elements it may show: itself, and what movement ops read.
-fn bases(graph: &Graph) -> Vec<BTreeSet<ValueId>> {
-    let mut bases: Vec<BTreeSet<ValueId>> = Vec::with_capacity(graph.nodes.len());
+/// For each value the one whose elements it shows: itself, or what it is a view of.
+fn bases(graph: &Graph) -> Vec<ValueId> {
+    let mut bases: Vec<ValueId> = Vec::with_capacity(graph.nodes.len());
     for value in graph.values() {
-        let mut own = BTreeSet::from([value]);
-        if graph.op(value).is_some_and(|op| op.def().class() == Class::Movement) {
-            for arg in &graph.node(value).args {
-                own.extend(&bases[arg.index()]);
-            }
-        }
-        bases.push(own);
+        let is_shown = graph.op(value).is_some_and(is_view);
+        bases.push(if is_shown { bases[graph.node(value).args[0].index()] } else { value });
     }
     bases
 }
 
 /// Whether the op's result is a view of its operand.
-fn is_view(op: &Op) -> bool {
+pub(crate) fn is_view(op: &Op) -> bool {
     matches!(op, Op::Reshape(_) | Op::Permute(_) | Op::Slice(_) | Op::Broadcast(_))
 }

@@ -36,7 +36,7 @@ pub use report::{Holds, Live, Report, StepCost};
 /// # Errors
 /// As [`plan()`].
 pub fn compile(graph: Graph, target: &Target) -> Result<Plan, Error> {
-    plan(optimize(graph, &mut |_| {}), target)
+    plan(&optimize(graph, &mut |_| {}), target)
 }
 
 /// What a plan is held to.
@@ -56,10 +56,11 @@ pub fn compile_with(graph: Graph, target: &Target, options: &Options) -> Result<
     let name = graph.name.clone();
     let fused = run_passes(graph, pass::BEFORE_CHUNKING, &mut |_| {});
     let mut smallest: Option<Plan> = None;
+    let Chunking { bytes, max_chunks } = Chunking::default();
     for fineness in 0..=MAX_FINENESS {
-        let Chunking { bytes, max_chunks } = Chunking::default();
-        let chunking = Chunking { bytes: bytes >> fineness, max_chunks: max_chunks << fineness };
-        let plan = plan(chunk_tokens(&fused, chunking), target)?;
+        let max_chunks = max_chunks << fineness.min(MAX_SPLITS);
+        let chunking = Chunking { bytes: bytes >> fineness, max_chunks };
+        let plan = plan(&chunk_tokens(&fused, chunking), target)?;
         if plan.held_bytes() <= memory {
             return Ok(plan);
         }
@@ -81,16 +82,20 @@ pub fn compile_with(graph: Graph, target: &Target, options: &Options) -> Result<
 /// machine that holds the weights could not spare.
 const MAX_FINENESS: usize = 5;
 
+/// How often the greatest number of chunks is doubled: 128 of each branch make plans of some ten
+/// thousand steps.
+const MAX_SPLITS: usize = 3;
+
 /// Compiles an optimized graph: orders steps, chooses storage and kernels, plans memory.
 ///
 /// # Errors
 /// [`Error::NoKernel`] if the target has no kernel for an op.
-pub fn plan(graph: Graph, target: &Target) -> Result<Plan, Error> {
+pub fn plan(graph: &Graph, target: &Target) -> Result<Plan, Error> {
     let in_order = |graph: &Graph| -> Result<Plan, Error> {
         Ok(plan_memory::plan_memory(lower::lower(graph, target)?, target))
     };
-    let given = in_order(&graph)?;
-    let Some(other) = order_steps::order_steps(&graph) else { return Ok(given) };
+    let given = in_order(graph)?;
+    let Some(other) = order_steps::order_steps(graph) else { return Ok(given) };
     let other = in_order(&other)?;
     Ok(if other.arena_bytes < given.arena_bytes { other } else { given })
 }

@@ -5,12 +5,19 @@
 //! grows live memory least. What counts here is an estimate that knows views and concats put
 //! together in place, but not which operands are overwritten; planning both tells which is better.
 
-use ops::{Builder, Graph, Op, ValueId};
+use ops::{Builder, Graph, ValueId};
 
-use crate::destinations::destinations;
+use crate::destinations::{destinations, is_view};
+
+/// Larger graphs are finely chunked: their order was chosen for memory, and the search would take
+/// longer than all else.
+const MAX_VALUES: usize = 30_000;
 
 /// The graph in the greedy order, if that seems to need less memory than the given one.
 pub(crate) fn order_steps(graph: &Graph) -> Option<Graph> {
+    if graph.nodes.len() > MAX_VALUES {
+        return None;
+    }
     let memory = Memory::new(graph);
     let order = greedy_order(graph, &memory);
     let given: Vec<ValueId> = graph.values().collect();
@@ -37,10 +44,7 @@ impl Memory {
         let mut memory =
             Memory { bases: Vec::with_capacity(n), taken_bytes: vec![0; n], uses: vec![0; n] };
         for value in graph.values() {
-            let is_view = matches!(
-                graph.op(value),
-                Some(Op::Reshape(_) | Op::Permute(_) | Op::Slice(_) | Op::Broadcast(_))
-            );
+            let is_view = graph.op(value).is_some_and(is_view);
             memory.bases.push(match (&destinations.of[value.index()], is_view) {
                 (Some(place), _) => place.root,
                 (None, true) => memory.bases[graph.node(value).args[0].index()],

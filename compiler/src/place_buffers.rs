@@ -14,6 +14,10 @@ use crate::plan::Buffer;
 /// Repaired placements of each order, at most.
 const MAX_REPAIRS: usize = 32;
 
+/// Pairs of buffers that all repairs of an order may look at, so that very long plans are not
+/// repaired for seconds.
+const MAX_PAIRS: usize = 4 << 20;
+
 /// The largest sum of bytes that are live at one step.
 pub(crate) fn lower_bound(buffers: &[Buffer]) -> usize {
     live_bytes(buffers).into_iter().max().unwrap_or(0)
@@ -148,7 +152,8 @@ fn repair(
     mut order: Vec<usize>,
     keep: &mut impl FnMut(Placement) -> bool,
 ) -> bool {
-    for _ in 0..MAX_REPAIRS {
+    let pairs: usize = rivals.iter().map(Vec::len).sum();
+    for _ in 0..MAX_REPAIRS.min(MAX_PAIRS / pairs.max(1)).max(1) {
         let placement = place(buffers, rivals, &order, Fit::Lowest);
         let is_above = |&i: &usize| placement.offsets[i] + buffers[i].bytes > bound;
         let culprit = (0..order.len())
