@@ -380,3 +380,64 @@ fn channels_first(net: &mut Net<'_>, x: ValueId) -> Value {
     let x = net.permute(x, &[0, 3, 1, 2])?;
     net.cast_to(x, DType::F32)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ops::{Rounding, Tensor, eval};
+
+    use super::*;
+
+    /// What the widest place of a decoder from 12 to 8 channels makes of some numbers.
+    fn upsampled(parts: usize) -> Vec<f64> {
+        let config = serde_json::json!({"block_out_channels": [8, 12], "norm_num_groups": 4});
+        let config = AutoencoderKl::from_json(&config).unwrap();
+        let mut b = Builder::new("widest");
+        let x = b.input("x", TensorType::new(DType::F32, [2, 3, 2, 12]).unwrap());
+        let net = &mut Net::new(&mut b, DType::F32);
+        let y = if parts > 1 {
+            upsample_in_parts(net, &config, x, ["up", "resnet"], 8, parts).unwrap()
+        } else {
+            let y = doubled(net, x).unwrap();
+            let y = conv(net, "up", y, 12, 3).unwrap();
+            net.at("resnet", |net| resnet(net, &config, y, 8)).unwrap()
+        };
+        let graph = b.finish(&[y]);
+        let given = graph.values().filter_map(|value| {
+            let name = match &graph.node(value).role {
+                ops::Role::Input(name) | ops::Role::Param(name) => name.to_string(),
+                ops::Role::Constant(_) | ops::Role::Op(_) => return None,
+            };
+            let ty = graph.ty(value).clone();
+            let seed = name.bytes().map(f64::from).sum::<f64>();
+            let numbers = (0..ty.count()).map(|i| (i as f64 * 0.7 + seed).sin()).collect();
+            Some((name, Tensor::floats(ty, numbers)))
+        });
+        let given: BTreeMap<String, Tensor> = given.collect();
+        eval(&graph, &given, Rounding::Exact).unwrap().remove(0).as_floats().to_vec()
+    }
+
+    #[test]
+    fn parts_of_the_widest_frame_add_up_to_the_whole() {
+        let whole = upsampled(1);
+        for parts in [2, 4] {
+            let found = upsampled(parts);
+            assert_eq!(found.len(), whole.len());
+            // f64 sums in another order.
+            let close = found.iter().zip(&whole).all(|(f, w)| (f - w).abs() < 1e-9);
+            assert!(close, "{parts} parts differ");
+        }
+    }
+
+    #[test]
+    fn frames_are_split_into_as_many_parts_as_their_size_needs() {
+        let config = AutoencoderKl::from_json(&serde_json::json!({})).unwrap();
+        let parts = |dtype, height, width| {
+            n_parts(&config, &TensorType::new(dtype, [1, height, width, 256]).unwrap())
+        };
+        assert_eq!(parts(DType::F32, 512, 512), 1);
+        assert_eq!(parts(DType::F32, 720, 1280), 4);
+        assert_eq!(parts(DType::Bf16, 720, 1280), 2);
+    }
+}

@@ -290,8 +290,14 @@ impl Winograd {
             let part = self.algorithm.part();
             let parts = [0, 1].map(|axis| block.dims[axis].div_ceil(part[axis]));
             let chunks = spec.input.channels.div_ceil(CHUNK);
-            // Whole points, and parts of a product where threads would wait for the last one.
-            let ranges = self.panels(spec).min(pool.threads());
+            // Whole points, or ranges of columns where threads would wait for the last one.
+            let threads = pool.threads();
+            let is_even = |&ranges: &usize| {
+                let items = self.points() * ranges;
+                20 * items >= 19 * threads * items.div_ceil(threads)
+            };
+            let panels = self.panels(spec);
+            let ranges = (1..=panels).find(is_even).unwrap_or(panels);
             let runs = block.dims[1].div_ceil(self.run);
             let items = [
                 (Phase::Gather, parts[0] * parts[1] * chunks),
