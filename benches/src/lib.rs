@@ -6,7 +6,6 @@ mod error;
 pub mod inputs;
 pub mod measure;
 pub mod ours;
-pub mod peak;
 pub mod product;
 pub mod report;
 mod side;
@@ -15,3 +14,4 @@ pub mod synth;
 pub mod work;
 
 pub use error::Error;
+pub use kernels::peak;

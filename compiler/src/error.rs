@@ -53,4 +53,7 @@ pub enum Error {
         /// What was expected or is wrong.
         reason: String,
     },
+    /// The numbers of a machine's cost model are not usable, as those of a damaged file. The caller's.
+    #[error("cost model: {0}")]
+    CostModel(String),
 }

@@ -2,9 +2,11 @@
 //!
 //! [`plan()`] takes an optimized graph to a [`Plan`]: [`order_steps`](mod@order_steps), then storage
 //! and kernels (`lower.rs`), then offsets (`plan_memory.rs`). [`check_plan`] shares no code with
-//! these and is run on every plan before it is executed.
+//! these and is run on every plan before it is executed. [`Plan::residents`] and [`Plan::works`] tell
+//! what a plan holds and does; [`cost`] how long that takes on a machine that was measured.
 
 mod check_plan;
+pub mod cost;
 mod destinations;
 mod dot;
 mod error;
@@ -17,7 +19,9 @@ mod plan;
 mod plan_memory;
 mod plan_text;
 mod report;
+mod residents;
 mod rewrite;
+mod work;
 
 use kernels::Target;
 use ops::Graph;
@@ -30,6 +34,8 @@ pub use passes::chunk_tokens::{Chunking, chunk_tokens};
 pub use plan::{ALIGN_BYTES, Buffer, BufferId, Operand, Place, Plan, Port, Step};
 pub use plan_text::{describe, parse_plan};
 pub use report::{Holds, Live, Report, StepCost};
+pub use residents::{Content, Purpose, Resident};
+pub use work::{Shape, Work};
 
 /// Compiles a graph as a model builder made it: every pass, then [`plan()`].
 ///

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use ops::ValueId;
+use ops::{Role, ValueId};
 
-use crate::place_buffers::live_bytes;
-use crate::plan::{BufferId, Place, Plan};
+use crate::plan::{BufferId, Plan};
+use crate::{Purpose, Resident, Work};
 
 /// The cost of a plan.
 #[derive(Clone, PartialEq, Debug)]
@@ -69,67 +69,42 @@ impl Report {
 impl Plan {
     /// What the plan costs.
     pub fn report(&self) -> Report {
-        let live_bytes = live_bytes(&self.buffers);
-        let most = live_bytes.iter().copied().max().unwrap_or(0);
-        let fullest_step = live_bytes.iter().position(|&bytes| bytes == most).unwrap_or(0);
-        let mut live: Vec<Live> = (0..self.buffers.len() as u32)
-            .map(BufferId)
-            .filter(|buffer| {
-                let buffer = &self.buffers[buffer.index()];
-                (buffer.first_step..=buffer.last_step).contains(&fullest_step)
-            })
-            .map(|buffer| self.live(buffer, fullest_step))
-            .collect();
+        let fullest_step = self.fullest_step();
+        let is_live = |resident: &Resident| {
+            let buffer = &self.buffers[resident.buffer.index()];
+            (buffer.first_step..=buffer.last_step).contains(&fullest_step)
+        };
+        let residents = self.residents().into_iter().filter(is_live);
+        let mut live: Vec<Live> =
+            residents.filter_map(|resident| self.live(&resident, fullest_step)).collect();
         live.sort_by_key(|live| (usize::MAX - live.bytes, live.buffer));
-        let cost = |(step, live_bytes): (usize, usize)| StepCost {
-            flops: self.graph.node_flops(self.steps[step].value),
-            moved_bytes: self.moved_bytes(step),
+        let cost = |(work, live_bytes): (Work, usize)| StepCost {
+            flops: work.flops(),
+            moved_bytes: work.bytes(),
             live_bytes,
         };
-        let n_steps = self.steps.len();
         Report {
             arena_bytes: self.arena_bytes,
             lower_bound_bytes: self.lower_bound_bytes,
             weight_bytes: self.weight_bytes(),
             fullest_step,
             live,
-            steps: live_bytes.into_iter().take(n_steps).enumerate().map(cost).collect(),
+            steps: self.works().into_iter().zip(self.live_bytes()).map(cost).collect(),
         }
     }
 
-    /// Bytes of the elements that step `index` reads and writes. Repeated elements count once.
-    fn moved_bytes(&self, index: usize) -> u64 {
-        let step = &self.steps[index];
-        let read = step.operands.iter().map(|operand| match &operand.place {
-            Place::Param { packing: Some(packing), .. } => packing.bytes,
-            _ => {
-                let axes = operand.layout.shape.iter().zip(&operand.layout.strides);
-                let distinct: usize =
-                    axes.filter(|(_, stride)| **stride > 0).map(|(dim, _)| dim).product();
-                distinct * operand.layout.dtype.size()
-            }
-        });
-        let written = self.graph.ty(step.value).bytes();
-        (read.sum::<usize>() + written) as u64
-    }
-
-    /// What `buffer`, which is live at step `at`, holds there.
-    fn live(&self, buffer: BufferId, at: usize) -> Live {
-        let bytes = self.buffers[buffer.index()].bytes;
+    /// What `resident` holds at step `at`.
+    fn live(&self, resident: &Resident, at: usize) -> Option<Live> {
+        let content = resident.content_at(at)?;
         let nothing: Arc<str> = "".into();
-        let last = self.steps.len().min(at + 1);
-        let is_scratch = self.steps.get(at).is_some_and(|step| step.scratch == Some(buffer));
-        let writer = self.steps[..last].iter().rfind(|step| step.result == buffer);
-        let (holds, scope) = match (writer, is_scratch) {
-            (_, true) => (Holds::Scratch, self.graph.node(self.steps[at].value).scope.clone()),
-            (Some(step), false) => {
-                (Holds::Value(step.value), self.graph.node(step.value).scope.clone())
-            }
-            (None, false) => {
-                let port = self.inputs.iter().find(|port| port.buffer == buffer);
-                (Holds::Input(port.map_or(nothing.clone(), |port| port.name.clone())), nothing)
+        let (holds, scope) = match (resident.purpose, &self.graph.node(content.value).role) {
+            (Purpose::Scratch, _) => (Holds::Scratch, content.scope.clone()),
+            (_, Role::Input(name)) => (Holds::Input(name.clone()), nothing),
+            (_, Role::Param(_) | Role::Constant(_) | Role::Op(_)) => {
+                (Holds::Value(content.value), content.scope.clone())
             }
         };
-        Live { buffer, bytes, holds, scope }
+        let bytes = self.buffers[resident.buffer.index()].bytes;
+        Some(Live { buffer: resident.buffer, bytes, holds, scope })
     }
 }

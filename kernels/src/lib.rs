@@ -8,6 +8,7 @@ mod error;
 pub mod isa;
 pub mod kernel;
 pub mod layout;
+pub mod peak;
 pub mod pool;
 pub mod program;
 mod program_run;

@@ -160,6 +160,11 @@ impl Session {
         &self.plan
     }
 
+    /// The plan, to be kept.
+    pub fn shared_plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.plan)
+    }
+
     /// Runs once. `inputs` gives every input of the plan by name, as dense little-endian bytes.
     ///
     /// # Errors

@@ -13,18 +13,34 @@ use crate::options::Storage;
 use crate::parts::Parts;
 use crate::{machine, progress};
 
+/// Which graph of which model.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ModelOptions {
+    /// tiny-flare-1.1, stdit-xl, stdit2-xl, t5-large, t5-xl, t5-xxl, sd-vae, or a checkpoint or
+    /// pipeline folder
+    pub model: String,
+    /// Size: 240p:16f:9:16 (name, frames, aspect) or 16x256x256 (frames, height, width)
+    #[arg(long, default_value = "240p:16f:9:16")]
+    pub bucket: String,
+    /// Part of sampling, where the model has several
+    #[arg(long)]
+    pub stage: Option<StageName>,
+    /// Videos at once
+    #[arg(long, default_value_t = 1)]
+    pub batch_size: usize,
+    /// Storage type of weights and activations
+    #[arg(long, default_value = "f32")]
+    pub dtype: Storage,
+    /// Threads of the plan
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
 /// What to print.
 #[derive(Args, Debug)]
 pub(crate) struct DumpOptions {
-    /// tiny-flare-1.1, stdit-xl, stdit2-xl, t5-large, t5-xl, t5-xxl, sd-vae, or a checkpoint or
-    /// pipeline folder
-    model: String,
-    /// Size: 240p:16f:9:16 (name, frames, aspect) or 16x256x256 (frames, height, width)
-    #[arg(long, default_value = "240p:16f:9:16")]
-    bucket: String,
-    /// Part of sampling, where the model has several
-    #[arg(long)]
-    stage: Option<StageName>,
+    #[command(flatten)]
+    model: ModelOptions,
     /// Print the graph after this pass of the compiler
     #[arg(long, value_name = "PASS", conflicts_with = "plan")]
     after: Option<String>,
@@ -34,19 +50,10 @@ pub(crate) struct DumpOptions {
     /// Print the plan for this machine
     #[arg(long)]
     plan: bool,
-    /// Videos at once
-    #[arg(long, default_value_t = 1)]
-    batch_size: usize,
-    /// Storage type of weights and activations
-    #[arg(long, default_value = "f32")]
-    dtype: Storage,
-    /// Threads of the plan
-    #[arg(long)]
-    threads: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum StageName {
+pub(crate) enum StageName {
     /// The text encoder on one prompt
     Text,
     /// The VAE's encoder on one given frame
@@ -57,6 +64,18 @@ enum StageName {
     Decode,
 }
 
+impl StageName {
+    /// As the option takes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            StageName::Text => "text",
+            StageName::Condition => "condition",
+            StageName::Denoise => "denoise",
+            StageName::Decode => "decode",
+        }
+    }
+}
+
 /// Pixels per latent of Stable Diffusion's VAE, for a transformer by itself.
 const USUAL_DOWNSCALE: usize = 8;
 
@@ -65,16 +84,15 @@ const USUAL_TOKENS: usize = 200;
 
 /// The command.
 pub(crate) fn run(options: &DumpOptions, forced_isa: Option<&str>) -> Outcome<()> {
-    let target = machine::target(forced_isa, options.threads)?;
-    let size = parse_bucket(&options.bucket)?;
-    if options.batch_size == 0 {
-        return Err(Failure::usage("--batch-size 0; expected at least 1"));
-    }
+    let target = machine::target(forced_isa, options.model.threads)?;
+    let size = options.model.size()?;
     let passes = match &options.after {
         Some(name) => Some(compiler::pipeline_through(name)?),
         None => None,
     };
-    let graph = graph(&Parts::find(&options.model)?, options, size)?;
+    let parts = Parts::find(&options.model.model)?;
+    let stage = options.model.stage.unwrap_or(parts.usual_stage());
+    let graph = parts.graph(&options.model, stage, size)?;
     if options.plan {
         progress::write_out(&compiler::compile(graph, &target)?.to_string());
         return Ok(());
@@ -86,6 +104,16 @@ pub(crate) fn run(options: &DumpOptions, forced_isa: Option<&str>) -> Outcome<()
     let text = if options.dot { compiler::to_dot(&graph) } else { graph.to_string() };
     progress::write_out(&text);
     Ok(())
+}
+
+impl ModelOptions {
+    /// Frames, height and width in pixels; says what of the request cannot be.
+    pub(crate) fn size(&self) -> Outcome<[usize; 3]> {
+        if self.batch_size == 0 {
+            return Err(Failure::usage("--batch-size 0; expected at least 1"));
+        }
+        parse_bucket(&self.bucket)
+    }
 }
 
 /// Frames, height and width in pixels.
@@ -107,45 +135,68 @@ fn parse_bucket(text: &str) -> Outcome<[usize; 3]> {
     }
 }
 
-/// The graph of the stage that is asked for, else of the most telling one.
-fn graph(
-    parts: &Parts,
-    options: &DumpOptions,
-    [frames, height, width]: [usize; 3],
-) -> Outcome<Graph> {
-    let stage = options.stage.unwrap_or(match (&parts.transformer, &parts.vae) {
-        (Some(_), _) => StageName::Denoise,
-        (None, Some(_)) => StageName::Decode,
-        (None, None) => StageName::Text,
-    });
-    let downscale = parts.vae.as_ref().map_or(USUAL_DOWNSCALE, AutoencoderKl::downscale);
-    let latent = [frames, height / downscale, width / downscale];
-    let missing = |what: &str| {
-        Failure::usage(format!("{} has no {what}; choose another --stage", options.model))
-    };
-    let dtype = options.dtype.dtype();
-    let tokens = parts.transformer.as_ref().map(|config| config.common().model_max_length);
-    match stage {
-        StageName::Text => {
-            let t5 = parts.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
-            Ok(text_graph(t5, tokens.unwrap_or(USUAL_TOKENS))?)
+impl Parts {
+    /// The stages of sampling that these configurations can run, in order; given frames, which few
+    /// requests have, are not among them.
+    pub(crate) fn stages(&self) -> Vec<StageName> {
+        let have = [
+            (StageName::Text, self.t5.is_some()),
+            (StageName::Denoise, self.transformer.is_some()),
+            (StageName::Decode, self.vae.is_some()),
+        ];
+        have.into_iter().filter(|(_, have)| *have).map(|(stage, _)| stage).collect()
+    }
+
+    /// The stage that is meant where none is named: the most telling one.
+    pub(crate) fn usual_stage(&self) -> StageName {
+        match (&self.transformer, &self.vae) {
+            (Some(_), _) => StageName::Denoise,
+            (None, Some(_)) => StageName::Decode,
+            (None, None) => StageName::Text,
         }
-        StageName::Condition => {
-            let vae = parts.vae.as_ref().ok_or_else(|| missing("VAE"))?;
-            Ok(encode_graph(vae, dtype, [height, width])?)
-        }
-        StageName::Denoise => {
-            let config = parts.transformer.as_ref().ok_or_else(|| missing("transformer"))?;
-            // A step's graph does not depend on how many there are.
-            let scheduler = Scheduler::new(SchedulerKind::Iddpm, 100, 7.0, None, config)?;
-            let pixels = [height as f64, width as f64];
-            let tokens = config.common().model_max_length;
-            let bucket = Bucket::new(options.batch_size, latent, pixels, tokens);
-            Ok(scheduler.graph(config, &Bucket { dtype, guided: true, ..bucket })?)
-        }
-        StageName::Decode => {
-            let vae = parts.vae.as_ref().ok_or_else(|| missing("VAE"))?;
-            Ok(decode_graph(vae, dtype, [latent[1], latent[2]])?)
+    }
+
+    /// Frames, height and width of the latent of a video of `size`.
+    pub(crate) fn latent(&self, [frames, height, width]: [usize; 3]) -> [usize; 3] {
+        let downscale = self.vae.as_ref().map_or(USUAL_DOWNSCALE, AutoencoderKl::downscale);
+        [frames, height / downscale, width / downscale]
+    }
+
+    /// The graph of `stage` for frames, height and width in pixels.
+    pub(crate) fn graph(
+        &self,
+        options: &ModelOptions,
+        stage: StageName,
+        [frames, height, width]: [usize; 3],
+    ) -> Outcome<Graph> {
+        let latent = self.latent([frames, height, width]);
+        let missing = |what: &str| {
+            Failure::usage(format!("{} has no {what}; choose another --stage", options.model))
+        };
+        let dtype = options.dtype.dtype();
+        let tokens = self.transformer.as_ref().map(|config| config.common().model_max_length);
+        match stage {
+            StageName::Text => {
+                let t5 = self.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
+                Ok(text_graph(t5, tokens.unwrap_or(USUAL_TOKENS))?)
+            }
+            StageName::Condition => {
+                let vae = self.vae.as_ref().ok_or_else(|| missing("VAE"))?;
+                Ok(encode_graph(vae, dtype, [height, width])?)
+            }
+            StageName::Denoise => {
+                let config = self.transformer.as_ref().ok_or_else(|| missing("transformer"))?;
+                // A step's graph does not depend on how many there are.
+                let scheduler = Scheduler::new(SchedulerKind::Iddpm, 100, 7.0, None, config)?;
+                let pixels = [height as f64, width as f64];
+                let tokens = config.common().model_max_length;
+                let bucket = Bucket::new(options.batch_size, latent, pixels, tokens);
+                Ok(scheduler.graph(config, &Bucket { dtype, guided: true, ..bucket })?)
+            }
+            StageName::Decode => {
+                let vae = self.vae.as_ref().ok_or_else(|| missing("VAE"))?;
+                Ok(decode_graph(vae, dtype, [latent[1], latent[2]])?)
+            }
         }
     }
 }

@@ -89,6 +89,15 @@ impl From<media::Error> for Failure {
     }
 }
 
+impl From<measure::Error> for Failure {
+    fn from(error: measure::Error) -> Failure {
+        match error {
+            measure::Error::Run(runtime::Error::Interrupted) => Failure::Interrupted { written: 0 },
+            error => Failure::Run(error.into()),
+        }
+    }
+}
+
 impl From<checkpoint::Error> for Failure {
     fn from(error: checkpoint::Error) -> Failure {
         Failure::Run(error.into())

@@ -56,6 +56,7 @@ pub(crate) fn gather(mut flags: SampleOptions) -> Outcome<(SampleOptions, Option
         .map_err(|error| Failure::Usage(error.to_string()))?;
     options.config = flags.config;
     options.from = flags.from;
+    options.profile = flags.profile;
     Ok((options, earlier))
 }
 

@@ -77,11 +77,13 @@ fn cache_size(text: &str) -> Option<usize> {
 /// Memory in bytes: what there is, and what a new program may take. `None` where it is unknown.
 pub(crate) fn memory() -> Option<[u64; 2]> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Some([field("MemTotal:")?, field("MemAvailable:")?])
+    Some([kilobytes(&text, "MemTotal:")?, kilobytes(&text, "MemAvailable:")?])
+}
+
+/// The line `NAME: 12 kB` of a status file, in bytes.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Refuses a need that exceeds the memory that is free, before anything is allocated.
@@ -96,6 +98,19 @@ pub(crate) fn check_memory(needed: f64, qualifier: &str) -> Outcome<()> {
         crate::units::bytes(needed),
         crate::units::bytes(available as f64)
     )))
+}
+
+/// Bytes that this process has in memory now, and the most since it began or since [`forget_peak`].
+pub(crate) fn resident_bytes() -> Option<[u64; 2]> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    Some([kilobytes(&text, "VmRSS:")?, kilobytes(&text, "VmHWM:")?])
+}
+
+/// Lets the most memory of this process be what it has now. Where the system cannot, the most since
+/// the process began stays.
+pub(crate) fn forget_peak() {
+    // 5 means the peak, see proc_pid_clear_refs(5).
+    let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
 /// The CPU's name.

@@ -4,6 +4,7 @@
 //! request cannot be, 130 interrupted. This is the only place that reads the environment.
 
 mod bench;
+mod calibrate;
 mod config_file;
 mod doctor;
 mod dump;
@@ -16,6 +17,16 @@ mod noise;
 mod options;
 mod outputs;
 mod parts;
+mod plan;
+mod plan_boxes;
+mod plan_chart;
+mod plan_page;
+mod plan_table;
+mod profile;
+mod profile_report;
+mod profile_scaling;
+mod profile_stages;
+mod profile_trace;
 mod progress;
 mod prompts;
 mod references;
@@ -27,12 +38,14 @@ mod source;
 mod synth;
 mod units;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
 
+use crate::calibrate::Calibration;
 use crate::failure::{Failure, Outcome};
 
 /// Version of the program, in outputs' metadata too.
@@ -54,6 +67,12 @@ enum Command {
     Inspect(inspect::InspectOptions),
     /// Print a model's graph, or its plan, as text
     Dump(dump::DumpOptions),
+    /// Tell what a request takes before it runs: memory, work, expected time
+    Plan(plan::PlanOptions),
+    /// Run a model and tell where time and memory go, on made-up weights if it is only a name
+    Profile(profile::ProfileOptions),
+    /// Measure this machine once, so that plans have an expected time
+    Calibrate(calibrate::CalibrateOptions),
     /// Tell what this machine offers and what is used of it
     Doctor(doctor::DoctorOptions),
     /// Measure speed, memory and results, alone or beside other runtimes
@@ -81,11 +100,18 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Outcome<()> {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-    let forced_isa = std::env::var(machine::ISA_VARIABLE).ok().filter(|name| !name.is_empty());
+    let forced_isa = variable(machine::ISA_VARIABLE);
     let forced_isa = forced_isa.as_deref();
+    let calibration = Calibration::below(cache_folder());
     match command {
-        Command::Sample(options) => sample::run(*options, forced_isa, &*interrupt()?),
+        Command::Sample(options) => sample::run(*options, forced_isa, &calibration, &*interrupt()?),
+        Command::Plan(options) => plan::run(&options, forced_isa, &calibration),
+        Command::Profile(options) => {
+            profile::run(&options, forced_isa, &calibration, &*interrupt()?)
+        }
+        Command::Calibrate(options) => {
+            calibrate::run(&options, forced_isa, &calibration, &*interrupt()?)
+        }
         Command::Inspect(options) => inspect::run(&options),
         Command::Dump(options) => dump::run(&options, forced_isa),
         Command::Doctor(options) => doctor::run(&options, forced_isa),
@@ -101,4 +127,16 @@ fn interrupt() -> Outcome<Arc<AtomicBool>> {
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
         .map_err(|error| Failure::Run(error.into()))?;
     Ok(interrupt)
+}
+
+/// A variable of the environment; an empty one is none.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The user's cache folder, as the XDG base directory specification has it.
+fn cache_folder() -> Option<PathBuf> {
+    let own = variable("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    own.or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".cache")))
 }

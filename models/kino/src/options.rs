@@ -159,6 +159,10 @@ pub(crate) struct SampleOptions {
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
+    /// Write where the time of each stage went, as `kino profile --json` has it
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    #[serde(skip)]
+    pub profile: Option<PathBuf>,
     /// Sample again what made this output: MP4, PNG, GIF, WebP or folder; options given here win
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     #[serde(skip)]

@@ -86,6 +86,11 @@ impl Console {
 }
 
 impl Stage {
+    /// Sets how many units there are, where that is known late.
+    pub(crate) fn set_length(&self, total: u64) {
+        self.bar.set_length(total);
+    }
+
     /// Moves to `done` units.
     pub(crate) fn set(&self, done: u64) {
         self.bar.set_position(done);

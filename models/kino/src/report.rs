@@ -114,7 +114,6 @@ impl Report {
         self.stages.push(stage("decode", &plans.decode, all(decode)));
         let parameters = model.n_parameters() as f64 / 1e6;
         let rate = settings.save_fps.as_f64();
-        let plural = |n: usize, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
         let guided = settings.cfg_channel.map_or(String::new(), |n| {
             if n < channels { format!(" on {n} of {channels} channels") } else { String::new() }
         });
@@ -131,7 +130,7 @@ impl Report {
                 "bucket",
                 format!(
                     "{} of {height}x{width}, latent {channels}x{}x{}x{}, batch {}",
-                    plural(request.num_frames, "frame"),
+                    units::counted(request.num_frames, "frame"),
                     latent[0],
                     latent[1],
                     latent[2],
@@ -143,14 +142,19 @@ impl Report {
                 format!(
                     "{}, {}, guidance {}{guided}, seed {}",
                     settings.kind.name(),
-                    plural(settings.steps, "step"),
+                    units::counted(settings.steps, "step"),
                     units::plain(settings.cfg_scale),
                     settings.seed
                 ),
             ),
             (
                 "compute",
-                format!("{}, {}, {}", plural(target.threads, "thread"), target.isa, request.dtype),
+                format!(
+                    "{}, {}, {}",
+                    units::counted(target.threads, "thread"),
+                    target.isa,
+                    request.dtype
+                ),
             ),
         ];
         if n_loops > 1 {
@@ -158,8 +162,8 @@ impl Report {
                 "loops",
                 format!(
                     "{n_loops}, which share {}: {} in all",
-                    plural(settings.condition_frames, "frame"),
-                    plural(settings.total_frames(), "frame")
+                    units::counted(settings.condition_frames, "frame"),
+                    units::counted(settings.total_frames(), "frame")
                 ),
             ));
         }
@@ -285,6 +289,7 @@ impl Report {
     }
 }
 
-fn line(text: &mut String, args: std::fmt::Arguments<'_>) {
+/// Appends a line.
+pub(crate) fn line(text: &mut String, args: std::fmt::Arguments<'_>) {
     writeln!(text, "{args}").expect("a string takes any text");
 }

@@ -5,6 +5,7 @@
 //! needs the frames of the one before.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +14,16 @@ use std::sync::atomic::AtomicBool;
 use checkpoint::TensorView;
 use kernels::{Pool, Target};
 use media::{Layout, MediaWriter, Metadata};
-use pipeline::{Conditioning, Features, Model, Plans, Request, Sampler, Scheduler, Watch};
+use pipeline::{
+    Conditioning, Features, Model, OnSession, Plans, Request, Sampler, Scheduler, Watch,
+};
+use runtime::Session;
 
 use crate::failure::Outcome;
 use crate::noise::Noise;
 use crate::options::SampleOptions;
 use crate::outputs::Job;
+use crate::profile_stages::StageTimes;
 use crate::progress::{Console, Stage};
 use crate::prompts::Prompt;
 use crate::references::{GivenLatents, Placed, References};
@@ -40,6 +45,8 @@ pub(crate) struct Run<'a> {
     pub noise: Noise,
     pub pool: Arc<Pool>,
     pub interrupt: &'a AtomicBool,
+    /// For `--profile`.
+    pub times: RefCell<StageTimes>,
 }
 
 /// Videos that are made together, and how far they are.
@@ -154,8 +161,20 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn watch<'w>(&'w self, on_flops: &'w mut dyn FnMut(u64)) -> Watch<'w> {
-        Watch { interrupt: Some(self.interrupt), on_flops: Some(on_flops) }
+    fn watch<'w>(
+        &'w self,
+        on_flops: &'w mut dyn FnMut(u64),
+        on_session: OnSession<'w>,
+    ) -> Watch<'w> {
+        let (on_flops, on_session) = (Some(on_flops), Some(on_session));
+        Watch { interrupt: Some(self.interrupt), on_flops, on_session }
+    }
+
+    /// Keeps the times of a stage's steps for `--profile`.
+    fn keep_times(&self, stage: pipeline::Stage, session: &Session) {
+        if self.options.profile.is_some() {
+            self.times.borrow_mut().keep(stage, session);
+        }
     }
 
     /// The features of every text of every prompt, each encoded once.
@@ -170,7 +189,8 @@ impl Run<'_> {
         let mut stage = console.stage("text", flops);
         let features = stage.time(|bar| {
             let mut on_flops = |done| bar.set(done);
-            sampler.encode_text(&texts, &mut self.watch(&mut on_flops))
+            let mut on_session = |stage, session: &Session| self.keep_times(stage, session);
+            sampler.encode_text(&texts, &mut self.watch(&mut on_flops, &mut on_session))
         })?;
         report.seconds.push(("text", stage.finish()));
         Ok(texts.into_iter().zip(features).collect())
@@ -188,7 +208,8 @@ impl Run<'_> {
         let mut latents = Vec::with_capacity(self.placed.n_pictures());
         stage.time(|bar| {
             let mut on_flops = |done| bar.set(done);
-            let mut watch = self.watch(&mut on_flops);
+            let mut on_session = |stage, session: &Session| self.keep_times(stage, session);
+            let mut watch = self.watch(&mut on_flops, &mut on_session);
             self.references.read(self.placed, [height, width], self.interrupt, |pixels| {
                 latents.push(encoder.encode(pixels, &mut watch)?);
                 Ok(())
@@ -224,7 +245,10 @@ impl Run<'_> {
             stage.time(|_| -> Outcome<()> {
                 for (row, tail) in batch.tails.iter_mut().enumerate() {
                     for (t, pixels) in std::mem::take(tail).iter().enumerate() {
-                        let watch = &mut Watch { interrupt: Some(self.interrupt), on_flops: None };
+                        let mut on_session =
+                            |stage, session: &Session| self.keep_times(stage, session);
+                        let mut on_flops = |_| {};
+                        let watch = &mut self.watch(&mut on_flops, &mut on_session);
                         let latent = encoder.encode(pixels, watch)?;
                         given.put(row, t, &latent, self.settings.condition_edit);
                     }
@@ -261,7 +285,8 @@ impl Run<'_> {
         let done_before = stages.denoise_flops;
         batch.latents = stages.denoise.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);
-            sampler.denoise(&mut conditioning, &mut self.watch(&mut on_flops))
+            let mut on_session = |stage, session: &Session| self.keep_times(stage, session);
+            sampler.denoise(&mut conditioning, &mut self.watch(&mut on_flops, &mut on_session))
         })?;
         let n_steps = self.scheduler.n_steps() as u64;
         stages.denoise_flops += sampler.plans().denoise.flops() * n_steps;
@@ -287,7 +312,8 @@ impl Run<'_> {
         let mut rgb = Vec::new();
         decode.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);
-            let mut watch = self.watch(&mut on_flops);
+            let mut on_session = |stage, session: &Session| self.keep_times(stage, session);
+            let mut watch = self.watch(&mut on_flops, &mut on_session);
             sampler.decode(latents, &mut watch, |row, t, pixels| -> Outcome<()> {
                 if !is_last && t + shared >= n_frames {
                     tails[row].push(pixels.to_vec());

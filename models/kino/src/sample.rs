@@ -3,6 +3,7 @@
 //! Order matters: everything that can be refused is refused before the first long computation, and the
 //! plan is printed before it runs. `run.rs` runs it.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -11,6 +12,7 @@ use anyhow::Context;
 use kernels::Pool;
 use pipeline::{Plans, Request};
 
+use crate::calibrate::Calibration;
 use crate::failure::{Failure, Outcome};
 use crate::noise::Noise;
 use crate::options::SampleOptions;
@@ -24,6 +26,7 @@ use crate::{VERSION, layers, machine, outputs, prompts, references, source};
 pub(crate) fn run(
     flags: SampleOptions,
     forced_isa: Option<&str>,
+    calibration: &Calibration,
     interrupt: &AtomicBool,
 ) -> Outcome<()> {
     let start = Instant::now();
@@ -101,11 +104,17 @@ pub(crate) fn run(
         noise,
         pool: Arc::new(pool),
         interrupt,
+        times: RefCell::default(),
     };
     run.sample(&jobs, &request, plans, &console, &mut report).map_err(|failure| match failure {
         Failure::Interrupted { .. } => Failure::Interrupted { written: report.outputs.len() },
         other => other,
     })?;
+    if let Some(path) = &options.profile {
+        let model = calibration.load(&target)?;
+        let text = run.times.into_inner().to_json(&options, &target, model.as_ref());
+        media::write_file(path, text.as_bytes())?;
+    }
     drop(folders);
     report.seconds.push(("total", start.elapsed().as_secs_f64()));
     if options.json {

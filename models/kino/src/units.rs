@@ -26,8 +26,11 @@ pub(crate) fn flops(count: u64) -> String {
     scaled(count as f64, 1000.0, &["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"])
 }
 
-/// `3725.0` as `1 h 02 min`, `0.0123` as `12.3 ms`.
+/// `3725.0` as `1 h 02 min`, `0.0123` as `12.3 ms`, `1.2e-5` as `12.0 us`.
 pub(crate) fn seconds(time: f64) -> String {
+    if time < 1e-4 {
+        return format!("{:.1} us", time * 1e6);
+    }
     if time < 1.0 {
         return format!("{:.1} ms", time * 1e3);
     }
@@ -39,6 +42,11 @@ pub(crate) fn seconds(time: f64) -> String {
         return format!("{minutes} min {:02.0} s", (time % 60.0).floor());
     }
     format!("{} h {:02} min", minutes / 60, minutes % 60)
+}
+
+/// `1 thread`, `2 threads`.
+pub(crate) fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 /// `8.0` as `8`, `23.976` as `23.976`.
@@ -72,11 +80,13 @@ mod tests {
 
     #[test]
     fn numbers_have_a_readable_unit() {
+        assert_eq!((counted(1, "step"), counted(0, "step")), ("1 step".into(), "0 steps".into()));
         assert_eq!(bytes(512.0), "512 B");
         assert_eq!(bytes(1536.0), "1.5 KiB");
         assert_eq!(bytes(3e30), format!("{:.1} EiB", 3e30 / 1024f64.powi(6)));
         assert_eq!(flops(2_500_000_000), "2.5 GFLOP");
         assert_eq!(seconds(0.0123), "12.3 ms");
+        assert_eq!(seconds(1.2e-5), "12.0 us");
         assert_eq!(seconds(125.9), "2 min 05 s");
         assert_eq!(seconds(3725.0), "1 h 02 min");
         assert_eq!((plain(8.0), plain(23.976)), ("8".into(), "23.976".into()));

@@ -44,6 +44,6 @@ pub use format::Format;
 pub use fps::Fps;
 pub use frames::FrameSource;
 pub use metadata::{MAX_BYTES as MAX_METADATA_BYTES, Metadata};
-pub use part_file::{PartFolder, check_writable};
+pub use part_file::{PartFolder, check_writable, write_file};
 pub use read::{read_metadata, read_metadata_from_bytes};
 pub use writer::{MediaWriter, Written, write};

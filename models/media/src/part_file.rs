@@ -76,6 +76,23 @@ impl Seek for PartFile {
     }
 }
 
+/// Writes `bytes` as the file `target`, whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`] with the path.
+pub fn write_file(target: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> io::Result<u64> {
+        let mut part = PartFile::create(target)?;
+        part.write_all(bytes)?;
+        part.commit()
+    };
+    write().map(drop).map_err(|source| Error::Io {
+        path: target.to_owned(),
+        action: "write it",
+        source,
+    })
+}
+
 /// A folder under construction.
 #[derive(Debug)]
 pub struct PartFolder {

@@ -42,6 +42,9 @@ impl std::fmt::Debug for Conditioning<'_> {
     }
 }
 
+/// Is told of a stage that ends, with its session.
+pub type OnSession<'a> = &'a mut dyn FnMut(Stage, &Session);
+
 /// Watches a stage.
 #[derive(Default)]
 pub struct Watch<'a> {
@@ -49,6 +52,9 @@ pub struct Watch<'a> {
     pub interrupt: Option<&'a AtomicBool>,
     /// Called with the FLOPs done so far in this stage.
     pub on_flops: Option<&'a mut dyn FnMut(u64)>,
+    /// Called with the stage's session when the stage ends: for the times of its steps, which are
+    /// those since the session was made.
+    pub on_session: Option<OnSession<'a>>,
 }
 
 impl std::fmt::Debug for Watch<'_> {
@@ -58,6 +64,13 @@ impl std::fmt::Debug for Watch<'_> {
 }
 
 impl Watch<'_> {
+    /// Says that a stage is over.
+    fn end(&mut self, stage: Stage, session: &Session) {
+        if let Some(on_session) = &mut self.on_session {
+            on_session(stage, session);
+        }
+    }
+
     /// Runs a session as the part of the stage that begins after `done` FLOPs.
     fn run(
         &mut self,
@@ -98,6 +111,7 @@ impl FrameEncoder<'_> {
         let inputs = [("x", bytemuck::cast_slice(pixels))];
         watch.run(done, |control| self.session.run_with(&inputs, control))?;
         self.n_done += 1;
+        watch.end(Stage::Condition, &self.session);
         Ok(self.session.output_f32(0).to_vec())
     }
 }
@@ -195,13 +209,10 @@ impl<'m> Sampler<'m> {
                 Encoder::Held(session) => session.run_with(&inputs, control),
                 Encoder::Streamed(session) => session.run_with(&inputs, control),
             })?;
-            let session = match &encoder {
-                Encoder::Held(session) => session,
-                Encoder::Streamed(session) => session.session(),
-            };
-            let values = session.output_f32(0).to_vec();
+            let values = encoder.session().output_f32(0).to_vec();
             features.push(Features { ids: encoded.ids, mask, values });
         }
+        watch.end(Stage::Text, encoder.session());
         drop(encoder);
         part.weights().clear();
         Ok(features)
@@ -278,6 +289,7 @@ impl<'m> Sampler<'m> {
                 state.start.copy_from_slice(session.output_f32(1));
             }
         }
+        watch.end(Stage::Denoise, session);
         Ok(state.x)
     }
 
@@ -320,6 +332,7 @@ impl<'m> Sampler<'m> {
                 frame(row, t, session.output_f32(0))?;
             }
         }
+        watch.end(Stage::Decode, session);
         Ok(())
     }
 }
@@ -328,6 +341,16 @@ impl<'m> Sampler<'m> {
 enum Encoder<'w> {
     Held(Session),
     Streamed(StreamedSession<'w>),
+}
+
+impl Encoder<'_> {
+    /// What has the outputs and the times.
+    fn session(&self) -> &Session {
+        match self {
+            Encoder::Held(session) => session,
+            Encoder::Streamed(session) => session.session(),
+        }
+    }
 }
 
 /// The inputs of a denoising step, reused from step to step.

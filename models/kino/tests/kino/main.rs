@@ -7,5 +7,7 @@ mod conditioning;
 mod failures;
 mod look;
 mod measure;
+mod plan;
+mod profile;
 mod program;
 mod sample;

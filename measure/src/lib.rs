@@ -1,0 +1,17 @@
+//! What this machine does in a second.
+//!
+//! [`calibrate`] measures the machine's limits and the speed of each kernel on a few shapes and gives
+//! them as the [`compiler::cost::CostModel`] that predicts plans. [`Rehearsal`] runs any plan on
+//! made-up weights and inputs and times its steps, so that a published model can be measured without
+//! its files. This crate prints nothing and writes no file.
+
+mod calibrate;
+mod cases;
+mod error;
+mod made_up;
+mod rehearsal;
+
+pub use calibrate::calibrate;
+pub use error::Error;
+pub use made_up::MadeUp;
+pub use rehearsal::{Rehearsal, StepSeconds};

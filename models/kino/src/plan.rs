@@ -1,0 +1,383 @@
+//! `kino plan`: what a request takes before anything runs: memory and what holds it, work, expected
+//! time. No weight is read.
+//!
+//! The numbers are those of the plan itself; time comes from the machine's cost model, if `kino
+//! calibrate` has measured one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use compiler::cost::CostModel;
+use compiler::{Content, Plan, Purpose, Work};
+use kernels::Target;
+use serde_json::{Value, json};
+
+use crate::calibrate::Calibration;
+use crate::dump::{ModelOptions, StageName};
+use crate::failure::Outcome;
+use crate::parts::Parts;
+use crate::report::line;
+use crate::{VERSION, machine, plan_chart, plan_page, plan_table, progress, units};
+
+/// What to plan and how to show it.
+#[derive(Args, Debug)]
+pub(crate) struct PlanOptions {
+    #[command(flatten)]
+    pub model: ModelOptions,
+    /// Draw the arena over time
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write a page that shows the arena over time, to zoom into
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// A table over upstream's resolutions and lengths
+    #[arg(long, conflicts_with_all = ["svg", "html"])]
+    all_buckets: bool,
+    /// One JSON document on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Buffers that are listed at the peak; the rest is one line.
+const LISTED: usize = 8;
+
+/// The plan of one stage, and what is said of it.
+#[derive(Debug)]
+pub(crate) struct StagePlan {
+    /// The stage.
+    pub stage: StageName,
+    /// Its plan.
+    pub plan: Arc<Plan>,
+    /// The work of each step.
+    pub works: Vec<Work>,
+    /// Expected seconds of each step, on a calibrated machine.
+    pub seconds: Option<Vec<f64>>,
+}
+
+/// The work of all steps of one kernel.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct KernelTotal {
+    /// Steps.
+    pub steps: usize,
+    /// FLOPs.
+    pub flops: u64,
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Expected seconds; 0 without a cost model.
+    pub seconds: f64,
+}
+
+/// A buffer that is live at the fullest step.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Its index in the plan.
+    pub buffer: usize,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// What it holds at that step.
+    pub content: Content,
+}
+
+/// The command.
+pub(crate) fn run(
+    options: &PlanOptions,
+    forced_isa: Option<&str>,
+    calibration: &Calibration,
+) -> Outcome<()> {
+    let target = machine::target(forced_isa, options.model.threads)?;
+    let model = calibration.load(&target)?;
+    if options.all_buckets {
+        return plan_table::run(options, &target, model.as_ref());
+    }
+    let size = options.model.size()?;
+    let stages = stage_plans(&options.model, size, &target, model.as_ref())?;
+    if let Some(path) = &options.svg {
+        media::write_file(path, plan_chart::svg(&options.model, size, &stages).as_bytes())?;
+    }
+    if let Some(path) = &options.html {
+        media::write_file(path, plan_page::html(&options.model, size, &stages).as_bytes())?;
+    }
+    if options.json {
+        let document = json!({
+            "version": VERSION, "model": options.model.model,
+            "num_frames": size[0], "height": size[1], "width": size[2],
+            "batch_size": options.model.batch_size, "dtype": options.model.dtype,
+            "threads": target.threads, "isa": target.isa.name(), "calibrated": model.is_some(),
+            "peak_bytes": peak_bytes(&stages),
+            "stages": stages.iter().map(StagePlan::to_json).collect::<Vec<_>>(),
+        });
+        progress::write_out(&format!("{document:#}\n"));
+        return Ok(());
+    }
+    let mut text = header(&options.model, size, &target);
+    for stage in &stages {
+        text += &stage.to_text();
+    }
+    if stages.len() > 1 {
+        let peak = units::bytes(peak_bytes(&stages) as f64);
+        line(
+            &mut text,
+            format_args!(
+                "\npeak     {peak} for the whole run: each stage is given back before the next"
+            ),
+        );
+    }
+    if model.is_none() {
+        text += "\ntime     unknown on this machine; `kino calibrate` measures it in seconds\n";
+    }
+    for path in options.svg.iter().chain(&options.html) {
+        line(&mut text, format_args!("wrote    {}", path.display()));
+    }
+    progress::write_out(&text);
+    Ok(())
+}
+
+/// The plans of the stage that is asked for, else of every stage that the model has.
+pub(crate) fn stage_plans(
+    options: &ModelOptions,
+    size: [usize; 3],
+    target: &Target,
+    model: Option<&CostModel>,
+) -> Outcome<Vec<StagePlan>> {
+    let parts = Parts::find(&options.model)?;
+    let stages = options.stage.map_or_else(|| parts.stages(), |stage| vec![stage]);
+    let planned = stages.into_iter().map(|stage| -> Outcome<StagePlan> {
+        let plan = compiler::compile(parts.graph(options, stage, size)?, target)?;
+        Ok(StagePlan::new(stage, Arc::new(plan), model))
+    });
+    planned.collect()
+}
+
+/// Bytes of arena and weights of the largest stage: each is given back before the next, as
+/// [`pipeline::Plans::peak_bytes`] has it.
+pub(crate) fn peak_bytes(stages: &[StagePlan]) -> usize {
+    stages.iter().map(|stage| stage.plan.held_bytes()).max().unwrap_or(0)
+}
+
+impl StagePlan {
+    /// `plan` with what `model` expects of it.
+    pub(crate) fn new(stage: StageName, plan: Arc<Plan>, model: Option<&CostModel>) -> StagePlan {
+        let works = plan.works();
+        let seconds =
+            model.map(|model| works.iter().map(|work| model.estimate(work).seconds).collect());
+        StagePlan { stage, plan, works, seconds }
+    }
+
+    /// Expected seconds of one run.
+    pub(crate) fn total_seconds(&self) -> Option<f64> {
+        self.seconds.as_ref().map(|seconds| seconds.iter().sum())
+    }
+
+    /// Bytes of the arena above its lower bound.
+    pub(crate) fn gap_bytes(&self) -> usize {
+        self.plan.arena_bytes - self.plan.lower_bound_bytes
+    }
+
+    /// What is live at `step`, largest first.
+    pub(crate) fn held_at(&self, step: usize) -> Vec<Held> {
+        let buffers = &self.plan.buffers;
+        let mut held: Vec<Held> = self
+            .plan
+            .residents()
+            .into_iter()
+            .filter(|resident| {
+                let buffer = &buffers[resident.buffer.index()];
+                (buffer.first_step..=buffer.last_step).contains(&step)
+            })
+            .filter_map(|resident| {
+                let content = resident.content_at(step)?.clone();
+                let buffer = resident.buffer.index();
+                Some(Held { buffer, purpose: resident.purpose, content })
+            })
+            .collect();
+        held.sort_by_key(|held| (usize::MAX - buffers[held.buffer].bytes, held.buffer));
+        held
+    }
+
+    /// The work of each kernel, by name.
+    pub(crate) fn kernel_totals(&self) -> BTreeMap<&'static str, KernelTotal> {
+        let mut totals: BTreeMap<&'static str, KernelTotal> = BTreeMap::new();
+        for (index, work) in self.works.iter().enumerate() {
+            let total = totals.entry(work.kernel).or_default();
+            total.steps += 1;
+            total.flops = total.flops.saturating_add(work.flops());
+            total.bytes = total.bytes.saturating_add(work.bytes());
+            total.seconds += self.seconds.as_ref().map_or(0.0, |seconds| seconds[index]);
+        }
+        totals
+    }
+
+    fn to_text(&self) -> String {
+        let plan = &self.plan;
+        let bytes = |count: usize| units::bytes(count as f64);
+        let mut text = String::new();
+        line(
+            &mut text,
+            format_args!(
+                "\n{:<8} {} in {} steps, {} moved",
+                self.stage.name(),
+                units::flops(plan.flops()),
+                plan.steps.len(),
+                units::bytes(plan.bytes_moved() as f64)
+            ),
+        );
+        line(
+            &mut text,
+            format_args!(
+                "  memory {} = {} arena + {} weights",
+                bytes(self.plan.held_bytes()),
+                bytes(plan.arena_bytes),
+                bytes(plan.weight_bytes())
+            ),
+        );
+        let gap = percent(self.gap_bytes() as f64, plan.lower_bound_bytes as f64);
+        let bound = bytes(plan.lower_bound_bytes);
+        line(
+            &mut text,
+            format_args!("  bound  {bound}: the arena is {gap} above the least possible"),
+        );
+        if let Some(seconds) = self.total_seconds() {
+            let rate = units::flops((plan.flops() as f64 / seconds) as u64);
+            let seconds = units::seconds(seconds);
+            line(&mut text, format_args!("  time   {seconds} expected, {rate}/s"));
+        }
+        text += &self.peak_text();
+        text += &self.kernels_text();
+        text
+    }
+
+    /// What holds the arena's peak.
+    fn peak_text(&self) -> String {
+        let plan = &self.plan;
+        let fullest = plan.fullest_step();
+        let mut text = String::new();
+        let at = match plan.steps.get(fullest) {
+            Some(step) => {
+                let scope = &plan.graph.node(step.value).scope;
+                format!("step {fullest}, {} {}", step.kernel.def().name(), name_of(scope))
+            }
+            None => "the end".to_string(),
+        };
+        line(&mut text, format_args!("  peak   at {at}"));
+        let held = self.held_at(fullest);
+        let live = plan.lower_bound_bytes as f64;
+        for held in held.iter().take(LISTED) {
+            let size = plan.buffers[held.buffer].bytes as f64;
+            let row = format!(
+                "    {:>10} {:>7}  {:<24} {:<10} {}",
+                units::bytes(size),
+                percent(size, live),
+                type_of(&held.content),
+                origin_of(held),
+                name_of(&held.content.scope)
+            );
+            line(&mut text, format_args!("{}", row.trim_end()));
+        }
+        if held.len() > LISTED {
+            let rest = &held[LISTED..];
+            let size: usize = rest.iter().map(|held| plan.buffers[held.buffer].bytes).sum();
+            let (size, share) = (size as f64, percent(size as f64, live));
+            let (size, n) = (units::bytes(size), rest.len());
+            line(&mut text, format_args!("    {size:>10} {share:>7}  in {n} more"));
+        }
+        text
+    }
+
+    /// Steps and work by kernel, most work first.
+    fn kernels_text(&self) -> String {
+        let mut text = String::new();
+        let mut totals: Vec<_> = self.kernel_totals().into_iter().collect();
+        totals.sort_by_key(|(name, total)| (u64::MAX - total.flops, *name));
+        let total_seconds = self.total_seconds();
+        let head = if total_seconds.is_some() {
+            format!(" {:>10} {:>7}", "expected", "share")
+        } else {
+            String::new()
+        };
+        let row = format!("  {:<12} {:>5} {:>14} {:>12}{head}", "kernel", "steps", "work", "moved");
+        line(&mut text, format_args!("{row}"));
+        for (name, total) in totals {
+            let time = total_seconds.map_or(String::new(), |all| {
+                let share = percent(total.seconds, all);
+                format!(" {:>10} {share:>7}", units::seconds(total.seconds))
+            });
+            let (work, moved) = (units::flops(total.flops), units::bytes(total.bytes as f64));
+            let steps = total.steps;
+            line(&mut text, format_args!("    {name:<10} {steps:>5} {work:>14} {moved:>12}{time}"));
+        }
+        text
+    }
+
+    /// Everything, for programs.
+    pub(crate) fn to_json(&self) -> Value {
+        let plan = &self.plan;
+        let fullest = plan.fullest_step();
+        let held = self.held_at(fullest).into_iter().map(|held| {
+            let buffer = &plan.buffers[held.buffer];
+            json!({
+                "buffer": held.buffer, "bytes": buffer.bytes, "offset": buffer.offset,
+                "first_step": buffer.first_step, "last_step": buffer.last_step,
+                "origin": origin_of(&held), "scope": &*held.content.scope,
+                "value": held.content.value.to_string(),
+                "type": held.content.ty.as_ref().map(ToString::to_string),
+            })
+        });
+        let kernels = self.kernel_totals().into_iter().map(|(name, total)| {
+            json!({
+                "kernel": name, "steps": total.steps, "flops": total.flops, "bytes": total.bytes,
+                "seconds": self.seconds.as_ref().map(|_| total.seconds),
+            })
+        });
+        json!({
+            "stage": self.stage.name(), "peak_bytes": self.plan.held_bytes(),
+            "arena_bytes": plan.arena_bytes, "lower_bound_bytes": plan.lower_bound_bytes,
+            "gap_bytes": self.gap_bytes(), "weight_bytes": plan.weight_bytes(),
+            "steps": plan.steps.len(), "flops": plan.flops(), "bytes_moved": plan.bytes_moved(),
+            "seconds": self.total_seconds(), "fullest_step": fullest,
+            "held": held.collect::<Vec<_>>(), "kernels": kernels.collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// The first lines of every report about a model.
+pub(crate) fn header(
+    options: &ModelOptions,
+    [frames, height, width]: [usize; 3],
+    target: &Target,
+) -> String {
+    format!(
+        "model    {}, {} of {height}x{width}, batch {}, {}\nmachine  {}, {}, {}\n",
+        options.model,
+        units::counted(frames, "frame"),
+        options.batch_size,
+        options.dtype.dtype(),
+        machine::cpu_name(),
+        units::counted(target.threads, "thread"),
+        target.isa
+    )
+}
+
+/// A scope for people: the outermost has no name.
+pub(crate) fn name_of(scope: &str) -> &str {
+    if scope.is_empty() { "(outermost)" } else { scope }
+}
+
+fn type_of(content: &Content) -> String {
+    content.ty.as_ref().map_or_else(|| "-".to_string(), ToString::to_string)
+}
+
+/// What a buffer is from: a kernel, an input, or the scratch of a step.
+fn origin_of(held: &Held) -> &'static str {
+    match held.purpose {
+        Purpose::Scratch => "scratch",
+        Purpose::Input | Purpose::Value => held.content.origin,
+    }
+}
+
+/// `part` of `whole`, as `12.3 %`.
+pub(crate) fn percent(part: f64, whole: f64) -> String {
+    let share = if whole > 0.0 { 100.0 * part / whole } else { 0.0 };
+    format!("{share:.1} %")
+}
