@@ -150,11 +150,6 @@ impl Session {
         Ok(Session { plan, pool, arena, bound, times, _weights: kept })
     }
 
-    /// The plan, to keep.
-    pub(crate) fn shared_plan(&self) -> &Arc<Plan> {
-        &self.plan
-    }
-
     /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan

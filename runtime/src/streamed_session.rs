@@ -86,7 +86,7 @@ impl<'w> StreamedSession<'w> {
         let progress = Progress::default();
         let StreamedSession { session, weights, schedule, ring, needed, pool } = self;
         let (weights, schedule, ring, pool) = (&**weights, &*schedule, &*ring, &*pool);
-        let plan = Arc::clone(session.shared_plan());
+        let plan = session.shared_plan();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let loads = schedule.loads.iter();

@@ -1,5 +1,6 @@
 //! Weights that pass through a ring: the same bits as weights that are held, in the memory that is
 //! allowed, and clear errors.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -15,7 +15,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("kernels", &["ops"]),
     ("compiler", &["kernels"]),
     ("runtime", &["compiler"]),
-    ("measure", &["runtime"]),
+    ("runtime/measure", &["runtime"]),
     ("models", &["ops"]),
     ("models/checkpoint", &["ops"]),
     ("models/text", &[]),

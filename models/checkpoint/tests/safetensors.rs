@@ -187,9 +187,9 @@ fn written_files_are_read_back_here_and_by_the_reference() {
 fn writing_replaces_a_file_whole_and_leaves_nothing_beside_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("latents.safetensors");
-    std::fs::write(&path, b"old").unwrap();
+    fs::write(&path, b"old").unwrap();
     write_safetensors(&path, &sample(), &BTreeMap::new()).unwrap();
-    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(names.len(), 1);
     let read = Checkpoint::open(&path).unwrap();
     assert_eq!(read.to_f32("scalar").unwrap(), [2.5]);
