@@ -1,5 +1,6 @@
 //! Branches in chunks, and concats that are written in place: the same bits as without, in less
 //! memory, within the limit that is asked for.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
 use std::collections::BTreeMap;
 

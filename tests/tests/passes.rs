@@ -1,5 +1,6 @@
 //! Runs every `ir/<pass>/*.ir`: the graph above `==== expect`, the passes of its first line, and the
 //! text that must come out. `UPDATE_EXPECT=1` writes the lower half.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
 use std::collections::BTreeMap;
 use std::fs;

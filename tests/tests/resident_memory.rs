@@ -1,7 +1,7 @@
 //! What a process that runs a plan takes from the system at its highest: the plan's arena and
 //! weights, and little else. A child process loads a model of ordinary width from a file, and the
 //! system's own count of its resident memory is compared with the plan.
-
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 #![cfg(target_os = "linux")]
 
 use std::borrow::Cow;
