@@ -79,6 +79,12 @@ impl std::fmt::Debug for Lab<'_> {
     }
 }
 
+/// A process that is ready, and what it has shown.
+struct Contestant {
+    side: Side,
+    result: SideResult,
+}
+
 impl Lab<'_> {
     /// Measures `work` in each of `dtypes`.
     ///
@@ -111,30 +117,30 @@ impl Lab<'_> {
         let pool = Pool::new(self.threads).map_err(Error::Threads)?;
         self.tell(work, dtype, OURS, "starts");
         let start = Instant::now();
-        let mut ours = Side::start(OURS, (self.ours)(), self.threads, &self.log(work, OURS))?;
-        let answer = ours.ask(&self.request(work, dtype, None))?;
-        let mut own = SideResult::new(OURS, start.elapsed().as_secs_f64(), &answer["version"]);
-        self.save(&mut ours, work, dtype)?;
+        let mut side = Side::start(OURS, (self.ours)(), self.threads, &self.log(work, OURS))?;
+        let answer = side.ask(&self.request(work, dtype, None))?;
+        let result = SideResult::new(OURS, start.elapsed().as_secs_f64(), &answer["version"]);
+        self.save(&mut side, work, dtype)?;
+        let mut ours = Contestant { side, result };
         let mut sides = vec![];
         for peer in self.peers.iter().flat_map(|_| work.peers(dtype)) {
-            let mut theirs = SideResult::new(peer.name, 0.0, &Json::Null);
-            match self.duel(work, dtype, peer, &mut ours, &mut own, &mut theirs, &pool) {
-                Ok(()) => {}
+            sides.push(match self.duel(work, dtype, peer, &mut ours, &pool) {
+                Ok(result) => result,
                 // A peer ends by itself when it is interrupted; that is no failure of the peer.
                 Err(_) if self.interrupt.load(Ordering::Relaxed) => return Err(Error::Interrupted),
-                Err(error @ Error::Side { .. }) if !error.to_string().starts_with(OURS) => {
-                    theirs.failure = Some(error.to_string());
-                }
+                Err(Error::Side { side, reason }) if side != OURS => SideResult {
+                    failure: Some(reason),
+                    ..SideResult::new(peer.name, 0.0, &Json::Null)
+                },
                 Err(error) => return Err(error),
-            }
-            sides.push(theirs);
+            });
         }
         if self.peers.is_none() {
-            self.turns(dtype, &pool, &mut [(&mut ours, &mut own)])?;
+            self.turns(dtype, &pool, &mut [&mut ours])?;
         }
-        own.peak_bytes = ours.peak_bytes();
-        let kernels = ours.ask(&json!({ "request": "profile" }))?["kernels"].take();
-        sides.insert(0, own);
+        ours.result.peak_bytes = ours.side.peak_bytes();
+        let kernels = ours.side.ask(&json!({ "request": "profile" }))?["kernels"].take();
+        sides.insert(0, ours.result);
         Ok(Measured {
             work: work.clone(),
             dtype,
@@ -147,17 +153,14 @@ impl Lab<'_> {
     }
 
     /// One peer against us.
-    #[expect(clippy::too_many_arguments, reason = "two sides of two parts each")]
     fn duel(
         &self,
         work: &Work,
         dtype: DType,
         peer: Peer,
-        ours: &mut Side,
-        own: &mut SideResult,
-        theirs: &mut SideResult,
+        ours: &mut Contestant,
         pool: &Pool,
-    ) -> Result<(), Error> {
+    ) -> Result<SideResult, Error> {
         self.check_memory(work, dtype, peer)?;
         if peer.needs_onnx {
             self.export(work)?;
@@ -166,45 +169,43 @@ impl Lab<'_> {
         let start = Instant::now();
         let mut side = self.start_peer(work, peer)?;
         let answer = side.ask(&self.request(work, dtype, Some(peer)))?;
-        *theirs = SideResult::new(peer.name, start.elapsed().as_secs_f64(), &answer["version"]);
+        let result = SideResult::new(peer.name, start.elapsed().as_secs_f64(), &answer["version"]);
         self.save(&mut side, work, dtype)?;
         self.tell(work, dtype, peer.name, "takes turns");
-        self.turns(dtype, pool, &mut [(ours, own), (&mut side, theirs)])?;
-        theirs.peak_bytes = side.peak_bytes();
-        Ok(())
+        let mut theirs = Contestant { side, result };
+        self.turns(dtype, pool, &mut [ours, &mut theirs])?;
+        Ok(SideResult { peak_bytes: theirs.side.peak_bytes(), ..theirs.result })
     }
 
-    /// Runs all `sides` once per turn.
+    /// Runs all of `contestants`, of which we are the first, once per turn.
     fn turns(
         &self,
         dtype: DType,
         pool: &Pool,
-        sides: &mut [(&mut Side, &mut SideResult)],
+        contestants: &mut [&mut Contestant],
     ) -> Result<(), Error> {
+        let n = contestants.len();
         let start = Instant::now();
         for turn in 0..self.turns.max(1) {
-            let run = start.elapsed() / (turn.max(1) * sides.len()) as u32;
+            let run = start.elapsed() / (turn.max(1) * n) as u32;
             let least = if run > LONG_RUN { 1 } else { LEAST_TURNS };
             if turn >= least && start.elapsed() > self.budget {
                 break;
             }
             thread::sleep(PAUSE);
             let limit = peak::peak(self.isa, dtype, pool);
-            let first = turn % sides.len();
-            let mut seconds = vec![0.0; sides.len()];
-            let n = sides.len();
-            for i in (0..n).map(|i| (first + i) % n) {
+            let mut seconds = vec![0.0; n];
+            for i in (0..n).map(|i| (turn + i) % n) {
                 if self.interrupt.load(Ordering::Relaxed) {
                     return Err(Error::Interrupted);
                 }
                 thread::sleep(PAUSE);
-                seconds[i] = sides[i].0.run()?;
+                seconds[i] = contestants[i].side.run()?;
             }
-            for ((_, result), time) in sides.iter_mut().zip(&seconds) {
-                result.seconds.push(*time);
-                result.limits.push(limit);
-                // Our own time of the turn comes first.
-                result.ours.push(seconds[0]);
+            for (contestant, time) in contestants.iter_mut().zip(&seconds) {
+                contestant.result.seconds.push(*time);
+                contestant.result.limits.push(limit);
+                contestant.result.ours.push(seconds[0]);
             }
         }
         Ok(())

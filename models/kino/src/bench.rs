@@ -33,8 +33,11 @@ pub(crate) struct BenchOptions {
     /// Only this storage type [default: both]
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dtype: Option<DType>,
-    /// Also measure the peers, which benches/peers/install installs
-    #[arg(long)]
+    // Names of products are no code, which a documentation comment would have to call them.
+    #[arg(
+        long,
+        help = "Also measure PyTorch, OpenVINO, ONNX Runtime and OpenBLAS, which benches/peers/install installs"
+    )]
     with_peers: bool,
     /// The peers' program
     #[arg(long, value_name = "FILE", default_value = "benches/peers/serve.py")]
