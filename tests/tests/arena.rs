@@ -24,7 +24,7 @@ const MAX_GAP: f64 = 1.02;
 fn sizes() -> Vec<[usize; 2]> {
     let mut sizes = Vec::new();
     for name in RESOLUTIONS {
-        let table = &diffusion::resolution(name, Release::V1_2).unwrap().sizes;
+        let table = &diffusion::resolution(name, Release::V1_2).expect("the table exists").sizes;
         for at in [0, table.len() / 2, table.len() - 1] {
             sizes.push([table[at].1, table[at].2]);
         }
@@ -34,7 +34,7 @@ fn sizes() -> Vec<[usize; 2]> {
 
 /// The plan, which the checker accepts and which is near its bound.
 fn good_plan(what: &str, graph: Graph) -> Plan {
-    let plan = compile(graph, &target(Isa::detect(), 2)).unwrap();
+    let plan = compile(graph, &target(Isa::detect(), 2)).expect("every model has kernels");
     let problems = check_plan(&plan);
     assert!(problems.is_empty(), "{what}: {problems:?}");
     let gap = plan.report().gap();

@@ -186,7 +186,7 @@ fn stdit2_xl(frame_mask: bool) -> Graph {
 
 /// The graph as fusion leaves it.
 fn grouped(graph: Graph) -> Graph {
-    run_passes(graph, pipeline_through("fuse-elementwise").unwrap(), &mut |_| {})
+    run_passes(graph, pipeline_through("fuse-elementwise").expect("the pass exists"), &mut |_| {})
 }
 
 #[test]

@@ -37,7 +37,10 @@ impl WeightSource for Source {
             checkpoint::DType::BF16 => DType::Bf16,
             other => return Err(format!("{other:?}")),
         };
-        Ok(Some((TensorType::new(dtype, view.shape).unwrap(), view.bytes)))
+        Ok(Some((
+            TensorType::new(dtype, view.shape).expect("the file has small tensors"),
+            view.bytes,
+        )))
     }
 
     fn release(&self, name: &str) {
@@ -47,19 +50,20 @@ impl WeightSource for Source {
 
 /// STDiT-2 XL/2 with two of its blocks.
 fn config() -> Stdit2 {
-    Stdit2::from_json(&json!({ "input_sq_size": 512, "qk_norm": true, "depth": 2 })).unwrap()
+    Stdit2::from_json(&json!({ "input_sq_size": 512, "qk_norm": true, "depth": 2 }))
+        .expect("the configuration is valid")
 }
 
 fn plan() -> Plan {
     let bucket = Bucket::new(1, [16, 18, 32], [144.0, 256.0], 40);
-    let graph = stdit2::graph(&config(), &bucket).unwrap();
-    compiler::compile(graph, &target(Isa::detect(), 2)).unwrap()
+    let graph = stdit2::graph(&config(), &bucket).expect("the bucket fits");
+    compiler::compile(graph, &target(Isa::detect(), 2)).expect("every model has kernels")
 }
 
 /// A checkpoint of the model in `dtype`, every element a small number.
 fn write(path: &Path, dtype: checkpoint::DType) {
     let mut tensors = BTreeMap::new();
-    for (name, shape) in stdit2::params(&config()).unwrap() {
+    for (name, shape) in stdit2::params(&config()).expect("the model has parameters") {
         let count: usize = shape.iter().product();
         let bytes: Vec<u8> = match dtype {
             checkpoint::DType::F32 => 0.01f32.to_le_bytes().repeat(count),
@@ -67,14 +71,22 @@ fn write(path: &Path, dtype: checkpoint::DType) {
         };
         tensors.insert(name, TensorView { dtype, shape, bytes: bytes.into() });
     }
-    checkpoint::write_safetensors(path, &tensors, &BTreeMap::new()).unwrap();
+    checkpoint::write_safetensors(path, &tensors, &BTreeMap::new())
+        .expect("the folder can be written");
 }
 
 /// The largest resident memory that this process had, in bytes.
 fn peak_resident_bytes() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().trim().parse::<usize>().unwrap() * 1024
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux states the peak");
+    line.trim()
+        .strip_suffix(" kB")
+        .expect("the peak is in kB")
+        .trim()
+        .parse::<usize>()
+        .expect("the peak is in kB")
+        * 1024
 }
 
 #[test]

@@ -29,7 +29,7 @@ struct Source {
 impl WeightSource for Source {
     fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String> {
         self.n_reads.fetch_add(1, Ordering::Relaxed);
-        if self.broken.lock().unwrap().as_deref() == Some(name) {
+        if self.broken.lock().expect("no test panics with it").as_deref() == Some(name) {
             return Err("the disk is gone".into());
         }
         let entry = |tensor: &Tensor| (tensor.ty().clone(), Cow::Owned(tensor.to_bytes()));
@@ -53,13 +53,15 @@ fn graph() -> Graph {
         "vocab_size": 50, "feed_forward_proj": "gated-gelu",
     }));
     let bucket = TextBucket { dtype: DType::F32, rows: 1, tokens: 9, mask: true };
-    t5::graph(&config.unwrap(), &bucket).unwrap()
+    t5::graph(&config.expect("the configuration is valid"), &bucket)
+        .expect("the configuration is valid")
 }
 
 fn fixture() -> Fixture {
     let graph = graph();
     let values = random_values(&graph, 5);
-    let plan = compiler::compile(graph, &target(Isa::detect(), 2)).unwrap();
+    let plan =
+        compiler::compile(graph, &target(Isa::detect(), 2)).expect("every model has kernels");
     let inputs = plan.inputs.iter();
     let inputs =
         inputs.map(|port| (port.name.to_string(), values[&*port.name].to_bytes())).collect();
@@ -67,7 +69,7 @@ fn fixture() -> Fixture {
     let source =
         Source { tensors: values, n_reads: Arc::clone(&n_reads), broken: Arc::clone(&broken) };
     Fixture {
-        pool: Arc::new(Pool::new(2).unwrap()),
+        pool: Arc::new(Pool::new(2).expect("threads start")),
         plan: Arc::new(plan),
         weights: WeightStore::new(source),
         inputs,
