@@ -18,7 +18,7 @@ pub(crate) fn parse_bytes(text: &str) -> Option<usize> {
         _ => return None,
     };
     let bytes = digits.parse::<f64>().ok()? * unit as f64;
-    (bytes >= 1.0 && bytes < 1e18).then_some(bytes as usize)
+    (1.0..1e18).contains(&bytes).then_some(bytes as usize)
 }
 
 /// `2.5e9` as `2.50 GFLOP`.
