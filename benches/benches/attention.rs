@@ -1,11 +1,12 @@
-//! Attention at STDiT-XL/2's shapes (16 heads of 72) and the VAE's (one head of 512), on 1 and 2
-//! threads. Criterion's `thrpt` counts FLOPs as elements: 1 Gelem/s is 1 GFLOP/s.
+//! Attention at STDiT-XL/2's shapes (16 heads of 72) and the VAE's (one head of 512), in f32 and
+//! bf16, on 1 and 2 threads. Criterion's `thrpt` counts FLOPs as elements: 1 Gelem/s is 1 GFLOP/s.
 
 use std::time::Duration;
 
 use benches::site::Timed;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kernels::Pool;
+use ops::{DType, TensorType};
 
 /// `[batch, queries, keys, heads, head dims]`: spatial, long, temporal, cross, VAE.
 const SHAPES: [[usize; 5]; 6] = [
@@ -18,14 +19,15 @@ const SHAPES: [[usize; 5]; 6] = [
 ];
 
 fn attention(criterion: &mut Criterion) {
-    for threads in [1, 2] {
-        let mut group = criterion.benchmark_group(format!("attention f32, {threads} threads"));
+    for (dtype, threads) in [(DType::F32, 1), (DType::F32, 2), (DType::Bf16, 1), (DType::Bf16, 2)] {
+        let mut group = criterion.benchmark_group(format!("attention {dtype}, {threads} threads"));
         group.sample_size(10).warm_up_time(Duration::from_millis(300));
         group.measurement_time(Duration::from_secs(2));
         for [batch, sq, sk, heads, d] in SHAPES {
             let pool = Pool::new(threads).expect("the system starts two threads");
-            let (q, k): (&[usize], &[usize]) = (&[batch, sq, heads, d], &[batch, sk, heads, d]);
-            let timed = Timed::new(&[q, k, k], &[], pool, |b, args| {
+            let rows = |s: usize| TensorType::new(dtype, [batch, s, heads, d]);
+            let types = [sq, sk, sk].map(|s| rows(s).expect("the shapes are valid"));
+            let timed = Timed::of_types(&types, &[], pool, |b, args| {
                 b.attention([args[0], args[1], args[2]], None, None, 1.0 / (d as f64).sqrt())
             });
             let mut timed = timed.expect("the shapes are valid").expect("attention has a kernel");

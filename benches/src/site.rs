@@ -36,10 +36,25 @@ impl Timed {
         pool: Pool,
         build: impl FnOnce(&mut Builder, &[ValueId]) -> Result<ValueId, Error>,
     ) -> Result<Option<Timed>, Box<dyn std::error::Error>> {
+        let types: Result<Vec<TensorType>, Error> =
+            shapes.iter().map(|shape| TensorType::new(DType::F32, *shape)).collect();
+        Timed::of_types(&types?, weights, pool, build)
+    }
+
+    /// As [`Timed::new`], for dense operands of f32 or bf16.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn of_types(
+        types: &[TensorType],
+        weights: &[usize],
+        pool: Pool,
+        build: impl FnOnce(&mut Builder, &[ValueId]) -> Result<ValueId, Error>,
+    ) -> Result<Option<Timed>, Box<dyn std::error::Error>> {
         let mut b = Builder::new("site");
         let mut args = vec![];
-        for (i, shape) in shapes.iter().enumerate() {
-            args.push(b.input(&i.to_string(), TensorType::new(DType::F32, *shape)?));
+        for (i, ty) in types.iter().enumerate() {
+            args.push(b.input(&i.to_string(), ty.clone()));
         }
         let out = build(&mut b, &args)?;
         let body = b.finish(&[out]);
@@ -65,12 +80,12 @@ impl Timed {
         let mut operands = vec![];
         for (i, &arg) in args.iter().enumerate() {
             let mut dense = Arena::new(body.ty(arg).bytes(), "operand")?;
-            for (j, bytes) in
-                dense.slice_mut(0, body.ty(arg).bytes()).chunks_exact_mut(4).enumerate()
-            {
+            let size = body.ty(arg).dtype().size();
+            for (j, bytes) in dense.slice_mut(0, body.ty(arg).bytes()).chunks_exact_mut(size).enumerate() {
                 // Scattered over [-1, 1): the fractional parts of multiples of the golden ratio.
                 let x = (j as f64 * 0.618_033_988_749_895).fract() as f32;
-                bytes.copy_from_slice(&(2.0 * x - 1.0).to_le_bytes());
+                // The upper half of an f32 is a bf16.
+                bytes.copy_from_slice(&(2.0 * x - 1.0).to_le_bytes()[4 - size..]);
             }
             operands.push(match def.packing(i) {
                 None => dense,

@@ -29,18 +29,15 @@ use super::nest::Nest;
 use super::shared::{Shared, aligned};
 
 /// Keys of a block: a multiple of every tile height.
-pub(super) const KEY_BLOCK: usize = 72;
+pub(super) const KEY_BLOCK: usize = 96;
 /// Largest packed keys and values that a worker keeps for a whole task.
 const KEEP_BYTES: usize = 4 << 20;
-/// Multiply-adds that make a task worth its start.
-const TASK_WORK: usize = 1 << 20;
-/// Query blocks of a task, at least, so that packing keys is a small part of it.
+/// Tasks to aim at: enough to share evenly, few enough that packing keys is a small part of each.
+const TASKS: usize = 32;
+/// Query blocks of a task, at least, for the same reason.
 const MIN_TASK_BLOCKS: usize = 4;
-/// Tasks to aim at where one (batch, head) pair has many query blocks.
-const TASKS: usize = 64;
-/// Longest sequences whose rows are asked for one pair ahead: their rows are short pieces of memory
-/// far apart, which the hardware does not foresee.
-const SHORT: usize = 64;
+/// Largest rows that are asked for early: they lie in the second-level cache beside those in use.
+const AHEAD_BYTES: usize = 384 << 10;
 
 // Layouts of the nest of (batch, head) pairs.
 pub(super) const OUT: usize = 0;
@@ -49,6 +46,27 @@ pub(super) const K: usize = 2;
 pub(super) const V: usize = 3;
 pub(super) const MASK: usize = 4;
 pub(super) const BIAS: usize = 5;
+
+/// Which rows lie in memory as attention reads or writes them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored {
+    /// Queries and keys as words along D.
+    pub(super) q: bool,
+    pub(super) k: bool,
+    /// Values as elements of words.
+    pub(super) v: bool,
+    /// Rows of the result as words along D.
+    pub(super) result: bool,
+}
+
+/// Which rows a task asks for early.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead {
+    /// Those of the pair that comes so many later; if more than 1, of all heads. 0 for none.
+    pub(super) pairs: usize,
+    /// Parts in which they are asked for.
+    pub(super) shares: usize,
+}
 
 /// Attention with everything that is done to queries and keys before.
 #[derive(Clone, Debug)]
@@ -62,6 +80,7 @@ pub struct Attention {
     pub(super) q: HeadRows,
     pub(super) k: HeadRows,
     pub(super) v: HeadRows,
+    pub(super) stored: Stored,
     pub(super) tables: Vec<RopeTable>,
     pub(super) mask: Option<Side>,
     pub(super) bias: Option<Side>,
@@ -130,13 +149,26 @@ impl Attention {
             Some(dot) if types[0].dtype() == DType::Bf16 => Words::Bf16Pairs(dot),
             _ => Words::F32,
         };
+        let d = types[0].shape()[rank - 1];
+        let is_whole = |elements: &usize| elements.is_multiple_of(words.depths());
+        let stored = Stored {
+            q: q.are_words(words),
+            k: k.are_words(words),
+            v: v.are_rows_of(words.dtype()),
+            // No row starts or ends within a word.
+            result: result.dtype == words.dtype()
+                && is_whole(&d)
+                && is_whole(&result.offset)
+                && result.strides[..rank - 1].iter().all(is_whole),
+        };
         Some(Attention {
             isa: site.target.isa,
             words,
+            stored,
             scale: op.scale,
             sq: types[0].shape()[batch],
             sk: types[1].shape()[batch],
-            d: types[0].shape()[rank - 1],
+            d,
             q,
             k,
             v,
@@ -163,6 +195,10 @@ impl Attention {
         self.sq.div_ceil(self.block())
     }
 
+    pub(super) fn heads(&self) -> usize {
+        self.result.shape[self.result.rank() - 2]
+    }
+
     /// Query blocks of one task.
     pub(super) fn task_blocks(&self) -> usize {
         let all = self.query_blocks();
@@ -174,18 +210,34 @@ impl Attention {
         if self.task_blocks() < self.query_blocks() {
             return 1;
         }
-        let work = self.sq * self.sk * self.d;
-        (TASK_WORK / work).clamp(1, self.pairs.n_rows().div_ceil(TASKS).max(1))
+        let pairs = self.pairs.n_rows().div_ceil(TASKS);
+        // Whole batch entries, because heads share cache lines.
+        if pairs < self.heads() { pairs } else { pairs / self.heads() * self.heads() }
     }
 
-    /// Whether one pair is more than the caches take while the one before is computed.
-    pub(super) fn is_long(&self) -> bool {
-        self.sq.max(self.sk) > SHORT
+    /// What is asked for early.
+    pub(super) fn ahead(&self) -> Ahead {
+        let size = self.q.layout.dtype.size().max(self.v.layout.dtype.size());
+        let pair_bytes = 2 * (self.sq + self.sk) * self.d * size;
+        if self.task_pairs() == 1 {
+            Ahead { pairs: 0, shares: 1 }
+        } else if self.heads() > 1 && pair_bytes * self.heads() <= AHEAD_BYTES {
+            Ahead { pairs: self.heads(), shares: self.heads() }
+        } else if pair_bytes <= AHEAD_BYTES {
+            Ahead { pairs: 1, shares: self.query_blocks() }
+        } else {
+            Ahead { pairs: 0, shares: 1 }
+        }
     }
 
     /// Whether all keys and values are packed once per pair, not per query block.
     pub(super) fn keeps_keys(&self) -> bool {
         self.sk * self.d * 8 <= KEEP_BYTES
+    }
+
+    /// Whether keys are read where they are stored: those that would be packed for one use.
+    pub(super) fn has_keys_in_place(&self) -> bool {
+        self.stored.k && self.mask.is_none() && (!self.keeps_keys() || self.query_blocks() == 1)
     }
 
     pub(super) fn packed_keys(&self) -> usize {
@@ -194,16 +246,6 @@ impl Attention {
 
     pub(super) fn table_bytes(&self) -> usize {
         self.tables.iter().map(|table| aligned(4 * table.len())).sum()
-    }
-
-    /// Whether rows of the result can be written in words: none starts or ends within a word.
-    pub(super) fn has_word_results(&self) -> bool {
-        let Layout { strides, offset, .. } = &self.result;
-        let is_whole = |elements: &usize| elements.is_multiple_of(self.words.depths());
-        self.result.dtype == self.words.dtype()
-            && is_whole(&self.d)
-            && is_whole(offset)
-            && strides[..strides.len() - 1].iter().all(is_whole)
     }
 }
 

@@ -166,18 +166,34 @@ impl<A: Packed> Finish for Weigh<A> {
                 reference = std::array::from_fn(|v| s.load(self.reference.add(v * S::LANES)));
             }
             let mut sums = [s.splat(0.0); V];
-            for scores in &mut scores {
-                for (v, score) in scores.iter_mut().enumerate() {
-                    let x = s.mul_add(*score, factor, s.neg(reference[v]));
-                    *score = self.arithmetic.exp2(s, x);
-                    sums[v] = s.add(sums[v], *score);
-                }
-            }
+            // In two parts, so that compilers unroll both and scores stay in registers.
+            let (head, tail) = scores.split_at_mut(R / 2);
+            weigh(s, self.arithmetic, head, factor, &reference, &mut sums);
+            weigh(s, self.arithmetic, tail, factor, &reference, &mut sums);
             for (v, &sum) in sums.iter().enumerate() {
                 let to = self.sum.add(v * S::LANES);
                 s.store(to, s.add(s.load(to), sum));
             }
             store_words(s, self.arithmetic, row, &scores, self.weights);
+        }
+    }
+}
+
+/// Turns rows of scores into weights and adds them to `sums`.
+#[inline(always)]
+fn weigh<S: Simd, A: Packed, const V: usize>(
+    s: S,
+    arithmetic: A,
+    scores: &mut [[S::F; V]],
+    factor: S::F,
+    reference: &[S::F; V],
+    sums: &mut [S::F; V],
+) {
+    for scores in scores {
+        for (v, score) in scores.iter_mut().enumerate() {
+            let x = s.mul_add(*score, factor, s.neg(reference[v]));
+            *score = arithmetic.exp2(s, x);
+            sums[v] = s.add(sums[v], *score);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Kernels for the CPU.
 
 pub mod attention;
+mod attention_pack;
 mod attention_rows;
 mod attention_softmax;
 mod attention_task;
