@@ -9,7 +9,6 @@ use benches::product::{Fusion, Product, SHAPES};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kernels::{Isa, Pool};
 use ops::DType;
-use ops::DType;
 
 #[allow(clippy::print_stdout, reason = "the limit belongs beside the measurements")]
 fn matmul(criterion: &mut Criterion) {
