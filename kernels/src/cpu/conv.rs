@@ -29,14 +29,14 @@ pub(super) const SPATIAL: usize = 3;
 /// A convolution with everything that is fused into it.
 #[derive(Clone, Debug)]
 pub struct Conv {
-    spec: Spec,
+    spec: Box<Spec>,
     method: Method,
 }
 
 #[derive(Clone, Debug)]
 enum Method {
     Direct(Direct),
-    Winograd(Winograd),
+    Winograd(Box<Winograd>),
 }
 
 /// What is to be computed.
@@ -73,10 +73,10 @@ impl Conv {
     pub fn select(site: &Site<'_>) -> Option<Conv> {
         let spec = Spec::of(site)?;
         let method = match Winograd::select(&spec, site.target) {
-            Some(winograd) => Method::Winograd(winograd),
+            Some(winograd) => Method::Winograd(Box::new(winograd)),
             None => Method::Direct(Direct::new(&spec, site.target)),
         };
-        Some(Conv { spec, method })
+        Some(Conv { spec: Box::new(spec), method })
     }
 
     fn packed_bytes(&self) -> usize {

@@ -15,39 +15,40 @@ use ops::{Attr, DType};
 
 use crate::Pool;
 use crate::kernel::Target;
-use crate::simd::{Simd, SimdJob, dispatch};
+use crate::simd::dispatch;
 
 use super::conv::{SPATIAL, Spec, read_float};
-use super::conv_input::{Input, Line, Reader};
-use super::conv_transform::{Doubled, Quad, Transform, along_both, weight_points};
+use super::conv_input::Input;
+use super::conv_transform::{Doubled, Quad, Transform, weight_points};
+use super::conv_winograd_item::{Areas, Block, Item, Phase, Run};
 use super::matmul_pack::PanelShape;
-use super::matmul_tile::{self, Tile, Words};
+use super::matmul_tile::Words;
 use super::shared::{Shared, aligned};
 
 /// Fewest channels and columns that are worth the transforms.
 const LEAST_CHANNELS: usize = 16;
 /// Most channels of a chunk.
-const CHUNK: usize = 128;
+pub(super) const CHUNK: usize = 128;
 /// Multiply-adds in the time that one value takes from memory.
 const MULTIPLY_ADDS_PER_LOAD: usize = 35;
 
 /// A fast 3x3 convolution.
 #[derive(Clone, Debug)]
 pub(super) struct Winograd {
-    algorithm: Algorithm,
+    pub(super) algorithm: Algorithm,
     /// What tiles are taken from; not doubled.
-    input: Input,
+    pub(super) input: Input,
     /// Tiles of a plane along height and width.
     grid: [usize; 2],
     /// Tiles of a block.
     block: [usize; 2],
-    panel: PanelShape,
+    pub(super) panel: PanelShape,
     /// Tiles whose outputs are made at a time.
-    run: usize,
+    pub(super) run: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Algorithm {
+pub(super) enum Algorithm {
     Quad,
     Doubled,
 }
@@ -70,7 +71,7 @@ impl Algorithm {
     }
 
     /// Inputs from one tile to the next.
-    fn step(self) -> usize {
+    pub(super) fn step(self) -> usize {
         match self {
             Algorithm::Quad => 4,
             Algorithm::Doubled => 1,
@@ -78,7 +79,7 @@ impl Algorithm {
     }
 
     /// Tiles of a part along height and width: few halo lines, yet inputs that fit L2.
-    fn part(self) -> [usize; 2] {
+    pub(super) fn part(self) -> [usize; 2] {
         match self {
             Algorithm::Quad => [4, 8],
             Algorithm::Doubled => [16, 16],
@@ -90,21 +91,6 @@ impl Algorithm {
             Algorithm::Quad => "quad",
             Algorithm::Doubled => "doubled",
         }
-    }
-}
-
-/// A rectangle of tiles of one plane.
-#[derive(Clone, Copy)]
-struct Block {
-    sample: usize,
-    plane: usize,
-    start: [usize; 2],
-    dims: [usize; 2],
-}
-
-impl Block {
-    fn tiles(&self) -> usize {
-        self.dims[0] * self.dims[1]
     }
 }
 
@@ -140,9 +126,10 @@ impl Winograd {
             return None;
         }
         let panel = PanelShape::of(spec.isa, Words::F32);
-        // Transformed inputs and sums of a block take half of the last-level cache.
+        // Transformed inputs and sums of a block take a quarter of the last-level cache: weights
+        // pass through it, too.
         let tile_bytes = 4 * points * (spec.input.channels + spec.columns);
-        let most = (target.l3_bytes / 2 / tile_bytes).max(16);
+        let most = (target.l3_bytes / 4 / tile_bytes).max(16);
         let width = grid[1].div_ceil(grid[1].div_ceil((most / algorithm.part()[0]).max(1)));
         let height = (most / width).clamp(1, grid[0]);
         let height = grid[0].div_ceil(grid[0].div_ceil(height));
@@ -169,12 +156,12 @@ impl Winograd {
         self.algorithm.points().pow(2)
     }
 
-    fn panels(&self, spec: &Spec) -> usize {
+    pub(super) fn panels(&self, spec: &Spec) -> usize {
         spec.columns.div_ceil(self.panel.columns())
     }
 
     /// Bytes of the transformed weight of one point.
-    fn point_bytes(&self, spec: &Spec) -> usize {
+    pub(super) fn point_bytes(&self, spec: &Spec) -> usize {
         self.panel.packed_bytes(spec.columns, spec.input.channels, DType::F32)
     }
 
@@ -313,293 +300,6 @@ impl Winograd {
                         Algorithm::Doubled => dispatch(spec.isa, Run(item, phase, Doubled)),
                     }
                 });
-            }
-        }
-    }
-}
-
-/// Where things lie in the scratch: bytes; rows and points in values.
-struct Areas {
-    v: usize,
-    m: usize,
-    workers: usize,
-    program: usize,
-    worker_bytes: usize,
-    v_row: usize,
-    m_row: usize,
-    v_point: usize,
-    m_point: usize,
-}
-
-#[derive(Clone, Copy)]
-enum Phase {
-    Gather,
-    /// Each product in that many ranges of columns.
-    Multiply(usize),
-    Scatter,
-}
-
-struct Item<'a> {
-    winograd: &'a Winograd,
-    spec: &'a Spec,
-    shared: Shared<'a>,
-    areas: &'a Areas,
-    block: Block,
-    item: usize,
-    worker: usize,
-}
-
-struct Run<'a, T, const P: usize, const O: usize>(Item<'a>, Phase, T);
-
-impl<T: Transform<P, O>, const P: usize, const O: usize> SimdJob for Run<'_, T, P, O> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Run(item, phase, algorithm) = self;
-        // SAFETY: the caller of `Winograd::run` promises operands, result and scratch.
-        unsafe {
-            match phase {
-                Phase::Gather => item.gather(s, algorithm),
-                Phase::Multiply(ranges) => item.multiply(s, ranges),
-                Phase::Scatter => item.scatter(s, algorithm),
-            }
-        }
-    }
-}
-
-impl Item<'_> {
-    /// The worker's lines or outputs, and its scratch for programs.
-    ///
-    /// # Safety
-    /// As [`Winograd::run`].
-    #[inline(always)]
-    unsafe fn own(&self) -> (*mut f32, *mut f32) {
-        let at = self.worker * self.areas.worker_bytes;
-        // SAFETY: the areas are within the scratch.
-        unsafe {
-            let scratch = self.shared.scratch().add(at);
-            (scratch.add(self.areas.workers).cast(), scratch.add(self.areas.program).cast())
-        }
-    }
-
-    /// Transformed inputs of a part of the block and a chunk of its channels.
-    ///
-    /// # Safety
-    /// As [`Winograd::run`].
-    #[inline(always)]
-    unsafe fn gather<S: Simd, T: Transform<P, O>, const P: usize, const O: usize>(
-        &self,
-        s: S,
-        algorithm: T,
-    ) {
-        let Item { winograd, spec, areas, block, .. } = self;
-        let step = winograd.algorithm.step();
-        let chunks = spec.input.channels.div_ceil(CHUNK);
-        let (part, chunk) = (self.item / chunks, self.item % chunks);
-        let size = winograd.algorithm.part();
-        let across = block.dims[1].div_ceil(size[1]);
-        let start = [part / across * size[0], part % across * size[1]];
-        let dims = [0, 1].map(|axis| size[axis].min(block.dims[axis] - start[axis]));
-        let first = chunk * CHUNK;
-        let n = CHUNK.min(spec.input.channels - first);
-        let [height, width] = dims.map(|tiles| (tiles - 1) * step + P);
-        let corner = |axis: usize| {
-            let tile = block.start[axis] + start[axis];
-            (tile * step) as isize - spec.pad_low[1 + axis] as isize
-        };
-        // SAFETY: tiles lie within the block, lines within the worker's part of the scratch.
-        unsafe {
-            let (lines, program) = self.own();
-            let reader = Reader { shared: self.shared, norm_at: 0, program };
-            for y in 0..height {
-                let line = Line {
-                    sample: block.sample,
-                    start: [block.plane as isize, corner(0) + y as isize, corner(1)],
-                    n: width,
-                    channels: (first, first + n),
-                };
-                winograd.input.line(s, &reader, &line, lines.add(y * width * n));
-            }
-            let v = self.shared.scratch().add(areas.v).cast::<f32>();
-            for tile in 0..dims[0] * dims[1] {
-                let (y, x) = (tile / dims[1], tile % dims[1]);
-                let from = lines.add((y * width + x) * step * n).cast_const();
-                let at = (start[0] + y) * block.dims[1] + start[1] + x;
-                let to = v.add(at * areas.v_row + first);
-                let (row, point) = (width * n, areas.v_point);
-                s.outline(TransformInput { from, row, column: n, n, to, point, algorithm });
-            }
-        }
-    }
-
-    /// The sums of one point for a range of the columns.
-    ///
-    /// # Safety
-    /// As [`Winograd::run`].
-    #[inline(always)]
-    unsafe fn multiply<S: Simd>(&self, s: S, ranges: usize) {
-        let Item { winograd, spec, areas, block, .. } = self;
-        let (point, range) = (self.item / ranges, self.item % ranges);
-        let channels = spec.input.channels;
-        let panels = winograd.panels(spec);
-        let tile_rows = const { matmul_tile::shape(S::REGISTERS).0 };
-        let n_tiles = block.tiles();
-        // SAFETY: panels lie within the packed weight, tiles within the areas.
-        unsafe {
-            let scratch = self.shared.scratch();
-            let v = scratch.add(areas.v).cast::<f32>().add(point * areas.v_point);
-            let m = scratch.add(areas.m).cast::<f32>().add(point * areas.m_point);
-            let weight = self.shared.operand(spec.weight.operand);
-            let weight = weight.add(point * winograd.point_bytes(spec)).cast::<f32>();
-            for panel in panels * range / ranges..panels * (range + 1) / ranges {
-                let vectors = winograd.panel.vectors_of(panel, spec.columns);
-                let first = panel * winograd.panel.columns();
-                let b = weight.add(first * channels);
-                let size = channels * vectors * S::LANES;
-                // The next panel, or the next point's, comes in piece by piece.
-                let next = b.wrapping_add(size);
-                for row in (0..n_tiles).step_by(tile_rows) {
-                    let piece = (row / tile_rows * (channels / 4 * 16)).min(size);
-                    let tile = Tile {
-                        a: v.add(row * areas.v_row),
-                        a_stride: areas.v_row,
-                        b,
-                        depth: channels,
-                        sums: m.add(row * areas.m_row + first),
-                        sums_stride: areas.m_row,
-                        accumulate: false,
-                        next: next.wrapping_add(piece),
-                    };
-                    let rows = tile_rows.min(n_tiles - row);
-                    matmul_tile::run(s, Words::F32, rows, vectors, &tile);
-                }
-            }
-        }
-    }
-
-    /// Outputs of some tiles of a row.
-    ///
-    /// # Safety
-    /// As [`Winograd::run`].
-    #[inline(always)]
-    unsafe fn scatter<S: Simd, T: Transform<P, O>, const P: usize, const O: usize>(
-        &self,
-        s: S,
-        algorithm: T,
-    ) {
-        let Item { winograd, spec, areas, block, .. } = self;
-        let runs = block.dims[1].div_ceil(winograd.run);
-        let (row, run) = (self.item / runs, self.item % runs);
-        let first = run * winograd.run;
-        let n_tiles = winograd.run.min(block.dims[1] - first);
-        let [_, height, width] = spec.output;
-        let y = (block.start[0] + row) * O;
-        let x = (block.start[1] + first) * O;
-        // SAFETY: tiles lie within the block, outputs within the worker's part of the scratch.
-        unsafe {
-            let (outputs, program) = self.own();
-            let m = self.shared.scratch().add(areas.m).cast::<f32>().cast_const();
-            let line = n_tiles * O * areas.m_row;
-            for tile in 0..n_tiles {
-                let at = row * block.dims[1] + first + tile;
-                let from = m.add(at * areas.m_row);
-                let to = outputs.add(tile * O * areas.m_row);
-                let n = spec.columns.next_multiple_of(S::LANES);
-                let (point, column) = (areas.m_point, areas.m_row);
-                s.outline(TransformSums { from, point, n, to, row: line, column, algorithm });
-            }
-            for i in 0..O.min(height - y) {
-                let position = spec.position(block.sample, [block.plane, y + i, x]);
-                let n = (n_tiles * O).min(width - x);
-                let sums = outputs.add(i * line);
-                let columns = (0, spec.columns);
-                spec.epilogue(s, self.shared, (position, n), columns, sums, areas.m_row, program);
-            }
-        }
-    }
-}
-
-/// Transforms the inputs of a tile, `n` channels: from `P` x `P` positions to as many points.
-struct TransformInput<T, const P: usize, const O: usize> {
-    from: *const f32,
-    /// From one row and one column of positions to the next.
-    row: usize,
-    column: usize,
-    n: usize,
-    to: *mut f32,
-    /// From one point to the next.
-    point: usize,
-    algorithm: T,
-}
-
-impl<T: Transform<P, O>, const P: usize, const O: usize> SimdJob for TransformInput<T, P, O> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let TransformInput { from, row, column, n, to, point, algorithm } = self;
-        let mut i = 0;
-        while i < n {
-            let count = S::LANES.min(n - i);
-            // SAFETY: the creator promises positions and points of n channels.
-            let load = |y: usize, x: usize| unsafe {
-                let at = from.add(y * row + x * column + i);
-                if count == S::LANES { s.load(at) } else { s.load_n(at, count) }
-            };
-            let points = along_both(
-                s.splat(0.0),
-                #[inline(always)]
-                |y| std::array::from_fn(|x| load(y, x)),
-                #[inline(always)]
-                |line| algorithm.input(s, line),
-            );
-            for (index, &value) in points.iter().flatten().enumerate() {
-                // SAFETY: as above.
-                unsafe {
-                    let at = to.add(index * point + i);
-                    if count == S::LANES { s.store(at, value) } else { s.store_n(at, value, count) }
-                }
-            }
-            i += count;
-        }
-    }
-}
-
-/// Transforms the sums of a tile, `n` columns in whole vectors, to `O` x `O` outputs.
-struct TransformSums<T, const P: usize, const O: usize> {
-    from: *const f32,
-    /// From one point to the next.
-    point: usize,
-    n: usize,
-    to: *mut f32,
-    /// From one row and one column of outputs to the next.
-    row: usize,
-    column: usize,
-    algorithm: T,
-}
-
-impl<T: Transform<P, O>, const P: usize, const O: usize> SimdJob for TransformSums<T, P, O> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let TransformSums { from, point, n, to, row, column, algorithm } = self;
-        for i in (0..n).step_by(S::LANES) {
-            // SAFETY: the creator promises points and outputs of n columns.
-            let load = |index: usize| unsafe { s.load(from.add(index * point + i)) };
-            let outputs = along_both(
-                s.splat(0.0),
-                #[inline(always)]
-                |y| std::array::from_fn(|x| load(y * P + x)),
-                #[inline(always)]
-                |line| algorithm.output(s, line),
-            );
-            for (y, line) in outputs.iter().enumerate() {
-                for (x, &value) in line.iter().enumerate() {
-                    // SAFETY: as above.
-                    unsafe { s.store(to.add(y * row + x * column + i), value) };
-                }
             }
         }
     }
