@@ -81,7 +81,9 @@ impl Timed {
         for (i, &arg) in args.iter().enumerate() {
             let mut dense = Arena::new(body.ty(arg).bytes(), "operand")?;
             let size = body.ty(arg).dtype().size();
-            for (j, bytes) in dense.slice_mut(0, body.ty(arg).bytes()).chunks_exact_mut(size).enumerate() {
+            for (j, bytes) in
+                dense.slice_mut(0, body.ty(arg).bytes()).chunks_exact_mut(size).enumerate()
+            {
                 // Scattered over [-1, 1): the fractional parts of multiples of the golden ratio.
                 let x = (j as f64 * 0.618_033_988_749_895).fract() as f32;
                 // The upper half of an f32 is a bf16.

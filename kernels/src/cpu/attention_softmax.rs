@@ -90,9 +90,9 @@ pub(super) unsafe fn store_words<S: Simd, A: Packed, const R: usize, const V: us
     to: *mut f32,
 ) {
     for r in (0..R).step_by(A::ELEMENTS) {
-        for v in 0..V {
-            let high = if r + 1 < R { rows[r + 1][v] } else { s.splat(0.0) };
-            let words = arithmetic.join(s, rows[r][v], high);
+        for (v, &low) in rows[r].iter().enumerate() {
+            let high = rows.get(r + 1).map_or(s.splat(0.0), |row| row[v]);
+            let words = arithmetic.join(s, low, high);
             // SAFETY: the caller's promise.
             unsafe {
                 let to = to.add((row + r) / A::ELEMENTS * V * S::LANES);
