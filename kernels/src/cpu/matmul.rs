@@ -288,7 +288,7 @@ impl Matmul {
     ///
     /// # Safety
     /// The buffers are valid for the positions that the spec's views address, the packed B for
-    /// [`packed_b_bytes`], the scratch for [`Matmul::scratch_bytes`] of the pool's threads. Nothing
+    /// [`Matmul::packed_b_bytes`], the scratch for [`Matmul::scratch_bytes`] of the pool's threads. Nothing
     /// else accesses C and the scratch meanwhile. C overlaps no operand, or has exactly the
     /// addresses of an epilogue operand of its element size.
     pub unsafe fn run(&self, pool: &Pool, buffers: &MatmulBuffers<'_>) {

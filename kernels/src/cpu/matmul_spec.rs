@@ -10,7 +10,7 @@ use super::matmul_rows::{Norm, RowView};
 /// Where B comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BOperand {
-    /// Packed by [`pack_b`] as this type: f32, bf16 or f16.
+    /// Packed by [`super::matmul::Matmul::pack_b`] in this type: f32, bf16 or f16.
     Packed(DType),
     /// Read where it is and packed in every run.
     Dense(BView),
