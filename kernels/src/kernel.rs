@@ -74,6 +74,15 @@ pub trait KernelDef: fmt::Debug {
         vec![]
     }
 
+    /// How this instance computes, for tables: those choices that are words, as `quad` or `bf16`.
+    fn way(&self) -> String {
+        let words = self.tunables().into_iter().filter_map(|(_, value)| match value {
+            Attr::Str(word) => Some(word),
+            _ => None,
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
     /// Bytes of scratch for a run with `threads` threads.
     fn scratch_bytes(&self, threads: usize) -> usize {
         let _ = threads;

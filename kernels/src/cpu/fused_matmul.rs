@@ -242,7 +242,8 @@ impl KernelDef for FusedMatmul {
 
     fn tunables(&self) -> Vec<(&'static str, Attr)> {
         let blocks = self.matmul.blocks().map(|(name, size)| (name, Attr::Int(size as i64)));
-        blocks.into_iter().collect()
+        let words = Attr::Str(self.matmul.words().dtype().to_string());
+        blocks.into_iter().chain([("words", words)]).collect()
     }
 
     fn scratch_bytes(&self, threads: usize) -> usize {

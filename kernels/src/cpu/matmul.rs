@@ -168,6 +168,11 @@ impl Matmul {
         self.isa
     }
 
+    /// What it multiplies.
+    pub(super) fn words(&self) -> Words {
+        self.words
+    }
+
     /// Block sizes: rows of a task, depth of a block.
     pub fn blocks(&self) -> [(&'static str, usize); 2] {
         [("block_rows", self.block_rows), ("depth_block", self.depth_block)]

@@ -4,7 +4,7 @@
 //! The numbers are those of the plan itself; time comes from the machine's cost model, if `kino
 //! calibrate` has measured one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use clap::Args;
 use compiler::cost::CostModel;
 use compiler::{Content, Plan, Purpose, Work};
 use kernels::Target;
+use ops::{Graph, Op, ValueId};
 use serde_json::{Value, json};
 
 use crate::calibrate::Calibration;
@@ -19,7 +20,7 @@ use crate::dump::{ModelOptions, StageName};
 use crate::failure::Outcome;
 use crate::parts::Parts;
 use crate::report::line;
-use crate::{VERSION, machine, plan_chart, plan_page, plan_table, progress, units};
+use crate::{VERSION, machine, plan_chart, plan_page, plan_table, progress, settings, units};
 
 /// What to plan and how to show it.
 #[derive(Args, Debug)]
@@ -32,6 +33,9 @@ pub(crate) struct PlanOptions {
     /// Write a page that shows the arena over time, to zoom into
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Most memory for arena and weights, such as 12GiB: chunks get smaller, a text encoder's weights are streamed
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<String>,
     /// A table over upstream's resolutions and lengths
     #[arg(long, conflicts_with_all = ["svg", "html"])]
     all_buckets: bool,
@@ -50,6 +54,8 @@ pub(crate) struct StagePlan {
     pub stage: StageName,
     /// Its plan.
     pub plan: Arc<Plan>,
+    /// What arena and weights may take together where the weights are streamed.
+    streamed: Option<usize>,
     /// The work of each step.
     pub works: Vec<Work>,
     /// Expected seconds of each step, on a calibrated machine.
@@ -92,7 +98,8 @@ pub(crate) fn run(
         return plan_table::run(options, &target, model.as_ref());
     }
     let size = options.model.size()?;
-    let stages = stage_plans(&options.model, size, &target, model.as_ref())?;
+    let limit = options.limit()?;
+    let stages = stage_plans(&options.model, size, &target, &limit, model.as_ref())?;
     if let Some(path) = &options.svg {
         media::write_file(path, plan_chart::svg(&options.model, size, &stages).as_bytes())?;
     }
@@ -139,13 +146,13 @@ pub(crate) fn stage_plans(
     options: &ModelOptions,
     size: [usize; 3],
     target: &Target,
+    limit: &compiler::Options,
     model: Option<&CostModel>,
 ) -> Outcome<Vec<StagePlan>> {
     let parts = Parts::find(&options.model)?;
     let stages = options.stage.map_or_else(|| parts.stages(), |stage| vec![stage]);
-    let planned = stages.into_iter().map(|stage| -> Outcome<StagePlan> {
-        let plan = compiler::compile(parts.graph(options, stage, size)?, target)?;
-        Ok(StagePlan::new(stage, Arc::new(plan), model))
+    let planned = stages.into_iter().map(|stage| {
+        StagePlan::compile(stage, parts.graph(options, stage, size)?, target, limit, model)
     });
     planned.collect()
 }
@@ -153,16 +160,43 @@ pub(crate) fn stage_plans(
 /// Bytes of arena and weights of the largest stage: each is given back before the next, as
 /// [`pipeline::Plans::peak_bytes`] has it.
 pub(crate) fn peak_bytes(stages: &[StagePlan]) -> usize {
-    stages.iter().map(|stage| stage.plan.held_bytes()).max().unwrap_or(0)
+    stages.iter().map(StagePlan::held_bytes).max().unwrap_or(0)
+}
+
+impl PlanOptions {
+    /// What plans are held to.
+    pub(crate) fn limit(&self) -> Outcome<compiler::Options> {
+        let memory = self.memory.as_deref().map(settings::parse_memory).transpose()?;
+        Ok(compiler::Options { memory })
+    }
 }
 
 impl StagePlan {
-    /// `plan` with what `model` expects of it.
-    pub(crate) fn new(stage: StageName, plan: Arc<Plan>, model: Option<&CostModel>) -> StagePlan {
+    /// The plan of `graph` within `limit`, as sampling compiles that stage, with what `model` expects
+    /// of it.
+    pub(crate) fn compile(
+        stage: StageName,
+        graph: Graph,
+        target: &Target,
+        limit: &compiler::Options,
+        model: Option<&CostModel>,
+    ) -> Outcome<StagePlan> {
+        let plan = match stage {
+            StageName::Text => pipeline::compile_text(graph, target, limit)?,
+            StageName::Condition | StageName::Denoise | StageName::Decode => {
+                compiler::compile_with(graph, target, limit)?
+            }
+        };
         let works = plan.works();
         let seconds =
             model.map(|model| works.iter().map(|work| model.estimate(work).seconds).collect());
-        StagePlan { stage, plan, works, seconds }
+        let streamed = limit.memory.filter(|&memory| plan.held_bytes() > memory);
+        Ok(StagePlan { stage, plan: Arc::new(plan), streamed, works, seconds })
+    }
+
+    /// Bytes of arena and weights at once.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.streamed.unwrap_or(self.plan.held_bytes())
     }
 
     /// Expected seconds of one run.
@@ -196,11 +230,11 @@ impl StagePlan {
         held
     }
 
-    /// The work of each kernel, by name.
-    pub(crate) fn kernel_totals(&self) -> BTreeMap<&'static str, KernelTotal> {
-        let mut totals: BTreeMap<&'static str, KernelTotal> = BTreeMap::new();
-        for (index, work) in self.works.iter().enumerate() {
-            let total = totals.entry(work.kernel).or_default();
+    /// The work of each kernel, by its name and the way it was chosen to compute.
+    fn kernel_totals(&self) -> BTreeMap<(&'static str, String), KernelTotal> {
+        let mut totals: BTreeMap<(&'static str, String), KernelTotal> = BTreeMap::new();
+        for (index, (work, step)) in self.works.iter().zip(&self.plan.steps).enumerate() {
+            let total = totals.entry((work.kernel, step.kernel.def().way())).or_default();
             total.steps += 1;
             total.flops = total.flops.saturating_add(work.flops());
             total.bytes = total.bytes.saturating_add(work.bytes());
@@ -223,15 +257,18 @@ impl StagePlan {
                 units::bytes(plan.bytes_moved() as f64)
             ),
         );
-        line(
-            &mut text,
-            format_args!(
-                "  memory {} = {} arena + {} weights",
-                bytes(self.plan.held_bytes()),
-                bytes(plan.arena_bytes),
-                bytes(plan.weight_bytes())
-            ),
-        );
+        let (held, arena) = (bytes(self.held_bytes()), bytes(plan.arena_bytes));
+        let weights = bytes(plan.weight_bytes());
+        let weights = match self.streamed {
+            Some(memory) => {
+                format!(
+                    "{} for weights, of which {weights} are streamed",
+                    bytes(memory - plan.arena_bytes)
+                )
+            }
+            None => format!("{weights} weights"),
+        };
+        line(&mut text, format_args!("  memory {held} = {arena} arena + {weights}"));
         let gap = percent(self.gap_bytes() as f64, plan.lower_bound_bytes as f64);
         let bound = bytes(plan.lower_bound_bytes);
         line(
@@ -244,6 +281,7 @@ impl StagePlan {
             line(&mut text, format_args!("  time   {seconds} expected, {rate}/s"));
         }
         text += &self.peak_text();
+        text += &self.parts_text();
         text += &self.kernels_text();
         text
     }
@@ -285,27 +323,58 @@ impl StagePlan {
         text
     }
 
-    /// Steps and work by kernel, most work first.
+    /// Values that are made in parts, so that what leads to them never exists whole.
+    fn parts_text(&self) -> String {
+        let counts = self.parts();
+        let (Some((fewest, _)), Some((most, _))) =
+            (counts.first_key_value(), counts.last_key_value())
+        else {
+            return String::new();
+        };
+        let n_values = counts.values().sum();
+        let parts = if fewest == most { format!("{most}") } else { format!("{fewest} to {most}") };
+        let values = units::counted(n_values, "value");
+        format!(
+            "  parts  {values} made in {parts} parts, so that what leads there is never whole\n"
+        )
+    }
+
+    /// How many values are written in place by how many parts.
+    fn parts(&self) -> BTreeMap<usize, usize> {
+        let plan = &self.plan;
+        let stepped: BTreeSet<ValueId> = plan.steps.iter().map(|step| step.value).collect();
+        let mut counts = BTreeMap::new();
+        for value in plan.graph.values() {
+            let is_concat = matches!(plan.graph.op(value), Some(Op::Concat(_)));
+            if is_concat && !stepped.contains(&value) {
+                *counts.entry(plan.graph.node(value).args.len()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// Steps and work by kernel and way, most work first: what the compiler chose.
     fn kernels_text(&self) -> String {
         let mut text = String::new();
         let mut totals: Vec<_> = self.kernel_totals().into_iter().collect();
-        totals.sort_by_key(|(name, total)| (u64::MAX - total.flops, *name));
+        totals.sort_by_key(|(_, total)| u64::MAX - total.flops);
         let total_seconds = self.total_seconds();
         let head = if total_seconds.is_some() {
             format!(" {:>10} {:>7}", "expected", "share")
         } else {
             String::new()
         };
-        let row = format!("  {:<12} {:>5} {:>14} {:>12}{head}", "kernel", "steps", "work", "moved");
+        let row = format!("  {:<24} {:>5} {:>14} {:>12}{head}", "kernel", "steps", "work", "moved");
         line(&mut text, format_args!("{row}"));
-        for (name, total) in totals {
+        for ((name, way), total) in totals {
+            let name = format!("{name:<10} {way}");
             let time = total_seconds.map_or(String::new(), |all| {
                 let share = percent(total.seconds, all);
                 format!(" {:>10} {share:>7}", units::seconds(total.seconds))
             });
             let (work, moved) = (units::flops(total.flops), units::bytes(total.bytes as f64));
             let steps = total.steps;
-            line(&mut text, format_args!("    {name:<10} {steps:>5} {work:>14} {moved:>12}{time}"));
+            line(&mut text, format_args!("    {name:<22} {steps:>5} {work:>14} {moved:>12}{time}"));
         }
         text
     }
@@ -324,18 +393,20 @@ impl StagePlan {
                 "type": held.content.ty.as_ref().map(ToString::to_string),
             })
         });
-        let kernels = self.kernel_totals().into_iter().map(|(name, total)| {
+        let kernels = self.kernel_totals().into_iter().map(|((name, way), total)| {
             json!({
-                "kernel": name, "steps": total.steps, "flops": total.flops, "bytes": total.bytes,
+                "kernel": name, "way": way, "steps": total.steps, "flops": total.flops, "bytes": total.bytes,
                 "seconds": self.seconds.as_ref().map(|_| total.seconds),
             })
         });
         json!({
-            "stage": self.stage.name(), "peak_bytes": self.plan.held_bytes(),
+            "stage": self.stage.name(), "peak_bytes": self.held_bytes(),
+            "streams_weights": self.streamed.is_some(),
             "arena_bytes": plan.arena_bytes, "lower_bound_bytes": plan.lower_bound_bytes,
             "gap_bytes": self.gap_bytes(), "weight_bytes": plan.weight_bytes(),
             "steps": plan.steps.len(), "flops": plan.flops(), "bytes_moved": plan.bytes_moved(),
             "seconds": self.total_seconds(), "fullest_step": fullest,
+            "parts": self.parts().into_iter().map(|(parts, values)| json!({ "parts": parts, "values": values })).collect::<Vec<_>>(),
             "held": held.collect::<Vec<_>>(), "kernels": kernels.collect::<Vec<_>>(),
         })
     }

@@ -1,7 +1,5 @@
 //! `kino plan --all-buckets`: one plan for each of upstream's resolutions and lengths.
 
-use std::sync::Arc;
-
 use compiler::cost::CostModel;
 use kernels::Target;
 use models::nn;
@@ -39,13 +37,22 @@ pub(crate) fn run(
 ) -> Outcome<()> {
     let parts = Parts::find(&options.model.model)?;
     let stage = options.model.stage.unwrap_or(parts.usual_stage());
+    let limit = options.limit()?;
     let console = Console::new(options.json, false);
     let mut bar = console.stage("plan", (RESOLUTIONS.len() * LENGTHS.len()) as u64);
     let mut rows = Vec::new();
     for resolution in RESOLUTIONS {
         for length in LENGTHS {
             rows.push(bar.time(|bar| -> Outcome<Row> {
-                let row = row(&options.model, &parts, stage, [resolution, length], target, model)?;
+                let row = row(
+                    &options.model,
+                    &parts,
+                    stage,
+                    [resolution, length],
+                    target,
+                    &limit,
+                    model,
+                )?;
                 bar.advance();
                 Ok(row)
             })?);
@@ -66,15 +73,17 @@ fn row(
     stage: StageName,
     [resolution, length]: [&str; 2],
     target: &Target,
+    limit: &compiler::Options,
     model: Option<&CostModel>,
 ) -> Outcome<Row> {
     let bucket = format!("{resolution}:{length}:{ASPECT}");
     let options = ModelOptions { bucket: bucket.clone(), ..options.clone() };
     let size = options.size()?;
-    let plan = compiler::compile(parts.graph(&options, stage, size)?, target)?;
+    let graph = parts.graph(&options, stage, size)?;
+    let plan = StagePlan::compile(stage, graph, target, limit, model)?;
     let patch = parts.transformer.as_ref().map_or([1; 3], |config| config.common().patch_size);
     let tokens = nn::token_grid(parts.latent(size), patch).iter().product();
-    Ok(Row { bucket, size, tokens, plan: StagePlan::new(stage, Arc::new(plan), model) })
+    Ok(Row { bucket, size, tokens, plan })
 }
 
 fn to_text(options: &PlanOptions, stage: StageName, target: &Target, rows: &[Row]) -> String {
@@ -133,7 +142,7 @@ fn to_json(options: &PlanOptions, stage: StageName, target: &Target, rows: &[Row
                 "width": row.size[2], "tokens": row.tokens, "flops": plan.flops(),
                 "bytes_moved": plan.bytes_moved(), "arena_bytes": plan.arena_bytes,
                 "lower_bound_bytes": plan.lower_bound_bytes, "gap_bytes": row.plan.gap_bytes(),
-                "weight_bytes": plan.weight_bytes(), "peak_bytes": plan.held_bytes(),
+                "weight_bytes": plan.weight_bytes(), "peak_bytes": row.plan.held_bytes(),
                 "seconds": row.plan.total_seconds(),
             })
         })

@@ -82,8 +82,12 @@ pub(crate) fn check(options: &SampleOptions) -> Outcome<()> {
 
 /// The memory that the options allow, in bytes.
 pub(crate) fn memory(options: &SampleOptions) -> Outcome<Option<usize>> {
-    let Some(text) = &options.memory else { return Ok(None) };
-    units::parse_bytes(text).map(Some).ok_or_else(|| {
+    options.memory.as_deref().map(parse_memory).transpose()
+}
+
+/// What `--memory` was given, in bytes.
+pub(crate) fn parse_memory(text: &str) -> Outcome<usize> {
+    units::parse_bytes(text).ok_or_else(|| {
         let expected = "expected bytes, or such as 800MiB or 12GiB";
         Failure::usage(format!("--memory {text}; {expected}"))
     })

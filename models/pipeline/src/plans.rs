@@ -100,7 +100,7 @@ impl Plans {
         let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
         let compile = |graph: Graph| compiler::compile_with(graph, target, options);
         let stages = [
-            Some(compile_streamed(text, target, options)),
+            Some(compile_text(text, target, options)),
             condition.map(compile),
             Some(compile(denoise)),
             Some(compile(decode)),
@@ -159,8 +159,11 @@ impl Plans {
     }
 }
 
-/// A plan whose weights may be streamed: only what must be held at once counts.
-fn compile_streamed(
+/// The plan of a text encoder, whose weights may be streamed: only what must be held at once counts.
+///
+/// # Errors
+/// As [`compiler::compile_with`], with the smallest limit that works with streamed weights.
+pub fn compile_text(
     graph: Graph,
     target: &Target,
     options: &Options,

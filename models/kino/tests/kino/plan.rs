@@ -175,3 +175,36 @@ fn plans_that_cannot_be_are_usage_errors() {
     let missing = ["plan", "sd-vae", "--bucket", "1x64x64", "--svg", "no/such/folder/a.svg"];
     program.run(&missing).failed(1, "no/such/folder/a.svg");
 }
+
+#[test]
+fn a_limit_makes_plans_fit_or_names_the_least_that_works() {
+    let program = Program::new();
+    let video = ["stdit2-xl", "--dtype", "bf16", "--bucket", "240p:4s:9:16"];
+    let free = number(&plan(&program, &video)["peak_bytes"]);
+    let limit = free - (32 << 20);
+    let limit_text = limit.to_string();
+    let held = plan(&program, &[&video[..], &["--memory", &limit_text]].concat());
+    assert!(number(&held["peak_bytes"]) <= limit);
+    let parts = |document: &Value| -> u64 {
+        let parts = document["stages"][0]["parts"].as_array().unwrap().iter();
+        parts.map(|row| number(&row["parts"]) * number(&row["values"])).sum()
+    };
+    assert!(parts(&held) > parts(&plan(&program, &video)), "chunks are finer");
+
+    let refused = program.run(&["plan", "stdit2-xl", "--memory", "1GiB"]);
+    let refused = refused.failed(2, "1073741824 are allowed");
+    let least = refused.stderr.split_once("needs ").unwrap().1.split(' ').next().unwrap();
+    let allowed = plan(&program, &["stdit2-xl", "--memory", least]);
+    assert_eq!(number(&allowed["peak_bytes"]), least.parse::<u64>().unwrap());
+}
+
+#[test]
+fn a_text_encoder_larger_than_the_limit_is_streamed() {
+    let program = Program::new();
+    let document = plan(&program, &["t5-large", "--memory", "200MiB"]);
+    let stage = &document["stages"][0];
+    assert_eq!(stage["streams_weights"], true);
+    assert_eq!(number(&stage["peak_bytes"]), 200 << 20);
+    assert!(number(&stage["weight_bytes"]) > 1 << 30);
+    program.run(&["plan", "t5-large", "--memory", "1MiB"]).failed(2, "1048576 are allowed");
+}
