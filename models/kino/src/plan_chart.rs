@@ -245,10 +245,19 @@ impl Drawing<'_> {
 
     fn live(&self, text: &mut String) {
         let mut path = String::new();
-        for (step, &live) in self.stage.plan.live_bytes().iter().enumerate() {
+        let live = self.stage.plan.live_bytes();
+        let mut step = 0;
+        while step < live.len() {
+            // Of steps within a pixel the fullest: all ups and downs would be one black area.
+            let mut end = step + 1;
+            while end < live.len() && self.x(end + 1) - self.x(step) <= 1.0 {
+                end += 1;
+            }
+            let most = live[step..end].iter().copied().max().unwrap_or(0);
             let command = if step == 0 { 'M' } else { 'L' };
-            let (x, y) = (self.x(step), self.y(live as f64));
-            let _ = write!(path, "{command}{x:.1} {y:.1}H{:.1}", self.x(step + 1));
+            let (x, y) = (self.x(step), self.y(most as f64));
+            let _ = write!(path, "{command}{x:.1} {y:.1}H{:.1}", self.x(end));
+            step = end;
         }
         // A halo sets the line off the boxes, but where steps are narrow it would hide them.
         let is_wide = self.x(1) - self.x(0) > 5.0;
