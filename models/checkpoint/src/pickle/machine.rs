@@ -1,150 +1,13 @@
-//! A reader of Python pickles that never runs anything.
-//!
-//! A pickle is a program for a stack machine. This one builds plain values only: numbers, texts, lists,
-//! dictionaries, and torch tensors as descriptions. A name from outside [`Global`]'s list ends the reading.
-//! Values live in one arena and refer to each other by index, so sharing and cycles cost nothing, texts are
-//! borrowed from the input, and the limits below bound memory whatever the input says.
-//!
-//! Protocols 0 to 5 are read, except what torch never writes: class instances by `INST` and `OBJ`, extension
-//! codes and out-of-band buffers. Reference: `CPython`'s `pickletools`.
+//! The stack machine: reading, stack, memo, and what each instruction does.
 
 use std::collections::BTreeMap;
 
 use crate::Error;
-use crate::layout::MAX_RANK;
-use crate::pickle_globals::{Global, TensorForm};
+use crate::pickle_globals::Global;
 
-/// Most values one pickle may make. T5-XXL with its optimizer needs tens of thousands.
-const MAX_OBJECTS: usize = 1 << 19;
-/// Most values on the stack at one time.
-const MAX_STACK: usize = 1 << 20;
-/// Most instructions; bounds the growth of lists and dictionaries.
-const MAX_STEPS: usize = 1 << 23;
-/// Most items that calls may copy out of lists: a call is one instruction, its list may be long.
-const MAX_COPIED: usize = 1 << 20;
-/// Most arguments of a call; torch's longest has 7.
-const MAX_ARGS: usize = 16;
+use super::{Id, MAX_OBJECTS, MAX_STACK, Object};
 
-/// Index of a value in [`Pickle::objects`].
-pub(crate) type Id = u32;
-
-/// A value. Containers hold indices.
-#[derive(Clone, Debug)]
-pub(crate) enum Object<'a> {
-    None,
-    Bool(bool),
-    Int(i64),
-    /// An integer beyond 64 bits.
-    Long,
-    Float,
-    Text(&'a str),
-    Bytes,
-    Tuple(Vec<Id>),
-    List(Vec<Id>),
-    /// In order of insertion; the last of equal keys counts.
-    Dict(Vec<(Id, Id)>),
-    Global(Global),
-    /// What torch calls a persistent id: the description of a storage.
-    Persistent(Id),
-    Tensor(TensorParts),
-    /// Something without meaning for weights: a namespace, a device, a numpy scalar.
-    Inert,
-}
-
-/// The arguments of torch's tensor rebuild functions.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TensorParts {
-    pub(crate) storage: Id,
-    pub(crate) offset: u64,
-    /// A tuple of natural numbers; see [`Pickle::dims`].
-    pub(crate) shape: Id,
-    /// As `shape`.
-    pub(crate) strides: Id,
-}
-
-impl Object<'_> {
-    /// What it is, for error messages.
-    pub(crate) fn kind(&self) -> &'static str {
-        match self {
-            Object::None => "None",
-            Object::Bool(_) => "a boolean",
-            Object::Int(_) | Object::Long => "an integer",
-            Object::Float => "a float",
-            Object::Text(_) => "a text",
-            Object::Bytes => "bytes",
-            Object::Tuple(_) => "a tuple",
-            Object::List(_) => "a list",
-            Object::Dict(_) => "a dictionary",
-            Object::Global(_) => "a class or function",
-            Object::Persistent(_) => "a storage",
-            Object::Tensor(_) => "a tensor",
-            Object::Inert => "an opaque object",
-        }
-    }
-}
-
-/// A loaded pickle.
-#[derive(Debug)]
-pub(crate) struct Pickle<'a> {
-    objects: Vec<Object<'a>>,
-    /// The value that `STOP` left.
-    pub(crate) root: Id,
-    /// Bytes that were read; another pickle may follow.
-    pub(crate) length: usize,
-}
-
-impl<'a> Pickle<'a> {
-    pub(crate) fn get(&self, id: Id) -> &Object<'a> {
-        &self.objects[id as usize]
-    }
-
-    pub(crate) fn text(&self, id: Id) -> Option<&'a str> {
-        match self.get(id) {
-            Object::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The numbers of a tensor's shape or strides.
-    pub(crate) fn dims(&self, id: Id) -> Vec<u64> {
-        let Object::Tuple(items) = self.get(id) else {
-            unreachable!("the machine checked that it is a tuple")
-        };
-        let natural = |id: &Id| match self.get(*id) {
-            Object::Int(value) => value.cast_unsigned(),
-            other => unreachable!("the machine checked the tuple, it holds {}", other.kind()),
-        };
-        items.iter().map(natural).collect()
-    }
-
-    /// Every storage description, in order of appearance.
-    pub(crate) fn persistent_ids(&self) -> impl Iterator<Item = Id> {
-        let ids = (0..).zip(&self.objects);
-        ids.filter(|(_, object)| matches!(object, Object::Persistent(_))).map(|(id, _)| id)
-    }
-
-    /// Loads the pickle that starts at the first byte.
-    pub(crate) fn load(bytes: &'a [u8]) -> Result<Pickle<'a>, Error> {
-        let mut machine = Machine {
-            bytes,
-            at: 0,
-            opcode_at: 0,
-            objects: Vec::new(),
-            stack: Vec::new(),
-            marks: Vec::new(),
-            memo: BTreeMap::new(),
-            copied: 0,
-        };
-        for _ in 0..MAX_STEPS {
-            if let Some(root) = machine.step()? {
-                return Ok(Pickle { objects: machine.objects, root, length: machine.at });
-            }
-        }
-        Err(machine.too_many("instructions", MAX_STEPS))
-    }
-}
-
-struct Machine<'a> {
+pub(super) struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     opcode_at: usize,
@@ -154,15 +17,33 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: BTreeMap<u32, Id>,
     /// Items copied by calls so far.
-    copied: usize,
+    pub(super) copied: usize,
 }
 
 impl<'a> Machine<'a> {
-    fn wrong(&self, problem: impl Into<String>) -> Error {
+    pub(super) fn new(bytes: &'a [u8]) -> Machine<'a> {
+        Machine {
+            bytes,
+            at: 0,
+            opcode_at: 0,
+            objects: Vec::new(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: BTreeMap::new(),
+            copied: 0,
+        }
+    }
+
+    /// The values that were made, and the bytes that were read.
+    pub(super) fn finish(self) -> (Vec<Object<'a>>, usize) {
+        (self.objects, self.at)
+    }
+
+    pub(super) fn wrong(&self, problem: impl Into<String>) -> Error {
         Error::Pickle { at: self.opcode_at, problem: problem.into() }
     }
 
-    fn too_many(&self, what: &str, limit: usize) -> Error {
+    pub(super) fn too_many(&self, what: &str, limit: usize) -> Error {
         self.wrong(format!("more than {limit} {what}"))
     }
 
@@ -213,7 +94,7 @@ impl<'a> Machine<'a> {
         self.push_new(Object::Bytes)
     }
 
-    fn push(&mut self, id: Id) -> Result<(), Error> {
+    pub(super) fn push(&mut self, id: Id) -> Result<(), Error> {
         if self.stack.len() == MAX_STACK {
             return Err(self.too_many("values on the stack", MAX_STACK));
         }
@@ -221,7 +102,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn push_new(&mut self, object: Object<'a>) -> Result<(), Error> {
+    pub(super) fn push_new(&mut self, object: Object<'a>) -> Result<(), Error> {
         if self.objects.len() == MAX_OBJECTS {
             return Err(self.too_many("values", MAX_OBJECTS));
         }
@@ -231,7 +112,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Pops one value; values below the innermost mark are out of reach.
-    fn pop(&mut self) -> Result<Id, Error> {
+    pub(super) fn pop(&mut self) -> Result<Id, Error> {
         if self.stack.len() <= self.marks.last().copied().unwrap_or(0) {
             return Err(self.wrong("stack underflow"));
         }
@@ -251,11 +132,11 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn get(&self, id: Id) -> &Object<'a> {
+    pub(super) fn get(&self, id: Id) -> &Object<'a> {
         &self.objects[id as usize]
     }
 
-    fn step(&mut self) -> Result<Option<Id>, Error> {
+    pub(super) fn step(&mut self) -> Result<Option<Id>, Error> {
         self.opcode_at = self.at;
         let opcode = self.take(1)?[0];
         match opcode {
@@ -503,108 +384,5 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(())
-    }
-
-    fn new_inert(&mut self) -> Result<(), Error> {
-        let class = self.pop()?;
-        match self.get(class) {
-            Object::Global(Global::Inert) => self.push_new(Object::Inert),
-            other => Err(self.wrong(format!("instance of {}", other.kind()))),
-        }
-    }
-
-    fn reduce(&mut self) -> Result<(), Error> {
-        let args = self.pop()?;
-        let callee = self.pop()?;
-        let Object::Tuple(args) = self.get(args) else {
-            return Err(self.wrong("call with arguments that are not a tuple"));
-        };
-        if args.len() > MAX_ARGS {
-            return Err(self.too_many("arguments", MAX_ARGS));
-        }
-        let args = args.clone();
-        let Object::Global(global) = *self.get(callee) else {
-            let kind = self.get(callee).kind();
-            return Err(self.wrong(format!("call of {kind}")));
-        };
-        match global {
-            Global::OrderedDict => self.ordered_dict(&args),
-            Global::Tensor(form) => self.tensor(form, &args),
-            Global::Size => match args[..] {
-                [dims] if matches!(self.get(dims), Object::Tuple(_)) => self.push(dims),
-                _ => Err(self.wrong("torch.Size of something other than a tuple")),
-            },
-            Global::Inert => self.push_new(Object::Inert),
-            Global::Storage(_) => Err(self.wrong("call of a storage type")),
-        }
-    }
-
-    fn ordered_dict(&mut self, args: &[Id]) -> Result<(), Error> {
-        let mut pairs = Vec::new();
-        let mut copied = self.copied;
-        if let Some(items) = args.first() {
-            let Object::List(items) = self.get(*items) else {
-                return Err(self.wrong("OrderedDict of something other than a list"));
-            };
-            copied += items.len();
-            if copied > MAX_COPIED {
-                return Err(self.too_many("items copied", MAX_COPIED));
-            }
-            for item in items {
-                match self.get(*item) {
-                    Object::Tuple(pair) | Object::List(pair) if pair.len() == 2 => {
-                        pairs.push((pair[0], pair[1]));
-                    }
-                    _ => return Err(self.wrong("OrderedDict item is not a pair")),
-                }
-            }
-        }
-        self.copied = copied;
-        self.push_new(Object::Dict(pairs))
-    }
-
-    fn tensor(&mut self, form: TensorForm, args: &[Id]) -> Result<(), Error> {
-        if form == TensorForm::Parameter {
-            return match args.first() {
-                Some(data) if matches!(self.get(*data), Object::Tensor(_)) => self.push(*data),
-                _ => Err(self.wrong("parameter of something other than a tensor")),
-            };
-        }
-        let [storage, offset, shape, strides, ..] = args else {
-            return Err(self.wrong("tensor with fewer than 4 arguments"));
-        };
-        if !matches!(self.get(*storage), Object::Persistent(_)) {
-            return Err(self.wrong("tensor of something other than a storage"));
-        }
-        let parts = TensorParts {
-            storage: *storage,
-            offset: self.natural(*offset, "storage offset")?,
-            shape: self.checked_dims(*shape, "shape")?,
-            strides: self.checked_dims(*strides, "strides")?,
-        };
-        self.push_new(Object::Tensor(parts))
-    }
-
-    fn natural(&self, id: Id, what: &str) -> Result<u64, Error> {
-        match self.get(id) {
-            Object::Int(value) => u64::try_from(*value)
-                .map_err(|_| self.wrong(format!("{what} has the negative number {value}"))),
-            other => Err(self.wrong(format!("{what} holds {}, expected an integer", other.kind()))),
-        }
-    }
-
-    /// Checks that a value is a short tuple of natural numbers. Tuples never change, so the check holds later.
-    fn checked_dims(&self, id: Id, what: &str) -> Result<Id, Error> {
-        let Object::Tuple(items) = self.get(id) else {
-            let kind = self.get(id).kind();
-            return Err(self.wrong(format!("{what} is {kind}, expected a tuple")));
-        };
-        if items.len() > MAX_RANK {
-            return Err(self.wrong(format!("{what} has {} numbers", items.len())));
-        }
-        for item in items {
-            self.natural(*item, what)?;
-        }
-        Ok(id)
     }
 }
