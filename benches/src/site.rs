@@ -41,7 +41,7 @@ impl Timed {
         Timed::of_types(&types?, weights, pool, build)
     }
 
-    /// As [`Timed::new`], for dense operands of f32 or bf16.
+    /// As [`Timed::new`], for dense operands of f32, bf16, or small i64.
     ///
     /// # Errors
     /// Those of `build`.
@@ -80,15 +80,7 @@ impl Timed {
         let mut operands = vec![];
         for (i, &arg) in args.iter().enumerate() {
             let mut dense = Arena::new(body.ty(arg).bytes(), "operand")?;
-            let size = body.ty(arg).dtype().size();
-            for (j, bytes) in
-                dense.slice_mut(0, body.ty(arg).bytes()).chunks_exact_mut(size).enumerate()
-            {
-                // Scattered over [-1, 1): the fractional parts of multiples of the golden ratio.
-                let x = (j as f64 * 0.618_033_988_749_895).fract() as f32;
-                // The upper half of an f32 is a bf16.
-                bytes.copy_from_slice(&(2.0 * x - 1.0).to_le_bytes()[4 - size..]);
-            }
+            fill(dense.slice_mut(0, body.ty(arg).bytes()), body.ty(arg).dtype());
             operands.push(match def.packing(i) {
                 None => dense,
                 Some(packing) => {
@@ -110,6 +102,17 @@ impl Timed {
         self.flops
     }
 
+    /// The printed name of the kernel.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel.def().name()
+    }
+
+    /// Bytes of operands, as the kernel holds them, and of the result.
+    pub fn bytes(&self) -> u64 {
+        let operands: usize = self.operands.iter().map(Arena::len).sum();
+        (operands + self.result.len()) as u64
+    }
+
     /// Runs once.
     pub fn run(&mut self) {
         let operands: Vec<*const u8> =
@@ -123,5 +126,20 @@ impl Timed {
         // SAFETY: buffers hold their dense layouts, the scratch is as large as the kernel asked
         // for this pool, and none of them overlap; the instruction set is this CPU's.
         unsafe { self.kernel.def().run(&launch) };
+    }
+}
+
+/// Fills an operand with floats in [-1, 1), or with integers below 128.
+fn fill(bytes: &mut [u8], dtype: DType) {
+    let size = dtype.size();
+    for (i, element) in bytes.chunks_exact_mut(size).enumerate() {
+        if dtype == DType::I64 {
+            element.copy_from_slice(&(i as i64 * 31 % 128).to_le_bytes());
+            continue;
+        }
+        // Scattered: the fractional parts of multiples of the golden ratio.
+        let x = (i as f64 * 0.618_033_988_749_895).fract() as f32;
+        // The upper half of an f32 is a bf16.
+        element.copy_from_slice(&(2.0 * x - 1.0).to_le_bytes()[4 - size..]);
     }
 }
