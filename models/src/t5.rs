@@ -1,4 +1,8 @@
 //! The T5 encoder: text tokens to the features that captions are made of.
+//!
+//! Upstream samples with T5 in f32. A half type is for its weights and for what is multiplied with
+//! them; the residual stream stays f32, where the sums of all blocks would otherwise be rounded
+//! again and again.
 
 use ops::{Builder, DType, Graph, Tensor, TensorType, ValueId};
 
@@ -11,7 +15,8 @@ const MODEL: &str = "T5";
 /// What one T5 graph is specialized for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TextBucket {
-    /// Storage type of parameters and activations; the result is f32.
+    /// Storage type of parameters and of what is multiplied with them; residual stream and result
+    /// are f32.
     pub dtype: DType,
     /// Number of captions.
     pub rows: usize,
@@ -68,7 +73,8 @@ pub fn forward(
     let table = [config.vocab_size, config.d_model];
     let mut x = net.at("shared", |net| -> Value {
         let table = net.weight("weight", &table)?;
-        net.gather(table, ids)
+        let x = net.gather(table, ids)?;
+        net.cast_to(x, DType::F32)
     })?;
     let x = net.at("encoder", |net| -> Value {
         let mut bias = None;
@@ -77,7 +83,7 @@ pub fn forward(
         }
         nn::rms_norm(net, "final_layer_norm", x, config.layer_norm_epsilon)
     })?;
-    Ok(net.cast_to(x, DType::F32)?)
+    Ok(x)
 }
 
 fn check(bucket: &TextBucket) -> Result<(), Error> {
@@ -101,12 +107,16 @@ fn block(
     let eps = config.layer_norm_epsilon;
     let x = net.at("layer.0", |net| -> Value {
         let y = nn::rms_norm(net, "layer_norm", x, eps)?;
+        let y = net.stored(y)?;
         let y = net.at("SelfAttention", |net| attention(net, config, y, bias, mask))?;
+        let y = net.cast_to(y, DType::F32)?;
         net.add(x, y)
     })?;
     net.at("layer.1", |net| -> Value {
         let y = nn::rms_norm(net, "layer_norm", x, eps)?;
+        let y = net.stored(y)?;
         let y = net.at("DenseReluDense", |net| feed_forward(net, config, y))?;
+        let y = net.cast_to(y, DType::F32)?;
         net.add(x, y)
     })
 }

@@ -90,6 +90,7 @@ impl Case {
             width: self.number("width") as usize,
             fps: self.number("fps"),
             dtype: DType::F32,
+            text_dtype: DType::F32,
             frame_mask,
         }
     }
@@ -170,7 +171,8 @@ impl<'m> Interpreted<'m> {
 
     /// Features of a prompt, `[tokens, channels]`, and its mask.
     pub fn text(&self, prompt: &str) -> (Vec<f64>, Vec<i64>) {
-        let graph = text_graph(&self.model.t5, self.bucket.caption_tokens).expect("a text graph");
+        let graph = text_graph(&self.model.t5, DType::F32, self.bucket.caption_tokens)
+            .expect("a text graph");
         let encoded = self.model.tokenizer.encode(prompt, self.bucket.caption_tokens);
         let encoded = encoded.expect("the prompt is encoded");
         let mut run = Given::new(&graph, self.model.text_encoder.checkpoint());

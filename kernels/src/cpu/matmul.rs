@@ -8,7 +8,8 @@
 //! code) on the way in; walks the panels of B, each a strip of columns that was packed once; lets
 //! [`super::matmul_tile`] sum register tiles; and applies the epilogue to a group of panels while
 //! their sums are still in the second-level cache. While one block of a panel is multiplied, the
-//! next one is prefetched, so that B may come from memory.
+//! next one is prefetched, so that B may come from memory. Few rows, as a caption has, are one
+//! block: they are packed once for all tasks, and B is read once.
 //!
 //! Invariants: the depth is cut into blocks that depend on the depth alone, and every sum adds
 //! them in order, so the bytes of C depend neither on the number of threads nor on the block
@@ -27,13 +28,15 @@ pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
 
 use super::matmul_pack::PanelShape;
 use super::matmul_rows::{PackRows, row_offsets};
-use super::matmul_task::Task;
+use super::matmul_task::{PackShared, Rows, Task};
 use super::matmul_tile::{self, Words};
 
 /// Largest block of the depth: its panel of B is read once per tile row from the nearest caches.
 const MAX_DEPTH_BLOCK: usize = 320;
 /// Blocks of the depth that A is packed for at a time.
 const DEPTH_BLOCKS_PER_PASS: usize = 4;
+/// Most tiles of a block of rows.
+const MAX_BLOCK_TILES: usize = 30;
 /// Columns the epilogue works on at a time: long enough to hide the cost of its instructions,
 /// short enough for the second-level cache.
 const GROUP_COLUMNS: usize = 384;
@@ -135,13 +138,19 @@ impl Matmul {
         let n_words = spec.depth.div_ceil(words.depths());
         let n_blocks = n_words.div_ceil(MAX_DEPTH_BLOCK);
         let depth_block = n_words.div_ceil(n_blocks).next_multiple_of(4);
-        let depth_pass = depth_block * DEPTH_BLOCKS_PER_PASS.min(n_blocks);
-        // Rows of A take a bit less than half of the cache; sums and panels share the rest.
-        let fit = l2_bytes * 9 / 20 / (depth_pass * size_of::<f32>());
-        let block_rows = (fit / tile_rows * tile_rows).clamp(4 * tile_rows, 30 * tile_rows);
         let n_rows = spec.rows.iter().product::<usize>();
-        let block_rows = block_rows.min(n_rows.next_multiple_of(tile_rows));
         let n_batch = spec.batch.iter().product();
+        // Rows of A take a bit less than half of the cache; sums and panels share the rest.
+        let fit = |blocks: usize| {
+            let rows = l2_bytes * 9 / 20 / (blocks * depth_block * size_of::<f32>());
+            (rows / tile_rows).clamp(4, MAX_BLOCK_TILES) * tile_rows
+        };
+        let most_blocks = DEPTH_BLOCKS_PER_PASS.min(n_blocks);
+        // Where all rows can be one block, the depth of a pass gives way.
+        let blocks = (1..=most_blocks).rev().find(|&blocks| n_rows <= fit(blocks));
+        let blocks = blocks.filter(|_| n_batch == 1).unwrap_or(most_blocks);
+        let depth_pass = depth_block * blocks;
+        let block_rows = fit(blocks).min(n_rows.next_multiple_of(tile_rows));
         Ok(Self {
             spec,
             isa,
@@ -186,6 +195,7 @@ impl Matmul {
     /// Bytes of scratch a run on `threads` threads needs.
     pub fn scratch_bytes(&self, threads: usize) -> usize {
         self.packed_batch_bytes() * self.batch_group()
+            + self.shared_a_bytes()
             + threads.max(1) * self.worker_scratch().bytes
     }
 
@@ -212,11 +222,29 @@ impl Matmul {
         (B_BATCH_BYTES / self.packed_batch_bytes().max(1)).clamp(1, self.n_batch)
     }
 
+    /// Whether A is packed once, whole, before the tasks: its rows are one block, which the task of
+    /// every range of columns needs.
+    pub(super) fn shares_a(&self) -> bool {
+        self.n_batch == 1 && self.n_rows <= self.block_rows
+    }
+
+    /// Bytes of A packed for all tasks.
+    fn shared_a_bytes(&self) -> usize {
+        if !self.shares_a() {
+            return 0;
+        }
+        self.n_rows * self.a_stride() * size_of::<f32>()
+    }
+
+    /// Words of a row of A that are packed at a time.
+    fn packed_words(&self) -> usize {
+        if self.shares_a() { self.n_words } else { self.depth_pass.min(self.n_words) }
+    }
+
     /// Words from one packed row of A to the next: an odd number of cache lines, so that the
     /// rows of a tile never compete for the same set of the first-level cache.
     pub(super) fn a_stride(&self) -> usize {
-        let lines = self.depth_pass.min(self.n_words).div_ceil(16);
-        (lines | 1) * 16
+        (self.packed_words().div_ceil(16) | 1) * 16
     }
 
     pub(super) fn group_panels(&self) -> usize {
@@ -251,7 +279,7 @@ impl Matmul {
         let program_len = program_len.max(spec.epilogue.scratch_len());
         let n_views = 2 + spec.prologue_operands.len() + spec.epilogue_operands.len();
         WorkerScratch {
-            a: part(self.block_rows * self.a_stride() * float),
+            a: part(if self.shares_a() { 0 } else { self.block_rows * self.a_stride() * float }),
             sums: part(groups * self.block_rows * self.sums_stride() * float),
             b: part(self.depth_block * self.panel.columns() * float),
             stats: part(self.block_rows * 2 * float),
@@ -266,7 +294,7 @@ impl Matmul {
     fn wide_len(&self) -> usize {
         match self.words {
             Words::F32 => 0,
-            Words::Bf16Pairs(_) => self.depth_pass * self.words.depths(),
+            Words::Bf16Pairs(_) => self.packed_words() * self.words.depths(),
         }
     }
 
@@ -301,9 +329,23 @@ impl Matmul {
         let tasks_per_batch = split.row_blocks * split.column_ranges;
         let packed_bytes = self.packed_batch_bytes();
         let group = self.batch_group();
-        let workers = group * packed_bytes;
+        let shared_a = group * packed_bytes;
+        let workers = shared_a + self.shared_a_bytes();
         let worker_bytes = self.worker_scratch().bytes;
         let panels = self.spec.columns.div_ceil(self.panel.columns());
+        if self.shares_a() {
+            let tiles = self.n_rows.div_ceil(self.tile_rows);
+            pool.run(tiles, &|tile, worker| {
+                // SAFETY: the caller's promise; tiles and scratch parts of workers are disjoint.
+                unsafe {
+                    let scratch = buffers.scratch.add(workers + worker * worker_bytes);
+                    let rows = self.row_range(tile, tiles);
+                    let rows = Rows { matmul: self, buffers, scratch, batch: 0, rows };
+                    let packed = buffers.scratch.add(shared_a).cast();
+                    dispatch(self.isa, PackShared { rows, packed });
+                }
+            });
+        }
         let mut first = 0;
         while first < self.n_batch {
             // Without packing there is no reason to stop between batch entries.
@@ -352,14 +394,15 @@ impl Matmul {
                     let scratch = buffers.scratch.add(workers + worker * worker_bytes);
                     let row_block = task / split.column_ranges;
                     let column_range = task % split.column_ranges;
+                    let batch = first + entry;
+                    let rows = self.row_range(row_block, split.row_blocks);
                     let task = Task {
-                        matmul: self,
-                        buffers,
+                        rows: Rows { matmul: self, buffers, scratch, batch, rows },
+                        shared_a: self
+                            .shares_a()
+                            .then(|| buffers.scratch.add(shared_a).cast_const().cast()),
                         b,
                         widen,
-                        scratch,
-                        batch: first + entry,
-                        rows: self.row_range(row_block, split.row_blocks),
                         panels: (
                             panels * column_range / split.column_ranges,
                             panels * (column_range + 1) / split.column_ranges,

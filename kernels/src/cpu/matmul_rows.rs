@@ -59,13 +59,25 @@ pub enum Norm {
 
 /// Offsets in elements of consecutive rows from number `first` on, rows numbered over `dims`.
 pub(super) fn row_offsets(dims: &[usize], strides: &[usize], first: usize, table: &mut [usize]) {
-    for (index, offset) in table.iter_mut().enumerate() {
-        let mut rest = first + index;
-        *offset = 0;
+    // Divisions are slow: only the first row of a run along the last dim is computed.
+    let (inner_dim, inner_stride) = match (dims, strides) {
+        ([.., dim], [.., stride]) => (*dim, *stride),
+        _ => (1, 0),
+    };
+    let mut at = 0;
+    while at < table.len() {
+        let mut rest = first + at;
+        let len = (inner_dim - rest % inner_dim).min(table.len() - at);
+        let mut offset = 0;
         for (&dim, &stride) in dims.iter().zip(strides).rev() {
-            *offset += rest % dim * stride;
+            offset += rest % dim * stride;
             rest /= dim;
         }
+        for entry in &mut table[at..at + len] {
+            *entry = offset;
+            offset += inner_stride;
+        }
+        at += len;
     }
 }
 

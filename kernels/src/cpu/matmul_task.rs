@@ -11,18 +11,33 @@ use super::matmul_pack;
 use super::matmul_rows::{PackRows, row_offsets};
 use super::matmul_tile::{self, Tile};
 
-/// One block of rows by one range of panels.
-pub(super) struct Task<'a> {
+/// Rows of one batch entry, and whose scratch they are worked on in.
+pub(super) struct Rows<'a> {
     pub(super) matmul: &'a Matmul,
     pub(super) buffers: &'a MatmulBuffers<'a>,
+    /// The worker's.
+    pub(super) scratch: *mut u8,
+    pub(super) batch: usize,
+    /// First and one past the last.
+    pub(super) rows: (usize, usize),
+}
+
+/// Packs rows of A, over their whole depth, for all tasks.
+pub(super) struct PackShared<'a> {
+    pub(super) rows: Rows<'a>,
+    /// Where the first row of all is packed.
+    pub(super) packed: *mut f32,
+}
+
+/// One block of rows by one range of panels.
+pub(super) struct Task<'a> {
+    pub(super) rows: Rows<'a>,
+    /// A as [`PackShared`] packed it; without it, the task packs its own rows.
+    pub(super) shared_a: Option<*const f32>,
     /// Packed B.
     pub(super) b: *const u8,
     /// The half type that packed B is widened from; `None` if it is what tiles read.
     pub(super) widen: Option<DType>,
-    /// The worker's.
-    pub(super) scratch: *mut u8,
-    pub(super) batch: usize,
-    pub(super) rows: (usize, usize),
     pub(super) panels: (usize, usize),
 }
 
@@ -33,62 +48,120 @@ struct PanelBlock {
     depth: usize,
 }
 
+impl Rows<'_> {
+    fn len(&self) -> usize {
+        self.rows.1 - self.rows.0
+    }
+
+    /// Writes the offsets of the rows in A, the prologue's operands, C and the epilogue's operands,
+    /// in this order, `block_rows` apart.
+    ///
+    /// # Safety
+    /// `scratch` is as large as `worker_scratch` says.
+    unsafe fn write_offsets(&self, layout: &WorkerScratch) -> *const usize {
+        let Rows { matmul, rows, .. } = *self;
+        let spec = &matmul.spec;
+        let dims = RowDims { batch: &spec.batch, rows: &spec.rows };
+        let views = std::iter::once(&spec.a)
+            .chain(&spec.prologue_operands)
+            .chain(std::iter::once(&spec.c))
+            .chain(&spec.epilogue_operands);
+        // SAFETY: `worker_scratch` has a table of `block_rows` for each view.
+        unsafe {
+            let offsets = self.scratch.add(layout.offsets).cast::<usize>();
+            for (index, view) in views.enumerate() {
+                let table = offsets.add(index * matmul.block_rows);
+                let table = std::slice::from_raw_parts_mut(table, self.len());
+                dims.offsets(&view.row_strides, self.batch * matmul.n_rows + rows.0, table);
+            }
+            offsets.cast_const()
+        }
+    }
+
+    /// What packs the rows; `offsets` are those of [`Rows::write_offsets`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn packing(&self, layout: &WorkerScratch, offsets: *const usize) -> PackRows<'_> {
+        let spec = &self.matmul.spec;
+        // SAFETY: `worker_scratch` sized every part.
+        let [stats, wide, scratch] = [layout.stats, layout.wide, layout.program]
+            .map(|part| unsafe { self.scratch.add(part) }.cast::<f32>());
+        PackRows {
+            a: self.buffers.a,
+            view: &spec.a,
+            norm: spec.norm,
+            prologue: self.matmul.prologue.as_ref(),
+            operands: &spec.prologue_operands,
+            operand_buffers: self.buffers.prologue,
+            offsets,
+            offsets_stride: self.matmul.block_rows,
+            depth: spec.depth,
+            words: self.matmul.words,
+            stats: stats.cast(),
+            wide,
+            scratch,
+        }
+    }
+}
+
+impl SimdJob for PackShared<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PackShared { rows, packed } = self;
+        let matmul = rows.matmul;
+        let layout = matmul.worker_scratch();
+        // SAFETY: as in [`Task`]; `packed` has room for all rows.
+        unsafe {
+            let offsets = rows.write_offsets(&layout);
+            let packed = packed.add(rows.rows.0 * matmul.a_stride());
+            let pack = rows.packing(&layout, offsets);
+            pack.run(s, rows.len(), (0, matmul.n_words), packed, matmul.a_stride());
+        }
+    }
+}
+
 impl SimdJob for Task<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let matmul = self.matmul;
+        let matmul = self.rows.matmul;
         let spec = &matmul.spec;
-        let n_rows = self.rows.1 - self.rows.0;
+        let n_rows = self.rows.len();
         if n_rows == 0 || self.panels.0 == self.panels.1 {
             return;
         }
         let layout = matmul.worker_scratch();
-        let first_row = self.batch * matmul.n_rows + self.rows.0;
-        let dims = RowDims { batch: &spec.batch, rows: &spec.rows };
         // SAFETY: `worker_scratch` sized every part; A, B, C and operands as `Matmul::run` demands.
         unsafe {
-            let a_packed = self.scratch.add(layout.a).cast::<f32>();
-            let program_scratch = self.scratch.add(layout.program).cast::<f32>();
-            let offsets = self.scratch.add(layout.offsets).cast::<usize>();
-            let views = std::iter::once(&spec.a)
-                .chain(&spec.prologue_operands)
-                .chain(std::iter::once(&spec.c))
-                .chain(&spec.epilogue_operands);
-            for (index, view) in views.enumerate() {
-                let table = offsets.add(index * matmul.block_rows);
-                let table = std::slice::from_raw_parts_mut(table, n_rows);
-                dims.offsets(&view.row_strides, first_row, table);
-            }
+            let a_packed = self.rows.scratch.add(layout.a).cast::<f32>();
+            let program_scratch = self.rows.scratch.add(layout.program).cast::<f32>();
+            let offsets = self.rows.write_offsets(&layout);
             let c_offsets = offsets.add((1 + spec.prologue_operands.len()) * matmul.block_rows);
-            let pack = PackRows {
-                a: self.buffers.a,
-                view: &spec.a,
-                norm: spec.norm,
-                prologue: matmul.prologue.as_ref(),
-                operands: &spec.prologue_operands,
-                operand_buffers: self.buffers.prologue,
-                offsets: offsets.cast_const(),
-                offsets_stride: matmul.block_rows,
-                depth: spec.depth,
-                words: matmul.words,
-                stats: self.scratch.add(layout.stats).cast(),
-                wide: self.scratch.add(layout.wide).cast(),
-                scratch: program_scratch,
-            };
+            let pack = self.rows.packing(&layout, offsets);
             let group_panels = matmul.group_panels();
             let group_len = matmul.block_rows * matmul.sums_stride();
             let mut pass_start = 0;
             while pass_start < matmul.n_words {
                 let pass_end = (pass_start + matmul.depth_pass).min(matmul.n_words);
-                pack.run(s, n_rows, (pass_start, pass_end), a_packed, matmul.a_stride());
+                let a = match self.shared_a {
+                    Some(a) => a.add(self.rows.rows.0 * matmul.a_stride() + pass_start),
+                    None => {
+                        let pass = (pass_start, pass_end);
+                        pack.run(s, n_rows, pass, a_packed, matmul.a_stride());
+                        a_packed.cast_const()
+                    }
+                };
                 let mut group_start = self.panels.0;
                 let mut group = 0;
                 while group_start < self.panels.1 {
                     let group_end = (group_start + group_panels).min(self.panels.1);
                     let slot = if matmul.keeps_sums() { group } else { 0 };
-                    let sums = self.scratch.add(layout.sums).cast::<f32>().add(slot * group_len);
+                    let sums = self.rows.scratch.add(layout.sums).cast::<f32>();
+                    let sums = sums.add(slot * group_len);
                     for panel in group_start..group_end {
                         let column = (panel - group_start) * matmul.panel.columns();
                         let mut start = pass_start;
@@ -100,7 +173,7 @@ impl SimdJob for Task<'_> {
                             } else {
                                 (panel + 1, pass_start)
                             };
-                            let a = a_packed.add(start - pass_start);
+                            let a = a.add(start - pass_start);
                             self.multiply(s, &layout, &block, next, n_rows, a, sums.add(column));
                             start += depth;
                         }
@@ -136,7 +209,7 @@ impl Task<'_> {
         a: *const f32,
         sums: *mut f32,
     ) {
-        let matmul = self.matmul;
+        let matmul = self.rows.matmul;
         let spec = &matmul.spec;
         let vectors = matmul.panel.vectors_of(block.panel, spec.columns);
         let size = self.widen.map_or(size_of::<f32>(), DType::size);
@@ -150,7 +223,7 @@ impl Task<'_> {
             let b = match self.widen {
                 None => packed.cast::<f32>(),
                 Some(dtype) => {
-                    let wide = self.scratch.add(layout.b).cast::<f32>();
+                    let wide = self.rows.scratch.add(layout.b).cast::<f32>();
                     let n = block.depth * vectors * S::LANES;
                     matmul_pack::widen(s, dtype, packed, n, wide);
                     wide.cast_const()
@@ -199,19 +272,20 @@ impl Task<'_> {
         offsets: *const usize,
         program_scratch: *mut f32,
     ) {
-        let spec = &self.matmul.spec;
+        let Rows { matmul, buffers, .. } = self.rows;
+        let spec = &matmul.spec;
         let mut slots = [SlotPtr { ptr: sums.cast(), stride: 1 }; crate::program::MAX_SLOTS];
         let n = columns.1 - columns.0;
         for row in 0..n_rows {
             // SAFETY: offsets are those of the views, within their buffers.
             unsafe {
-                slots[0].ptr = sums.add(row * self.matmul.sums_stride()).cast();
+                slots[0].ptr = sums.add(row * matmul.sums_stride()).cast();
                 for (index, view) in spec.epilogue_operands.iter().enumerate() {
-                    let offset = *offsets.add((1 + index) * self.matmul.block_rows + row);
-                    slots[1 + index] = view.slot(self.buffers.epilogue[index], offset, columns.0);
+                    let offset = *offsets.add((1 + index) * matmul.block_rows + row);
+                    slots[1 + index] = view.slot(buffers.epilogue[index], offset, columns.0);
                 }
                 let at = spec.c.offset + *offsets.add(row) + columns.0;
-                let dst = self.buffers.c.add(at * spec.c.dtype.size());
+                let dst = buffers.c.add(at * spec.c.dtype.size());
                 spec.epilogue.run_row_in(s, n, &slots, dst, program_scratch);
             }
         }

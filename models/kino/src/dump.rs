@@ -31,6 +31,9 @@ pub(crate) struct ModelOptions {
     /// Storage type of weights and activations
     #[arg(long, default_value = "f32")]
     pub dtype: Storage,
+    /// Storage type of a pipeline's text encoder, f32 or bf16 [default: f32; --dtype for one by itself]
+    #[arg(long, value_name = "TYPE")]
+    pub text_dtype: Option<Storage>,
     /// Threads of the plan
     #[arg(long)]
     pub threads: Option<usize>,
@@ -178,7 +181,9 @@ impl Parts {
         match stage {
             StageName::Text => {
                 let t5 = self.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
-                Ok(text_graph(t5, tokens.unwrap_or(USUAL_TOKENS))?)
+                let alone = self.transformer.is_none().then_some(options.dtype);
+                let storage = options.text_dtype.or(alone).unwrap_or(Storage::F32);
+                Ok(text_graph(t5, storage.text_dtype()?, tokens.unwrap_or(USUAL_TOKENS))?)
             }
             StageName::Condition => {
                 let vae = self.vae.as_ref().ok_or_else(|| missing("VAE"))?;

@@ -9,6 +9,8 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::failure::{Failure, Outcome};
+
 /// What to sample and how. Names are upstream's where upstream has the option.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -75,6 +77,10 @@ pub(crate) struct SampleOptions {
     /// Type that weights and activations are stored in; sums are always f32 [default: f32]
     #[arg(long, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<Storage>,
+    /// The same for the text encoder's weights: f32, as upstream samples, or bf16 for half the memory
+    /// [default: f32]
+    #[arg(long, value_name = "TYPE", help_heading = "Model")]
+    pub text_dtype: Option<Storage>,
 
     /// Frames: a number, or 2s 4s 8s 16s 32s [default: the model's, else 16]
     #[arg(long, value_name = "N", help_heading = "Video")]
@@ -207,6 +213,19 @@ impl Storage {
             Storage::F32 => ops::DType::F32,
             Storage::Bf16 => ops::DType::Bf16,
             Storage::F16 => ops::DType::F16,
+        }
+    }
+
+    /// The element type of a text encoder's weights.
+    ///
+    /// # Errors
+    /// Not f16: what T5 adds up exceeds its range.
+    pub(crate) fn text_dtype(self) -> Outcome<ops::DType> {
+        match self {
+            Storage::F32 | Storage::Bf16 => Ok(self.dtype()),
+            Storage::F16 => Err(Failure::usage(
+                "f16 for a text encoder: T5 exceeds its range; expected f32 or bf16",
+            )),
         }
     }
 

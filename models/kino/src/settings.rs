@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub save_fps: Fps,
     /// Storage type as an option.
     pub storage: Storage,
+    /// The text encoder's.
+    pub text_storage: Storage,
     /// Loops of every video.
     pub n_loops: usize,
     /// Frames that a loop begins with and the one before ends with; less than a loop has.
@@ -74,6 +76,9 @@ pub(crate) fn check(options: &SampleOptions) -> Outcome<()> {
     }
     if n_loops > 1 && options.save_latents.is_some() {
         return Err(Failure::usage("--save-latents is for videos of one loop; leave out --loop"));
+    }
+    if let Some(storage) = options.text_dtype {
+        storage.text_dtype()?;
     }
     size(options)?;
     memory(options)?;
@@ -165,6 +170,7 @@ impl Settings {
         // The configurations that came with 1.0 and 1.1 guide three channels.
         let released_channel = (own_scale.is_none() || is_first_release(model)).then_some(3);
         let storage = options.dtype.unwrap_or(Storage::F32);
+        let text_storage = options.text_dtype.unwrap_or(Storage::F32);
         let n_loops = options.n_loops.unwrap_or(1);
         let condition_frames = options.condition_frame_length.unwrap_or((num_frames / 4).max(1));
         if n_loops > 1 && !(1..num_frames).contains(&condition_frames) {
@@ -181,6 +187,7 @@ impl Settings {
                 width,
                 fps,
                 dtype: storage.dtype(),
+                text_dtype: text_storage.dtype(),
                 frame_mask: false,
             },
             kind,
@@ -190,6 +197,7 @@ impl Settings {
             seed: options.seed.unwrap_or(SEED),
             save_fps,
             storage,
+            text_storage,
             n_loops,
             condition_frames,
             condition_edit: options.condition_frame_edit.unwrap_or(0.0) as f32,
@@ -239,6 +247,7 @@ impl Settings {
             condition_frame_length: is_long.then_some(self.condition_frames),
             condition_frame_edit: is_long.then_some(f64::from(self.condition_edit)),
             dtype: Some(self.storage),
+            text_dtype: (self.text_storage != Storage::F32).then_some(self.text_storage),
             num_frames: Some(request.num_frames.to_string()),
             image_size: Some(vec![request.height, request.width]),
             fps: Some(request.fps),

@@ -30,6 +30,8 @@ pub struct Request {
     pub fps: f64,
     /// Storage type of the transformer's and VAE's weights and activations.
     pub dtype: DType,
+    /// Storage type of the text encoder's weights; upstream samples with f32.
+    pub text_dtype: DType,
     /// Whether frames are given (image to video): the step then has a frame mask.
     pub frame_mask: bool,
 }
@@ -91,7 +93,7 @@ impl Plans {
     ) -> Result<Plans, Error> {
         let latent = request.latent(model)?;
         let tokens = model.transformer.common().model_max_length;
-        let text = text_graph(&model.t5, tokens)?;
+        let text = text_graph(&model.t5, request.text_dtype, tokens)?;
         let condition = match request.frame_mask {
             true => Some(encode_graph(&model.vae, request.dtype, [request.height, request.width])?),
             false => None,
@@ -251,12 +253,12 @@ impl Request {
     }
 }
 
-/// The text encoder on one prompt; upstream runs it in f32 whatever the transformer's type.
+/// The text encoder on one prompt. Upstream runs it in f32 whatever the transformer's type.
 ///
 /// # Errors
 /// [`Error::Model`] for no tokens.
-pub fn text_graph(config: &T5, tokens: usize) -> Result<Graph, Error> {
-    let bucket = t5::TextBucket { dtype: DType::F32, rows: 1, tokens, mask: true };
+pub fn text_graph(config: &T5, dtype: DType, tokens: usize) -> Result<Graph, Error> {
+    let bucket = t5::TextBucket { dtype, rows: 1, tokens, mask: true };
     Ok(t5::graph(config, &bucket)?)
 }
 
