@@ -95,7 +95,8 @@ pub trait KernelDef: fmt::Debug {
         None
     }
 
-    /// Writes the packed form of weight `operand` from its dense little-endian bytes.
+    /// Writes the packed form of weight `operand` from its dense little-endian bytes: every byte of
+    /// `packed` that a run reads.
     fn pack(&self, operand: usize, dense: &[u8], packed: &mut [u8], pool: &Pool) {
         let _ = (operand, dense, packed, pool);
         unreachable!("{} packs no operand", self.name())

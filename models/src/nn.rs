@@ -36,11 +36,11 @@ pub fn rms_norm(net: &mut Net<'_>, name: &str, x: ValueId, eps: f64) -> Value {
     net.at(name, |net| {
         let width = net.width(x);
         let weight = net.weight("weight", &[width])?;
-        let weight = net.cast_to(weight, net.ty(x).dtype())?;
         let normed = net.rms_norm(x, eps)?;
         let mut dims = vec![1; net.shape(x).len()];
         dims[net.shape(x).len() - 1] = width;
         let weight = net.reshape(weight, &dims)?;
+        let weight = net.cast_to(weight, net.ty(x).dtype())?;
         net.mul(normed, weight)
     })
 }

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use compiler::{ALIGN_BYTES, Place, Plan};
+use ops::TensorType;
 
-use crate::Error;
+use crate::{Error, WeightStore};
 
 /// A weight up to this size is held: loading it again costs more than it frees.
 const SMALL_BYTES: usize = 64 << 10;
@@ -51,20 +52,24 @@ pub(crate) struct Schedule {
     pub(crate) loads: Vec<Load>,
     /// Bytes of the ring.
     pub(crate) ring_bytes: usize,
+    /// The most bytes beside the ring while a weight is made.
+    pub(crate) passing_bytes: usize,
 }
 
 impl Schedule {
-    /// The schedule of a plan that holds at most `weight_bytes` of weights at once; `None` if that
-    /// is too little for some step.
-    pub(crate) fn new(plan: &Plan, weight_bytes: usize) -> Option<Schedule> {
+    /// The schedule of a plan that takes at most `weight_bytes` for weights at once, with those on
+    /// their way into the ring; `None` if that is too little for some step.
+    pub(crate) fn new(plan: &Plan, weights: &WeightStore, weight_bytes: usize) -> Option<Schedule> {
         let mut schedule = Schedule::without_places(plan);
-        schedule.ring_bytes =
-            weight_bytes.checked_sub(schedule.held_bytes)? / ALIGN_BYTES * ALIGN_BYTES;
+        schedule.passing_bytes = schedule.most_passing(plan, Some(weights));
+        let ring_bytes =
+            weight_bytes.checked_sub(schedule.held_bytes)?.checked_sub(schedule.passing_bytes)?;
+        schedule.ring_bytes = ring_bytes / ALIGN_BYTES * ALIGN_BYTES;
         schedule.assign().then_some(schedule)
     }
 
     /// The least weight bytes for which there is a schedule.
-    pub(crate) fn least_bytes(plan: &Plan) -> usize {
+    pub(crate) fn least_bytes(plan: &Plan, weights: Option<&WeightStore>) -> usize {
         let mut schedule = Schedule::without_places(plan);
         let all: usize = schedule.loads.iter().map(|load| load.bytes).sum();
         let (mut too_small, mut enough) = (0, all);
@@ -80,7 +85,25 @@ impl Schedule {
                 too_small = schedule.ring_bytes;
             }
         }
-        schedule.held_bytes + enough
+        schedule.held_bytes + schedule.most_passing(plan, weights) + enough
+    }
+
+    /// Name and type of what a load reads.
+    pub(crate) fn param<'p>(plan: &'p Plan, load: &Load) -> (&'p str, &'p TensorType) {
+        let (step, position) = load.readers[0];
+        let Place::Param { name, ty, .. } = &plan.steps[step].operands[position].place else {
+            unreachable!("only parameters are loaded");
+        };
+        (name, ty)
+    }
+
+    /// The most bytes that are in memory beside the ring while one weight is made.
+    fn most_passing(&self, plan: &Plan, weights: Option<&WeightStore>) -> usize {
+        let passing = self.loads.iter().map(|load| {
+            let (name, ty) = Schedule::param(plan, load);
+            weights.map_or(ty.bytes(), |weights| weights.passing_bytes(name, ty))
+        });
+        passing.max().unwrap_or(0)
     }
 
     /// Which weights are held and which are loaded, and when.

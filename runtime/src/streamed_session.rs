@@ -2,6 +2,7 @@
 //! memory that they may take.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use compiler::{Place, Plan};
 use kernels::Pool;
@@ -10,6 +11,18 @@ use crate::arena::Arena;
 use crate::stream::{Load, Progress, Schedule};
 use crate::weights::Form;
 use crate::{Control, Error, Session, WeightStore};
+
+/// Weights that the source is told of before they are made: enough to keep a disk busy.
+const PREFETCHED: usize = 3;
+
+/// Seconds of all runs of a [`StreamedSession`].
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+pub struct StreamTimes {
+    /// In which weights were made, beside the steps.
+    pub making: f64,
+    /// In which steps waited for weights.
+    pub waiting: f64,
+}
 
 /// A [`Session`] that reads most weights from their source in every run, ahead of the steps that
 /// need them. Its numbers are those of a session.
@@ -23,15 +36,18 @@ pub struct StreamedSession<'w> {
     needed: Vec<usize>,
     /// Packs while the session's own pool runs steps.
     pool: Pool,
+    times: StreamTimes,
 }
 
-/// The least bytes, arena included, in which `plan` can run with streamed weights.
-pub fn least_streamed_bytes(plan: &Plan) -> usize {
-    plan.arena_bytes + Schedule::least_bytes(plan)
+/// The least bytes, arena included, in which `plan` can run with streamed weights: those of `weights`,
+/// or such as are stored in the types that the plan reads.
+pub fn least_streamed_bytes(plan: &Plan, weights: Option<&WeightStore>) -> usize {
+    plan.arena_bytes + Schedule::least_bytes(plan, weights)
 }
 
 impl<'w> StreamedSession<'w> {
-    /// Allocates arena and ring, together with the weights that stay at most `memory` bytes.
+    /// Allocates arena and ring, together with the weights that stay and the one that is being made
+    /// at most `memory` bytes.
     ///
     /// # Errors
     /// As [`Session::new`], and [`Error::TooLittleMemory`] with what is needed.
@@ -41,9 +57,10 @@ impl<'w> StreamedSession<'w> {
         pool: Arc<Pool>,
         memory: usize,
     ) -> Result<StreamedSession<'w>, Error> {
-        let too_little = || Error::TooLittleMemory { memory, needed: least_streamed_bytes(&plan) };
+        let too_little =
+            || Error::TooLittleMemory { memory, needed: least_streamed_bytes(&plan, Some(weights)) };
         let weight_bytes = memory.checked_sub(plan.arena_bytes).ok_or_else(too_little)?;
-        let schedule = Schedule::new(&plan, weight_bytes).ok_or_else(too_little)?;
+        let schedule = Schedule::new(&plan, weights, weight_bytes).ok_or_else(too_little)?;
         let ring = Arena::new(schedule.ring_bytes, "ring of weights")?;
         let mut needed = vec![0; plan.steps.len()];
         let mut given = Vec::new();
@@ -61,7 +78,8 @@ impl<'w> StreamedSession<'w> {
         }
         let session = Session::bind(plan, weights, pool, &given)?;
         let pool = Pool::new(1).map_err(|error| Error::Loader(error.to_string()))?;
-        Ok(StreamedSession { session, weights, schedule, ring, needed, pool })
+        let times = StreamTimes::default();
+        Ok(StreamedSession { session, weights, schedule, ring, needed, pool, times })
     }
 
     /// The session, for its plan, outputs and times.
@@ -69,9 +87,20 @@ impl<'w> StreamedSession<'w> {
         &self.session
     }
 
-    /// Bytes held: arena, ring, and the weights that stay.
+    /// Bytes held: arena, ring, the weights that stay, and the one that is being made.
     pub fn held_bytes(&self) -> usize {
-        self.session.plan().arena_bytes + self.schedule.held_bytes + self.schedule.ring_bytes
+        let Schedule { held_bytes, ring_bytes, passing_bytes, .. } = self.schedule;
+        self.session.plan().arena_bytes + held_bytes + ring_bytes + passing_bytes
+    }
+
+    /// Bytes of weights that pass through the ring in every run.
+    pub fn streamed_bytes(&self) -> usize {
+        self.schedule.loads.iter().map(|load| load.bytes).sum()
+    }
+
+    /// Seconds of all runs so far.
+    pub fn times(&self) -> StreamTimes {
+        self.times
     }
 
     /// [`Session::run_with`].
@@ -84,23 +113,40 @@ impl<'w> StreamedSession<'w> {
         control: Control<'_>,
     ) -> Result<(), Error> {
         let progress = Progress::default();
-        let StreamedSession { session, weights, schedule, ring, needed, pool } = self;
+        let StreamedSession { session, weights, schedule, ring, needed, pool, times } = self;
         let (weights, schedule, ring, pool) = (&**weights, &*schedule, &*ring, &*pool);
         let plan = session.shared_plan();
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let loads = schedule.loads.iter();
-                let mut loads = loads.take_while(|load| progress.wait_for_steps(load.after));
-                let result = loads.try_for_each(|load| {
+            let loader = scope.spawn(|| {
+                let mut making = 0.0;
+                let result = schedule.loads.iter().enumerate().try_for_each(|(number, load)| {
+                    // All that are ahead before the first, then one more with each.
+                    let from = if number == 0 { 0 } else { number + PREFETCHED };
+                    let ahead = (from..=number + PREFETCHED).filter_map(|n| schedule.loads.get(n));
+                    ahead.for_each(|load| weights.prefetch(Schedule::param(&plan, load).0));
+                    if !progress.wait_for_steps(load.after) {
+                        return Ok(());
+                    }
+                    let start = Instant::now();
                     fill(weights, &plan, load, ring, pool)?;
+                    making += start.elapsed().as_secs_f64();
                     progress.loaded();
                     Ok(())
                 });
                 progress.end(result.err());
+                making
             });
-            let before = |step: usize| progress.wait_for_loads(needed[step]);
+            let mut waiting = 0.0;
+            let before = |step: usize| {
+                let start = Instant::now();
+                let loaded = progress.wait_for_loads(needed[step]);
+                waiting += start.elapsed().as_secs_f64();
+                loaded
+            };
             let result = session.run_steps(inputs, control, before, || progress.done());
             progress.end(None);
+            times.waiting += waiting;
+            times.making += loader.join().expect("the loader does not panic");
             result
         })
     }
@@ -123,7 +169,6 @@ fn fill(
     // SAFETY: inside the ring. Nobody reads these bytes now: their former readers are done
     // (`Load::after`), and the next ones wait until this load is counted.
     let out = unsafe { std::slice::from_raw_parts_mut(ring.ptr().add(load.offset), bytes) };
-    out.fill(0);
     let kernel = step.kernel.def();
     weights.fill(&Form { name, ty, packing: packing.as_ref(), kernel, position }, out, pool)
 }

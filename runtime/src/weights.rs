@@ -26,6 +26,11 @@ pub trait WeightSource: Send + Sync {
     fn release(&self, name: &str) {
         let _ = name;
     }
+
+    /// Called when `name` will be asked for soon: a slow source can begin to read it.
+    fn prefetch(&self, name: &str) {
+        let _ = name;
+    }
 }
 
 /// One weight in one form.
@@ -111,7 +116,22 @@ impl WeightStore {
         Ok(weight)
     }
 
-    /// Writes a weight in its form to `out`, which is zeroed and as long as the form.
+    /// Says that a weight will be made soon.
+    pub(crate) fn prefetch(&self, name: &str) {
+        self.source.prefetch(name);
+    }
+
+    /// Bytes that are in memory beside a weight's form while it is made: the source's, and those in
+    /// the graph's element type where that is another.
+    pub(crate) fn passing_bytes(&self, name: &str, ty: &TensorType) -> usize {
+        match self.source.tensor(name) {
+            Ok(Some((found, _))) if found.dtype() != ty.dtype() => found.bytes() + ty.bytes(),
+            // What is missing is found out when it is made.
+            _ => ty.bytes(),
+        }
+    }
+
+    /// Writes a weight in its form to `out`, which is as long as the form.
     pub(crate) fn fill(&self, form: &Form<'_>, out: &mut [u8], pool: &Pool) -> Result<(), Error> {
         let dense = self.dense(form.name, form.ty)?;
         match form.packing {

@@ -91,7 +91,7 @@ impl Fixture {
 #[test]
 fn streamed_weights_give_the_same_bits_in_less_memory() {
     let fixture = fixture();
-    let least = least_streamed_bytes(&fixture.plan);
+    let least = least_streamed_bytes(&fixture.plan, Some(&fixture.weights));
     let all = fixture.plan.held_bytes();
     assert!(least < all / 3, "{least} of {all}");
     let (plan, pool) = (Arc::clone(&fixture.plan), Arc::clone(&fixture.pool));
@@ -112,7 +112,8 @@ fn streamed_weights_give_the_same_bits_in_less_memory() {
 #[test]
 fn weights_are_read_again_in_every_run_and_small_ones_once() {
     let fixture = fixture();
-    let mut streamed = fixture.streamed(least_streamed_bytes(&fixture.plan)).unwrap();
+    let mut streamed =
+        fixture.streamed(least_streamed_bytes(&fixture.plan, Some(&fixture.weights))).unwrap();
     let n_held = fixture.n_reads.load(Ordering::Relaxed);
     assert!(n_held > 0, "norms stay");
     let mut per_run = Vec::new();
@@ -128,7 +129,7 @@ fn weights_are_read_again_in_every_run_and_small_ones_once() {
 #[test]
 fn too_little_memory_is_refused_with_what_is_needed() {
     let fixture = fixture();
-    let least = least_streamed_bytes(&fixture.plan);
+    let least = least_streamed_bytes(&fixture.plan, Some(&fixture.weights));
     for memory in [0, fixture.plan.arena_bytes, least / 2] {
         match fixture.streamed(memory) {
             Err(Error::TooLittleMemory { needed, .. }) => assert_eq!(needed, least),
@@ -140,7 +141,8 @@ fn too_little_memory_is_refused_with_what_is_needed() {
 #[test]
 fn a_source_that_fails_in_the_middle_ends_the_run_with_its_reason() {
     let fixture = fixture();
-    let mut streamed = fixture.streamed(least_streamed_bytes(&fixture.plan)).unwrap();
+    let mut streamed =
+        fixture.streamed(least_streamed_bytes(&fixture.plan, Some(&fixture.weights))).unwrap();
     let name = "encoder.block.3.layer.1.DenseReluDense.wo.weight";
     *fixture.broken.lock().unwrap() = Some(name.into());
     let error = streamed.run_with(&fixture.inputs(), Control::default()).unwrap_err().to_string();

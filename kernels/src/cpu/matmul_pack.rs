@@ -11,13 +11,18 @@ use half::{bf16, f16};
 use ops::DType;
 
 use crate::isa::Isa;
-use crate::simd::Simd;
+use crate::simd::{Simd, SimdJob, dispatch, prefetch};
 
 use super::matmul_tile::{self, Words};
+use super::transpose::transpose_in;
+
+/// Words of each column that are packed at a time, where the depth is contiguous: whole cache lines.
+const WORDS_AT_ONCE: usize = 64;
 
 /// Columns of a panel and depths of its words.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PanelShape {
+    isa: Isa,
     pub(super) lanes: usize,
     vectors: usize,
     /// Depths of a word.
@@ -27,7 +32,7 @@ pub(super) struct PanelShape {
 impl PanelShape {
     pub(super) fn of(isa: Isa, words: Words) -> Self {
         let vectors = matmul_tile::shape(isa.registers()).1;
-        Self { lanes: isa.lanes(), vectors, step: words.depths() }
+        Self { isa, lanes: isa.lanes(), vectors, step: words.depths() }
     }
 
     /// Columns of a full panel.
@@ -71,6 +76,12 @@ impl PanelShape {
             let dense = dense.add(first * strides.1 * types.0.size());
             let start = first * depth.next_multiple_of(self.step);
             let packed = packed.add(start * types.1.size());
+            let words = size_of::<f32>() / types.1.size();
+            if types.0 == types.1 && self.step == words && strides.0 == 1 && strides.1 % words == 0
+            {
+                dispatch(self.isa, PackWords { strip, dense: dense.cast(), packed: packed.cast() });
+                return;
+            }
             match types {
                 (DType::F32, _) => strip.copy::<f32, f32>(dense, packed, |x| x),
                 (DType::Bf16, DType::F32) => strip.copy(dense, packed, bf16::to_f32),
@@ -134,6 +145,54 @@ impl Strip {
                 let first = if k < self.depth { self.valid } else { 0 };
                 for n in first..self.width {
                     packed.add(at(k, n)).write_unaligned(U::default());
+                }
+            }
+        }
+    }
+}
+
+/// Packs a strip whose words are words of B, too: their way into the panel is a transposition.
+struct PackWords {
+    strip: Strip,
+    dense: *const f32,
+    packed: *mut f32,
+}
+
+impl SimdJob for PackWords {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Strip { depth, step, width, valid, strides } = self.strip;
+        let (whole, stride) = (depth / step, strides.1 / step);
+        // SAFETY: as `PanelShape::pack`; words lie within B and within the panel.
+        unsafe {
+            for start in (0..whole).step_by(WORDS_AT_ONCE) {
+                let n = WORDS_AT_ONCE.min(whole - start);
+                // Columns are far apart: without this, each waits for memory by itself.
+                for column in 0..valid {
+                    let next = self.dense.wrapping_add(column * stride + start + WORDS_AT_ONCE);
+                    for line in (0..WORDS_AT_ONCE).step_by(16) {
+                        prefetch(next.wrapping_add(line));
+                    }
+                }
+                let (from, to) = (self.dense.add(start), self.packed.add(start * width));
+                transpose_in(s, (valid, n), from, stride, to, width);
+                for word in 0..n {
+                    std::ptr::write_bytes(to.add(word * width + valid), 0, width - valid);
+                }
+            }
+            if whole * step < depth {
+                // The depth ends in the lower half of a word.
+                let to = self.packed.add(whole * width).cast::<u32>();
+                for column in 0..width {
+                    let half = if column < valid {
+                        let at = column * strides.1 + depth - 1;
+                        u32::from(self.dense.cast::<u16>().add(at).read_unaligned())
+                    } else {
+                        0
+                    };
+                    to.add(column).write_unaligned(half);
                 }
             }
         }

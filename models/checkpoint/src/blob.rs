@@ -38,9 +38,7 @@ impl Blob {
     /// Lets the system take back the memory of `part` of a mapped file. Its bytes are read again
     /// from the file when they are next looked at.
     pub(crate) fn release(&self, part: &[u8]) {
-        let Blob::Mapped(map) = self else { return };
-        let start = part.as_ptr().addr().checked_sub(map.as_ptr().addr());
-        let Some(start) = start.filter(|start| start + part.len() <= map.len()) else { return };
+        let Some((map, start)) = self.mapped(part) else { return };
         #[cfg(unix)]
         {
             use memmap2::UncheckedAdvice::DontNeed;
@@ -52,7 +50,24 @@ impl Blob {
             let _ = advised;
         }
         #[cfg(not(unix))]
-        let _ = start;
+        let _ = (map, start);
+    }
+
+    /// Lets the system read `part` of a mapped file in the background.
+    pub(crate) fn prefetch(&self, part: &[u8]) {
+        let Some((map, start)) = self.mapped(part) else { return };
+        // Where the system refuses, the bytes are read when they are looked at.
+        #[cfg(unix)]
+        let _ = map.advise_range(memmap2::Advice::WillNeed, start, part.len());
+        #[cfg(not(unix))]
+        let _ = (map, start);
+    }
+
+    /// The map that `part` lies in, and where.
+    fn mapped(&self, part: &[u8]) -> Option<(&memmap2::Mmap, usize)> {
+        let Blob::Mapped(map) = self else { return None };
+        let start = part.as_ptr().addr().checked_sub(map.as_ptr().addr())?;
+        (start + part.len() <= map.len()).then_some((map, start))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -168,10 +168,25 @@ impl Checkpoint {
     /// Says that a tensor will not be read again soon, so that a mapped file's pages need not stay
     /// in memory.
     pub fn release(&self, name: &str) {
-        let Some(entry) = self.entries.get(name) else { return };
-        let blob = &self.blobs[entry.blob];
-        if let Cow::Borrowed(bytes) = entry.read(blob.bytes()) {
+        if let Some((blob, bytes)) = self.stored(name) {
             blob.release(bytes);
+        }
+    }
+
+    /// Says that a tensor will be read soon, so that the system can begin to read a mapped file.
+    pub fn prefetch(&self, name: &str) {
+        if let Some((blob, bytes)) = self.stored(name) {
+            blob.prefetch(bytes);
+        }
+    }
+
+    /// A tensor's bytes where the file has them as they are.
+    fn stored(&self, name: &str) -> Option<(&Blob, &[u8])> {
+        let entry = self.entries.get(name)?;
+        let blob = &self.blobs[entry.blob];
+        match entry.read(blob.bytes()) {
+            Cow::Borrowed(bytes) => Some((blob, bytes)),
+            Cow::Owned(_) => None,
         }
     }
 

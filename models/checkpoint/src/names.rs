@@ -122,6 +122,13 @@ impl<C: Borrow<Checkpoint>> Fitted<C> {
             self.checkpoint.borrow().release(&source.stored);
         }
     }
+
+    /// [`Checkpoint::prefetch`] for a parameter.
+    pub fn prefetch(&self, name: &str) {
+        if let Some(source) = self.sources.get(name) {
+            self.checkpoint.borrow().prefetch(&source.stored);
+        }
+    }
 }
 
 /// A tensor of another shape than its parameter.

@@ -182,7 +182,7 @@ impl StagePlan {
         model: Option<&CostModel>,
     ) -> Outcome<StagePlan> {
         let plan = match stage {
-            StageName::Text => pipeline::compile_text(graph, target, limit)?,
+            StageName::Text => pipeline::compile_text(graph, None, target, limit)?,
             StageName::Condition | StageName::Denoise | StageName::Decode => {
                 compiler::compile_with(graph, target, limit)?
             }

@@ -13,19 +13,21 @@ use clap::Args;
 use compiler::Plan;
 use compiler::cost::CostModel;
 use kernels::{Pool, Target};
-use measure::Rehearsal;
+use measure::{MadeUp, Rehearsal};
 use models::{stdit1, stdit2, t5, vae};
+use ops::Graph;
 use pipeline::{Part, Transformer};
+use runtime::{LimitedSession, WeightStore};
 use serde_json::json;
 
 use crate::calibrate::Calibration;
 use crate::dump::{ModelOptions, StageName};
 use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
-use crate::profile_report::{Memory, StageProfile};
+use crate::profile_report::{Memory, StageProfile, Streamed};
 use crate::progress::Console;
 use crate::report::line;
-use crate::{VERSION, machine, plan, profile_scaling, profile_trace, progress, source};
+use crate::{VERSION, machine, plan, profile_scaling, profile_trace, progress, settings, source};
 
 /// What to run and how to show it.
 #[derive(Args, Debug)]
@@ -35,6 +37,10 @@ pub(crate) struct ProfileOptions {
     /// Runs that count; the best of each step is shown
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeat: usize,
+    /// Most memory for activations and weights, such as 12GiB: longer runs are chunked, and the text
+    /// encoder's weights are streamed
+    #[arg(long, value_name = "BYTES", conflicts_with = "scaling")]
+    memory: Option<String>,
     /// Slowest steps to list
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
@@ -68,16 +74,23 @@ pub(crate) fn run(
     }
     let model = calibration.load(&target)?;
     let size = options.model.size()?;
+    let limit = compiler::Options { memory: options.memory.as_deref().map(settings::parse_memory).transpose()? };
     let parts = Parts::find(&options.model.model)?;
     let stages = options.model.stage.map_or_else(|| parts.stages(), |stage| vec![stage]);
     let pool = Arc::new(Pool::new(target.threads).context("cannot start threads")?);
     let console = Console::new(options.json, false);
     let mut profiles = Vec::new();
     for stage in stages {
-        let plan = compiler::compile(parts.graph(&options.model, stage, size)?, &target)?;
-        let weights = Weights::open(&options.model, &parts, stage)?;
+        let graph = parts.graph(&options.model, stage, size)?;
+        let weights = Weights::open(&options.model, &parts, stage, &graph)?;
+        let plan = match stage {
+            StageName::Text => {
+                pipeline::compile_text(graph, Some(weights.store()), &target, &limit)?
+            },
+            _ => compiler::compile_with(graph, &target, &limit)?,
+        };
         let run = Run { options, console: &console, pool: &pool, interrupt, model: model.as_ref() };
-        profiles.push(run.profile(stage, Arc::new(plan), &weights)?);
+        profiles.push(run.profile(stage, Arc::new(plan), weights.store(), limit.memory)?);
     }
     if let Some(path) = &options.trace {
         let trace = profile_trace::trace(&options.model.model, &profiles);
@@ -127,13 +140,16 @@ impl Run<'_> {
         &self,
         stage: StageName,
         plan: Arc<Plan>,
-        weights: &Weights,
+        weights: &WeightStore,
+        memory: Option<usize>,
     ) -> Outcome<StageProfile> {
-        let expected_bytes = plan.held_bytes();
-        machine::check_memory(expected_bytes as f64, "")?;
+        let held_bytes = plan.held_bytes();
+        machine::check_memory(memory.unwrap_or(held_bytes).min(held_bytes) as f64, "")?;
         let before = machine::resident_bytes();
         let interrupt = Some(self.interrupt);
-        let mut rehearsal = weights.rehearse(Arc::clone(&plan), Arc::clone(self.pool))?;
+        let pool = Arc::clone(self.pool);
+        let mut rehearsal = Rehearsal::with_weights(Arc::clone(&plan), pool, weights, memory)?;
+        let expected_bytes = rehearsal.session().held_bytes();
         // What was needed while weights were packed does not count.
         machine::forget_peak();
         let flops = plan.flops();
@@ -151,10 +167,17 @@ impl Run<'_> {
         let measured =
             before.zip(after).map(|([before, _], [_, most])| most.saturating_sub(before));
         let steps = rehearsal.steps().iter().map(|step| step.least).collect();
+        let streamed = match rehearsal.session() {
+            LimitedSession::Held(_) => None,
+            LimitedSession::Streamed(session) => {
+                Some(Streamed { bytes: session.streamed_bytes(), times: rehearsal.stream() })
+            }
+        };
         Ok(StageProfile::new(
             stage.name(),
             plan,
             steps,
+            streamed,
             Memory {
                 expected: expected_bytes as u64,
                 measured,
@@ -165,16 +188,21 @@ impl Run<'_> {
     }
 }
 
-/// Where the weights of a stage come from.
+/// The weights of a stage.
 #[derive(Debug)]
 enum Weights {
-    MadeUp,
+    MadeUp(WeightStore),
     Of(Box<Part>),
 }
 
 impl Weights {
     /// The checkpoint's weights where the model is one, else made-up ones.
-    fn open(options: &ModelOptions, parts: &Parts, stage: StageName) -> Outcome<Weights> {
+    fn open(
+        options: &ModelOptions,
+        parts: &Parts,
+        stage: StageName,
+        graph: &Graph,
+    ) -> Outcome<Weights> {
         let name = options.model.as_str();
         if name == source::EMBEDDED {
             let model = source::embedded()?;
@@ -185,7 +213,7 @@ impl Weights {
             })));
         }
         if !Path::new(name).exists() {
-            return Ok(Weights::MadeUp);
+            return Ok(Weights::MadeUp(WeightStore::new(MadeUp::of(graph))));
         }
         let path = if Pipeline::is_pipeline(name) {
             let component = match stage {
@@ -211,10 +239,10 @@ impl Weights {
         Ok(Weights::Of(Box::new(Part::new(Checkpoint::open(path)?, &params)?)))
     }
 
-    fn rehearse(&self, plan: Arc<Plan>, pool: Arc<Pool>) -> Outcome<Rehearsal> {
-        Ok(match self {
-            Weights::MadeUp => Rehearsal::new(plan, pool)?,
-            Weights::Of(part) => Rehearsal::with_weights(plan, pool, part.weights())?,
-        })
+    fn store(&self) -> &WeightStore {
+        match self {
+            Weights::MadeUp(store) => store,
+            Weights::Of(part) => part.weights(),
+        }
     }
 }

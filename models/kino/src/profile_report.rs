@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use compiler::cost::CostModel;
 use compiler::{Plan, Shape, Step, Work};
+use runtime::StreamTimes;
 use serde_json::{Value, json};
 
 use crate::plan::{name_of, percent};
@@ -20,6 +21,15 @@ pub(crate) struct Memory {
     pub measured: Option<u64>,
     /// The most that the whole process had, where the system tells.
     pub process: Option<u64>,
+}
+
+/// Weights that passed through memory in a run.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Streamed {
+    /// Their bytes.
+    pub bytes: usize,
+    /// Seconds of one run, the mean.
+    pub times: StreamTimes,
 }
 
 /// One step as it ran.
@@ -48,6 +58,7 @@ pub(crate) struct StageProfile {
     pub steps: Vec<StepProfile>,
     /// Expected seconds of one run.
     pub expected: Option<f64>,
+    streamed: Option<Streamed>,
     memory: Memory,
 }
 
@@ -79,6 +90,7 @@ impl StageProfile {
         name: &'static str,
         plan: Arc<Plan>,
         seconds: Vec<f64>,
+        streamed: Option<Streamed>,
         memory: Memory,
         model: Option<&CostModel>,
     ) -> StageProfile {
@@ -92,7 +104,7 @@ impl StageProfile {
         let works = plan.steps.iter().zip(plan.works());
         let steps: Vec<StepProfile> = works.zip(seconds).map(step).collect();
         let expected = steps.iter().map(|step| step.expected).sum();
-        StageProfile { name, plan, steps, expected, memory }
+        StageProfile { name, plan, steps, expected, streamed, memory }
     }
 
     /// Seconds of one run.
@@ -130,6 +142,18 @@ impl StageProfile {
             &mut text,
             format_args!("  memory {} expected{measured}", bytes(self.memory.expected)),
         );
+        if let Some(Streamed { bytes, times }) = self.streamed {
+            let (bytes, rate) = (units::bytes(bytes as f64), bytes as f64 / times.making);
+            line(
+                &mut text,
+                format_args!(
+                    "  stream {bytes} of weights made in {} beside the steps ({}/s), which waited {} more",
+                    units::seconds(times.making),
+                    units::bytes(rate),
+                    units::seconds(times.waiting)
+                ),
+            );
+        }
         line(
             &mut text,
             format_args!(
@@ -211,6 +235,10 @@ impl StageProfile {
             "weight_bytes": self.plan.weight_bytes(),
             "expected_bytes": self.memory.expected, "measured_bytes": self.memory.measured,
             "process_bytes": self.memory.process,
+            "streamed": self.streamed.map(|streamed| json!({
+                "bytes": streamed.bytes, "making_seconds": streamed.times.making,
+                "waiting_seconds": streamed.times.waiting,
+            })),
             "kernels": kernels.collect::<Vec<_>>(), "steps": steps.collect::<Vec<_>>(),
         })
     }

@@ -67,7 +67,8 @@ impl StageTimes {
             };
             let seconds = sums.iter().map(mean).collect();
             let plan = Arc::clone(&times.plan);
-            let mut document = StageProfile::new(name, plan, seconds, memory, model).to_json();
+            let mut document =
+                StageProfile::new(name, plan, seconds, None, memory, model).to_json();
             document["runs"] = json!(sums.first().map_or(0, |time| time.runs));
             document
         };

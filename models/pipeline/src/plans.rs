@@ -9,7 +9,7 @@ use models::vae::{self, FrameBucket, LATENT_SCALE};
 use models::{Bucket, t5};
 use ops::{Builder, DType, Graph, Tensor, TensorType};
 
-use runtime::least_streamed_bytes;
+use runtime::{WeightStore, least_streamed_bytes};
 
 use crate::Error;
 use crate::model::Model;
@@ -102,7 +102,7 @@ impl Plans {
         let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
         let compile = |graph: Graph| compiler::compile_with(graph, target, options);
         let stages = [
-            Some(compile_text(text, target, options)),
+            Some(compile_text(text, Some(model.text_encoder.weights()), target, options)),
             condition.map(compile),
             Some(compile(denoise)),
             Some(compile(decode)),
@@ -162,11 +162,13 @@ impl Plans {
 }
 
 /// The plan of a text encoder, whose weights may be streamed: only what must be held at once counts.
+/// Without `weights`, they are taken to be stored as the graph reads them.
 ///
 /// # Errors
 /// As [`compiler::compile_with`], with the smallest limit that works with streamed weights.
 pub fn compile_text(
     graph: Graph,
+    weights: Option<&WeightStore>,
     target: &Target,
     options: &Options,
 ) -> Result<Plan, compiler::Error> {
@@ -175,7 +177,7 @@ pub fn compile_text(
         other => return other,
     };
     let plan = compiler::compile(graph, target)?;
-    let needed = least_streamed_bytes(&plan);
+    let needed = least_streamed_bytes(&plan, weights);
     match (refused, options.memory) {
         (_, Some(memory)) if needed <= memory => Ok(plan),
         (compiler::Error::Memory { name, memory, .. }, _) => Err(compiler::Error::Memory {

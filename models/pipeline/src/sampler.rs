@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use compiler::Plan;
 use kernels::Pool;
-use runtime::{Control, Session, StreamedSession};
+use runtime::{Control, LimitedSession, Session};
 
 use crate::Error;
 use crate::model::{Model, Transformer};
@@ -192,23 +192,14 @@ impl<'m> Sampler<'m> {
         let plan = Arc::clone(&self.plans.text);
         let flops = plan.flops();
         let pool = Arc::clone(&self.pool);
-        let mut encoder = match self.plans.streamed_memory() {
-            None => Encoder::Held(Session::new(plan, part.weights(), pool)?),
-            Some(memory) => {
-                let weights = part.weights();
-                Encoder::Streamed(StreamedSession::new(plan, weights, pool, memory)?)
-            }
-        };
+        let mut encoder = LimitedSession::new(plan, part.weights(), pool, self.plans.memory)?;
         let mut features = Vec::with_capacity(prompts.len());
         for (i, prompt) in prompts.iter().enumerate() {
             let encoded = self.model.tokenizer.encode(prompt.as_ref(), tokens)?;
             let mask: Vec<u8> = encoded.mask.iter().map(|&m| u8::from(m != 0)).collect();
             let inputs: [(&str, &[u8]); 2] =
                 [("input_ids", bytemuck::cast_slice(&encoded.ids)), ("attention_mask", &mask)];
-            watch.run(i as u64 * flops, |control| match &mut encoder {
-                Encoder::Held(session) => session.run_with(&inputs, control),
-                Encoder::Streamed(session) => session.run_with(&inputs, control),
-            })?;
+            watch.run(i as u64 * flops, |control| encoder.run_with(&inputs, control))?;
             let values = encoder.session().output_f32(0).to_vec();
             features.push(Features { ids: encoded.ids, mask, values });
         }
@@ -334,22 +325,6 @@ impl<'m> Sampler<'m> {
         }
         watch.end(Stage::Decode, session);
         Ok(())
-    }
-}
-
-/// The text encoder with its weights held or streamed.
-enum Encoder<'w> {
-    Held(Session),
-    Streamed(StreamedSession<'w>),
-}
-
-impl Encoder<'_> {
-    /// What has the outputs and the times.
-    fn session(&self) -> &Session {
-        match self {
-            Encoder::Held(session) => session,
-            Encoder::Streamed(session) => session.session(),
-        }
     }
 }
 

@@ -47,6 +47,10 @@ impl WeightSource for FittedSource {
         self.0.release(name);
     }
 
+    fn prefetch(&self, name: &str) {
+        self.0.prefetch(name);
+    }
+
     fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String> {
         let view = match self.0.tensor(name) {
             Ok(view) => view,

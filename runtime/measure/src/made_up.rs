@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use compiler::Plan;
-use ops::{DType, Tensor, TensorType};
+use ops::{DType, Graph, Tensor, TensorType};
 use runtime::WeightSource;
 
 /// Elements after which the numbers repeat: a prime, so that no axis sees one number only.
@@ -16,11 +16,11 @@ const PERIOD: usize = 1021;
 pub struct MadeUp(BTreeMap<String, TensorType>);
 
 impl MadeUp {
-    /// The weights that `plan` reads.
-    pub fn of(plan: &Plan) -> MadeUp {
+    /// The weights that `graph` reads.
+    pub fn of(graph: &Graph) -> MadeUp {
         let typed =
-            |(value, name): (ops::ValueId, &str)| (name.to_string(), plan.graph.ty(value).clone());
-        MadeUp(plan.graph.params().map(typed).collect())
+            |(value, name): (ops::ValueId, &str)| (name.to_string(), graph.ty(value).clone());
+        MadeUp(graph.params().map(typed).collect())
     }
 
     /// Dense little-endian bytes for each input of `plan`: floats in -1..1, small integers, and masks

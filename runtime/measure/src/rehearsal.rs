@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use compiler::Plan;
 use kernels::Pool;
-use runtime::{Control, Session, WeightStore};
+use runtime::{Control, LimitedSession, Session, StreamTimes, WeightStore};
 
 use crate::Error;
 use crate::made_up::MadeUp;
@@ -21,41 +21,60 @@ pub struct StepSeconds {
 
 /// A plan with weights and inputs.
 #[derive(Debug)]
-pub struct Rehearsal {
-    session: Session,
+pub struct Rehearsal<'w> {
+    session: LimitedSession<'w>,
     inputs: Vec<(String, Vec<u8>)>,
     steps: Vec<StepSeconds>,
+    stream: StreamTimes,
     runs: usize,
 }
 
-impl Rehearsal {
+impl Rehearsal<'static> {
     /// Allocates the arena and makes up weights and inputs.
     ///
     /// # Errors
     /// [`Error::Run`] if there is not enough memory.
-    pub fn new(plan: Arc<Plan>, pool: Arc<Pool>) -> Result<Rehearsal, Error> {
-        let weights = WeightStore::new(MadeUp::of(&plan));
-        Rehearsal::with_weights(plan, pool, &weights)
+    pub fn new(plan: Arc<Plan>, pool: Arc<Pool>) -> Result<Rehearsal<'static>, Error> {
+        let weights = WeightStore::new(MadeUp::of(&plan.graph));
+        let session = Session::new(plan, &weights, pool)?;
+        Ok(Rehearsal::of(LimitedSession::Held(session)))
     }
+}
 
-    /// The same with other weights.
+impl<'w> Rehearsal<'w> {
+    /// The same with other weights, in at most `memory` bytes of arena and weights if that is given.
     ///
     /// # Errors
     /// [`Error::Run`] if a weight is missing or there is not enough memory.
     pub fn with_weights(
         plan: Arc<Plan>,
         pool: Arc<Pool>,
-        weights: &WeightStore,
-    ) -> Result<Rehearsal, Error> {
-        let inputs = MadeUp::inputs(&plan);
+        weights: &'w WeightStore,
+        memory: Option<usize>,
+    ) -> Result<Rehearsal<'w>, Error> {
+        Ok(Rehearsal::of(LimitedSession::new(plan, weights, pool, memory)?))
+    }
+
+    fn of(session: LimitedSession<'w>) -> Rehearsal<'w> {
+        let plan = session.session().plan();
+        let inputs = MadeUp::inputs(plan);
         let steps = vec![StepSeconds { least: f64::INFINITY, mean: 0.0 }; plan.steps.len()];
-        let session = Session::new(plan, weights, pool)?;
-        Ok(Rehearsal { session, inputs, steps, runs: 0 })
+        Rehearsal { session, inputs, steps, stream: StreamTimes::default(), runs: 0 }
+    }
+
+    /// What runs the plan.
+    pub fn session(&self) -> &LimitedSession<'w> {
+        &self.session
+    }
+
+    /// Mean seconds of a run that counted in which weights were streamed; zero if they are held.
+    pub fn stream(&self) -> StreamTimes {
+        self.stream
     }
 
     /// The plan.
     pub fn plan(&self) -> &Plan {
-        self.session.plan()
+        self.session.session().plan()
     }
 
     /// Runs once without counting: pages are touched and caches filled.
@@ -76,8 +95,13 @@ impl Rehearsal {
         interrupt: Option<&AtomicBool>,
         on_flops: &mut dyn FnMut(u64),
     ) -> Result<f64, Error> {
+        let before = self.stream_times();
         let seconds = self.time(interrupt, on_flops)?;
+        let after = self.stream_times();
         self.runs += 1;
+        let share = 1.0 / self.runs as f64;
+        self.stream.making += (after.making - before.making - self.stream.making) * share;
+        self.stream.waiting += (after.waiting - before.waiting - self.stream.waiting) * share;
         for (step, seconds) in self.steps.iter_mut().zip(&seconds) {
             step.least = step.least.min(*seconds);
             step.mean += (seconds - step.mean) / self.runs as f64;
@@ -96,6 +120,14 @@ impl Rehearsal {
         self.runs
     }
 
+    /// Those of all runs.
+    fn stream_times(&self) -> StreamTimes {
+        match &self.session {
+            LimitedSession::Held(_) => StreamTimes::default(),
+            LimitedSession::Streamed(session) => session.times(),
+        }
+    }
+
     /// Seconds of each step of one run.
     fn time(
         &mut self,
@@ -105,11 +137,11 @@ impl Rehearsal {
         let seconds = |session: &Session| -> Vec<f64> {
             session.times().iter().map(|time| time.seconds).collect()
         };
-        let before = seconds(&self.session);
+        let before = seconds(self.session.session());
         let inputs: Vec<(&str, &[u8])> =
             self.inputs.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
         self.session.run_with(&inputs, Control { interrupt, on_step: Some(on_flops) })?;
-        Ok(seconds(&self.session)
+        Ok(seconds(self.session.session())
             .iter()
             .zip(before)
             .map(|(after, before)| after - before)
@@ -125,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    fn rehearsal() -> Rehearsal {
+    fn rehearsal() -> Rehearsal<'static> {
         let mut b = Builder::new("layer");
         let x = b.input("x", TensorType::new(DType::F32, [8, 16]).unwrap());
         let weight = b.param("weight", TensorType::new(DType::F32, [4, 16]).unwrap());
