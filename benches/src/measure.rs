@@ -38,6 +38,9 @@ const LEAST_TURNS: usize = 3;
 /// As [`LEAST_TURNS`], where one run takes longer than this.
 const LONG_RUN: Duration = Duration::from_secs(15);
 
+/// What a peer's process has in memory before it reads a weight: libraries, mostly.
+const LIBRARY_BYTES: u64 = 600 << 20;
+
 /// Where the peers are.
 #[derive(Clone, Debug)]
 pub struct Peers {
@@ -94,6 +97,10 @@ impl Lab<'_> {
         inputs::write(work, &work.graph(DType::F32)?, &self.inputs(work))?;
         let mut results = vec![];
         for &dtype in dtypes {
+            if let Some(reason) = self.lacks(weight_bytes(work, dtype)?) {
+                results.push(self.refused(work, dtype, &reason)?);
+                continue;
+            }
             self.make_weights(work, dtype)?;
             let mut measured = self.measure_in(work, dtype)?;
             if self.peers.is_some() {
@@ -213,9 +220,7 @@ impl Lab<'_> {
 
     /// Makes the weights of `work`, unless an earlier row did.
     fn make_weights(&self, work: &Work, dtype: DType) -> Result<(), Error> {
-        let stored =
-            if dtype == DType::Bf16 { checkpoint::DType::BF16 } else { checkpoint::DType::F32 };
-        let Some(synthetic) = work.synthetic(stored)? else { return Ok(()) };
+        let Some(synthetic) = work.synthetic(stored(dtype))? else { return Ok(()) };
         let folder = self.weights(work, dtype);
         if folder.is_dir() {
             // It was made whole or not at all.
@@ -270,20 +275,43 @@ impl Lab<'_> {
 
     /// Refuses a peer that needs more memory than there is, before the system ends somebody else's work for it.
     fn check_memory(&self, work: &Work, dtype: DType, peer: Peer) -> Result<(), Error> {
-        let stored = |dtype| work.synthetic(dtype)?.map_or(Ok(0), |made| made.bytes());
-        // What runs an exported graph reads it in f32, and holds it in its own form too.
-        let needed = match dtype {
-            _ if peer.needs_onnx => 2 * stored(checkpoint::DType::F32)?,
-            DType::F32 => stored(checkpoint::DType::F32)?,
-            _ => stored(checkpoint::DType::BF16)?,
+        // Exported graphs have f32 weights, whatever they are run in.
+        let read = if peer.needs_onnx { DType::F32 } else { dtype };
+        let needed = LIBRARY_BYTES + peer.copies * weight_bytes(work, read)?;
+        self.lacks(needed)
+            .map_or(Ok(()), |reason| Err(Error::Side { side: peer.name.into(), reason }))
+    }
+
+    /// What to say where `needed` bytes of memory are not free.
+    fn lacks(&self, needed: u64) -> Option<String> {
+        let free = (self.free_bytes)().filter(|&free| needed > free)?;
+        Some(format!("not run: needs {} MiB of memory, {} MiB are free", needed >> 20, free >> 20))
+    }
+
+    /// The row of work that does not fit in memory, which no side is asked to do.
+    fn refused(&self, work: &Work, dtype: DType, reason: &str) -> Result<Measured, Error> {
+        let failed = |name: &str, reason: &str| SideResult {
+            failure: Some(reason.into()),
+            ..SideResult::new(name, 0.0, &Json::Null)
         };
-        match (self.free_bytes)() {
-            Some(free) if needed > free => Err(Error::Side {
-                side: peer.name.into(),
-                reason: format!("needs {} MiB, {} MiB are free", needed >> 20, free >> 20),
-            }),
-            _ => Ok(()),
+        let mut sides = vec![failed(OURS, reason)];
+        for peer in self.peers.iter().flat_map(|_| work.peers(dtype)) {
+            let reason = match self.check_memory(work, dtype, peer) {
+                Err(Error::Side { reason, .. }) => reason,
+                Err(error) => return Err(error),
+                Ok(()) => "not run: there is nothing to compare with".into(),
+            };
+            sides.push(failed(peer.name, &reason));
         }
+        Ok(Measured {
+            work: work.clone(),
+            dtype,
+            flops: work.graph(dtype)?.flops(),
+            arena_bytes: 0,
+            compile_seconds: 0.0,
+            kernels: vec![],
+            sides,
+        })
     }
 
     fn request(&self, work: &Work, dtype: DType, peer: Option<Peer>) -> Json {
@@ -326,6 +354,16 @@ impl Lab<'_> {
     fn log(&self, work: &Work, side: &str) -> PathBuf {
         self.scratch.join(format!("{}-{side}.log", work.name))
     }
+}
+
+/// The element type of made-up weights.
+fn stored(dtype: DType) -> checkpoint::DType {
+    if dtype == DType::Bf16 { checkpoint::DType::BF16 } else { checkpoint::DType::F32 }
+}
+
+/// Bytes of the weights of `work`.
+fn weight_bytes(work: &Work, dtype: DType) -> Result<u64, Error> {
+    work.synthetic(stored(dtype))?.map_or(Ok(0), |made| made.bytes())
 }
 
 /// Relative L2 distance of the result at `path` from `reference`; infinite where it is of another size.

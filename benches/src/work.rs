@@ -63,15 +63,17 @@ pub struct Peer {
     pub engine: &'static str,
     /// Whether it runs the exported graph.
     pub needs_onnx: bool,
+    /// How many copies of the weights it has in memory at once: what it reads, and its own form.
+    pub copies: u64,
 }
 
 const fn peer(name: &'static str, engine: &'static str, needs_onnx: bool) -> Peer {
-    Peer { name, engine, needs_onnx }
+    Peer { name, engine, needs_onnx, copies: if needs_onnx { 2 } else { 1 } }
 }
 
 /// Plain `PyTorch`, which in f32 is also what all results are compared with.
 pub const TORCH: Peer = peer("PyTorch", "torch", false);
-const COMPILE: Peer = peer("torch.compile", "torch-compile", false);
+const COMPILE: Peer = Peer { copies: 2, ..peer("torch.compile", "torch-compile", false) };
 const CHANNELS_LAST: Peer = peer("PyTorch channels-last", "torch-channels-last", false);
 const NAIVE: Peer = peer("PyTorch naive", "torch-naive", false);
 const ONE_DNN: Peer = peer("oneDNN (PyTorch)", "torch-onednn", false);

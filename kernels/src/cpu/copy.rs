@@ -45,6 +45,13 @@ impl Copy {
         self.transposed.is_some()
     }
 
+    /// Bytes of the copy where it is one contiguous range on both sides.
+    pub(crate) fn contiguous_bytes(&self) -> Option<usize> {
+        let nest = &self.nest;
+        let is_row = nest.n_rows() == 1 && nest.row_stride(0) == 1 && nest.row_stride(1) == 1;
+        is_row.then(|| nest.row_len() * self.size)
+    }
+
     /// Items of work; disjoint in what they write.
     pub(crate) fn n_items(&self) -> usize {
         match self.transposed {

@@ -11,6 +11,9 @@ use super::copy::Copy;
 use super::nest::Nest;
 use super::shared::Shared;
 
+/// Ids per item of the pool.
+const ITEM: usize = 256;
+
 /// Rows of a table, chosen by ids.
 #[derive(Clone, Debug)]
 pub struct Gather {
@@ -71,9 +74,13 @@ impl KernelDef for Gather {
 
     unsafe fn run(&self, launch: &Launch<'_>) {
         let shared = Shared::new(launch);
-        launch.pool.run(self.nest.n_rows(), &|item, _| {
-            let cursor = self.nest.at(item);
-            for i in 0..self.nest.row_len() {
+        // Rows of a table of biases are a few bytes: what is asked once need not be asked for each.
+        let contiguous = self.row.contiguous_bytes();
+        let segments = self.nest.row_len().div_ceil(ITEM);
+        launch.pool.run(self.nest.n_rows() * segments, &|item, _| {
+            let cursor = self.nest.at(item / segments);
+            let first = item % segments * ITEM;
+            for i in first..self.nest.row_len().min(first + ITEM) {
                 let at = cursor.position(1) + i * self.nest.row_stride(1);
                 // SAFETY: the caller of `run` promises buffers that hold the layouts.
                 unsafe {
@@ -92,6 +99,10 @@ impl KernelDef for Gather {
                         }
                         None => (&self.zeros, ZERO.as_ptr().cast()),
                     };
+                    if let (Some(bytes), Some(_)) = (contiguous, row) {
+                        std::ptr::copy_nonoverlapping(from, to, bytes);
+                        continue;
+                    }
                     for part in 0..copy.n_items() {
                         copy.run(part, to, from);
                     }

@@ -22,7 +22,7 @@ use crate::Error;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::program::Program;
-use crate::simd::{MAX_LANES, dispatch};
+use crate::simd::{MAX_LANES, dispatch, prefetch_l2};
 
 pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
 
@@ -140,17 +140,22 @@ impl Matmul {
         let depth_block = n_words.div_ceil(n_blocks).next_multiple_of(4);
         let n_rows = spec.rows.iter().product::<usize>();
         let n_batch = spec.batch.iter().product();
-        // Rows of A take a bit less than half of the cache; sums and panels share the rest.
-        let fit = |blocks: usize| {
-            let rows = l2_bytes * 9 / 20 / (blocks * depth_block * size_of::<f32>());
+        let fit = |bytes: usize, blocks: usize| {
+            let rows = bytes / (blocks * depth_block * size_of::<f32>());
             (rows / tile_rows).clamp(4, MAX_BLOCK_TILES) * tile_rows
         };
         let most_blocks = DEPTH_BLOCKS_PER_PASS.min(n_blocks);
-        // Where all rows can be one block, the depth of a pass gives way.
-        let blocks = (1..=most_blocks).rev().find(|&blocks| n_rows <= fit(blocks));
-        let blocks = blocks.filter(|_| n_batch == 1).unwrap_or(most_blocks);
+        // Where all rows can be one block in half of the cache, the depth of a pass gives way.
+        let one = (1..=most_blocks).rev().find(|&blocks| n_rows <= fit(l2_bytes / 2, blocks));
+        let (blocks, block_rows) = match one.filter(|_| n_batch == 1) {
+            Some(blocks) => (blocks, n_rows.next_multiple_of(tile_rows)),
+            // Rows of A take a bit less than half of the cache; sums and panels share the rest.
+            None => {
+                let rows = fit(l2_bytes * 9 / 20, most_blocks);
+                (most_blocks, rows.min(n_rows.next_multiple_of(tile_rows)))
+            }
+        };
         let depth_pass = depth_block * blocks;
-        let block_rows = fit(blocks).min(n_rows.next_multiple_of(tile_rows));
         Ok(Self {
             spec,
             isa,
@@ -307,8 +312,10 @@ impl Matmul {
             if row_blocks > 1 { row_blocks.next_multiple_of(threads).min(tiles) } else { 1 };
         let groups = self.spec.columns.div_ceil(GROUP_COLUMNS);
         let blocks = row_blocks * self.n_batch;
-        let wanted =
-            if threads > 1 && blocks < 4 * threads { (4 * threads).div_ceil(blocks) } else { 1 };
+        // The first block of a task's B is waited for, so tasks of few rows, which take little time
+        // for much of B, should be few.
+        let tasks = if self.shares_a() { 2 } else { 4 } * threads;
+        let wanted = if threads > 1 && blocks < tasks { tasks.div_ceil(blocks) } else { 1 };
         let least =
             if self.keeps_sums() { self.spec.columns.div_ceil(MAX_TASK_COLUMNS) } else { 1 };
         // A range is a whole number of panels.
@@ -343,6 +350,16 @@ impl Matmul {
                     let rows = Rows { matmul: self, buffers, scratch, batch: 0, rows };
                     let packed = buffers.scratch.add(shared_a).cast();
                     dispatch(self.isa, PackShared { rows, packed });
+                    // What the worker probably multiplies first comes in meanwhile.
+                    if self.dense_b().is_none() {
+                        let first = self.b_position(self.first_panel(split, worker), 0);
+                        let block = self.depth_block * self.panel.columns();
+                        let piece = (block * pool.threads()).div_ceil(16 * tiles);
+                        let first = first / 16 + tile / pool.threads() * piece;
+                        (first..first + piece).for_each(|line| {
+                            prefetch_l2(buffers.b.wrapping_add(64 * line));
+                        });
+                    }
                 }
             });
         }
@@ -404,15 +421,30 @@ impl Matmul {
                         b,
                         widen,
                         panels: (
-                            panels * column_range / split.column_ranges,
-                            panels * (column_range + 1) / split.column_ranges,
+                            self.first_panel(split, column_range),
+                            self.first_panel(split, column_range + 1),
                         ),
+                        // Workers take turns, more or less.
+                        then: self.first_panel(split, column_range + pool.threads()),
                     };
                     dispatch(self.isa, task);
                 }
             });
             first += len;
         }
+    }
+
+    /// The first panel of a range of columns; the number of panels behind the last range.
+    fn first_panel(&self, split: Split, column_range: usize) -> usize {
+        let panels = self.spec.columns.div_ceil(self.panel.columns());
+        panels * column_range.min(split.column_ranges) / split.column_ranges
+    }
+
+    /// Words from the start of the packed B to a depth of a panel.
+    #[inline(always)]
+    pub(super) fn b_position(&self, panel: usize, depth: usize) -> usize {
+        let width = self.panel.vectors_of(panel, self.spec.columns) * self.panel.lanes;
+        panel * self.panel.columns() * self.n_words + depth * width
     }
 
     /// Rows of one block; whole tiles, spread evenly.

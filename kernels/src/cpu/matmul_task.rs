@@ -38,7 +38,10 @@ pub(super) struct Task<'a> {
     pub(super) b: *const u8,
     /// The half type that packed B is widened from; `None` if it is what tiles read.
     pub(super) widen: Option<DType>,
+    /// First and one past the last.
     pub(super) panels: (usize, usize),
+    /// The panel at which this worker probably goes on with the next task; past the last for none.
+    pub(super) then: usize,
 }
 
 /// The block of a panel that is multiplied now; the depth counts words.
@@ -170,8 +173,12 @@ impl SimdJob for Task<'_> {
                             let block = PanelBlock { panel, depth_start: start, depth };
                             let next = if start + depth < pass_end {
                                 (panel, start + depth)
-                            } else {
+                            } else if panel + 1 < self.panels.1 {
                                 (panel + 1, pass_start)
+                            } else if pass_end < matmul.n_words {
+                                (self.panels.0, pass_end)
+                            } else {
+                                (self.then, 0)
                             };
                             let a = a.add(start - pass_start);
                             self.multiply(s, &layout, &block, next, n_rows, a, sums.add(column));
@@ -213,10 +220,7 @@ impl Task<'_> {
         let spec = &matmul.spec;
         let vectors = matmul.panel.vectors_of(block.panel, spec.columns);
         let size = self.widen.map_or(size_of::<f32>(), DType::size);
-        let position = |panel: usize, depth: usize| {
-            let width = matmul.panel.vectors_of(panel, spec.columns) * S::LANES;
-            (panel * matmul.panel.columns() * matmul.n_words + depth * width) * size
-        };
+        let position = |panel: usize, depth: usize| matmul.b_position(panel, depth) * size;
         // SAFETY: positions are those of packed panels; `b` scratch holds a block of a full panel.
         unsafe {
             let packed = self.b.add(position(block.panel, block.depth_start));
@@ -230,11 +234,9 @@ impl Task<'_> {
                 }
             };
             // The next block comes in piece by piece, one piece with each tile.
-            let next_block = if next.0 < self.panels.1 {
-                self.b.wrapping_add(position(next.0, next.1))
-            } else {
-                packed
-            };
+            let is_panel = next.0 * matmul.panel.columns() < spec.columns;
+            let next_block =
+                if is_panel { self.b.wrapping_add(position(next.0, next.1)) } else { packed };
             let piece = block.depth / 4 * 64;
             let next_bytes = block.depth * vectors * S::LANES * size;
             let mut row = 0;
