@@ -1,7 +1,7 @@
 //! How long a step takes on a machine: a pure function of the step's [`Work`] and of what was
 //! measured there once, a [`CostModel`].
 //!
-//! `seconds = launch + max(compute, memory)`, where
+//! `seconds = launch + wake + max(compute, memory)`, where only steps that are spread over threads wake them,
 //! `compute = core FLOPs / rate(kernel, type, shape) + side FLOPs / rate of elementwise code` and
 //! `memory = bytes / bandwidth of the smallest cache that holds them all`; weights come from where all
 //! weights of the plan fit. Kernels without a core
@@ -44,6 +44,8 @@ pub struct Sample {
 pub struct CostModel {
     /// Seconds of a step with nothing to do.
     pub launch_seconds: f64,
+    /// Seconds to spread a step over all threads and to wait for the last of them.
+    pub wake_seconds: f64,
     /// f32 multiply-add FLOP/s when nothing but registers is involved.
     pub peak_f32: f64,
     /// FLOP/s of the CPU's bf16 dot product, if it has one.
@@ -55,6 +57,9 @@ pub struct CostModel {
     /// Speeds of kernels.
     pub samples: Vec<Sample>,
 }
+
+/// Steps that move fewer bytes run on one thread.
+const SPREAD_BYTES: u64 = 64 << 10;
 
 /// What limits a step.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -97,7 +102,7 @@ impl CostModel {
         let fail = |reason: String| Err(Error::CostModel(reason));
         let levels = self.levels.iter().flat_map(|level| [level.read, level.write]);
         let samples = self.samples.iter().map(|sample| sample.rate);
-        let peaks = [self.launch_seconds, self.peak_f32, self.elementwise];
+        let peaks = [self.launch_seconds, self.wake_seconds, self.peak_f32, self.elementwise];
         let all = peaks.into_iter().chain(self.peak_bf16).chain(levels).chain(samples);
         if let Some(bad) = all.into_iter().find(|x| !(x.is_finite() && *x > 0.0)) {
             return fail(format!("a rate is {bad}; expected a positive number"));
@@ -136,8 +141,9 @@ impl CostModel {
                 (work.core_flops as f64 / rate + side, memory)
             }
         };
-        let seconds = self.launch_seconds + compute.max(memory);
-        let limit = if self.launch_seconds > compute.max(memory) {
+        let start = self.start_seconds(work);
+        let seconds = start + compute.max(memory);
+        let limit = if start > compute.max(memory) {
             Limit::Launch
         } else if memory > compute {
             Limit::Memory
@@ -145,6 +151,12 @@ impl CostModel {
             Limit::Compute
         };
         Estimate { seconds, limit }
+    }
+
+    /// Seconds of a step that are not its work: of its launch, and of its threads.
+    pub fn start_seconds(&self, work: &Work) -> f64 {
+        let is_spread = work.core_flops > 0 || work.bytes() > SPREAD_BYTES;
+        self.launch_seconds + if is_spread { self.wake_seconds } else { 0.0 }
     }
 
     /// Expected seconds of one run of a plan.
@@ -193,17 +205,15 @@ impl CostModel {
         };
         // Kernels that are not measured move bytes as `map` does; a type that is not is taken for
         // f32, in which every kernel computes.
-        let kernel = match work.shape {
-            Shape::Product { .. } => "matmul",
-            Shape::Attention { .. } => "attention",
-            Shape::Conv { .. } => "conv",
-            Shape::Bytes(_) => work.kernel,
-        };
-        let choices = [(kernel, work.dtype), (kernel, DType::F32), ("map", DType::F32)];
+        let name = work.shape.sample_name(work.kernel);
+        let plain = if name == "biased_attention" { "attention" } else { name };
+        let names = [name, plain].into_iter();
+        let choices = names.flat_map(|name| [(name, work.dtype), (name, DType::F32)]);
+        let choices = choices.chain([("map", DType::F32)]);
         let fits = |samples: &Vec<&Sample>| {
             samples.first().is_some_and(|sample| sample.shape.len() == at.len())
         };
-        let found = choices.iter().map(|&(kernel, dtype)| of(kernel, dtype)).find(fits);
+        let found = choices.map(|(kernel, dtype)| of(kernel, dtype)).find(fits);
         found.map_or(self.elementwise, |samples| interpolate(&samples, &at))
     }
 }
@@ -248,6 +258,7 @@ mod tests {
             |name: &str, bytes, rate| Level { name: name.into(), bytes, read: rate, write: rate };
         CostModel {
             launch_seconds: 1e-6,
+            wake_seconds: 2e-6,
             peak_f32: 1e12,
             peak_bf16: None,
             elementwise: 1e11,
@@ -294,11 +305,11 @@ mod tests {
         let model = model();
         let compute = model.estimate(&product(1024, 1 << 10));
         assert_eq!(compute.limit, Limit::Compute);
-        let expected = 1e-6 + 2.0 * 1024f64.powi(3) / 4e11;
+        let expected = 3e-6 + 2.0 * 1024f64.powi(3) / 4e11;
         assert!((compute.seconds / expected - 1.0).abs() < 1e-9);
         let memory = model.estimate(&product(16, 1 << 30));
         assert_eq!(memory.limit, Limit::Memory);
-        assert!((memory.seconds - 1e-6 - f64::from(1 << 30) / 1e10).abs() < 1e-9);
+        assert!((memory.seconds - 3e-6 - f64::from(1 << 30) / 1e10).abs() < 1e-9);
         let nothing = Work { core_flops: 1, bytes_read: 0, ..product(16, 0) };
         assert_eq!(model.estimate(&nothing).limit, Limit::Launch);
     }
@@ -328,6 +339,30 @@ mod tests {
         assert_eq!(model.rate(&moved), 1e11);
         let half = Work { dtype: DType::F16, ..product(1024, 0) };
         assert_eq!(model.rate(&half), 4e11);
+    }
+
+    #[test]
+    fn only_steps_of_all_threads_wake_them() {
+        let model = model();
+        let moved = |bytes| Work {
+            kernel: "map",
+            core_flops: 0,
+            shape: Shape::Bytes(bytes),
+            ..product(1, bytes)
+        };
+        assert_eq!(model.start_seconds(&product(1, 0)), 3e-6);
+        assert_eq!(model.start_seconds(&moved(4096)), 1e-6);
+        assert_eq!(model.start_seconds(&moved(1 << 20)), 3e-6);
+    }
+
+    #[test]
+    fn attention_with_a_bias_has_samples_of_its_own() {
+        let mut model = model();
+        let shape = |is_biased| Shape::Attention { queries: 16, keys: 16, width: 64, is_biased };
+        let work = |is_biased| Work { shape: shape(is_biased), ..product(16, 0) };
+        assert_eq!(model.rate(&work(true)), 1e11, "without one, it is taken for plain attention");
+        model.samples.push(sample("biased_attention", &[16.0, 16.0, 64.0], 2e10));
+        assert_eq!((model.rate(&work(true)), model.rate(&work(false))), (2e10, 1e11));
     }
 
     #[test]

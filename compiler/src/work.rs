@@ -28,6 +28,8 @@ pub enum Shape {
         keys: usize,
         /// Channels of a head.
         width: usize,
+        /// Whether numbers are added to the scores.
+        is_biased: bool,
     },
     /// A convolution, of one image.
     Conv {
@@ -49,13 +51,24 @@ impl Shape {
     pub fn coordinates(&self) -> Vec<f64> {
         let dims = match *self {
             Shape::Product { rows, columns, depth } => vec![rows, columns, depth],
-            Shape::Attention { queries, keys, width } => vec![queries, keys, width],
+            Shape::Attention { queries, keys, width, .. } => vec![queries, keys, width],
             Shape::Conv { positions, inputs, outputs, taps } => {
                 vec![positions, inputs, outputs, taps]
             }
             Shape::Bytes(bytes) => return vec![bytes as f64],
         };
         dims.into_iter().map(|dim| dim as f64).collect()
+    }
+
+    /// What samples of this shape are called, where `kernel` makes it.
+    pub fn sample_name(&self, kernel: &'static str) -> &'static str {
+        match self {
+            Shape::Product { .. } => "matmul",
+            Shape::Attention { is_biased: true, .. } => "biased_attention",
+            Shape::Attention { is_biased: false, .. } => "attention",
+            Shape::Conv { .. } => "conv",
+            Shape::Bytes(_) => kernel,
+        }
     }
 }
 
@@ -178,7 +191,8 @@ fn core(graph: &Graph, value: ValueId) -> Option<(Shape, u64)> {
         Op::Attention(_) => {
             let [.., queries, _, width] = *types[0].shape() else { return None };
             let [.., keys, _, _] = *types[1].shape() else { return None };
-            Shape::Attention { queries, keys, width }
+            let is_biased = types.get(3).is_some_and(|ty| ty.dtype().is_float());
+            Shape::Attention { queries, keys, width, is_biased }
         }
         Op::Conv(_) => {
             let (weight, out) = (types[1].shape(), node.ty.shape());
@@ -262,7 +276,8 @@ mod tests {
             let v = b.input("v", f32(&[2, 9, 3, 4]));
             b.attention([q, k, v], None, None, 0.5).unwrap()
         });
-        assert_eq!(plan.works()[0].shape, Shape::Attention { queries: 7, keys: 9, width: 4 });
+        let attention = Shape::Attention { queries: 7, keys: 9, width: 4, is_biased: false };
+        assert_eq!(plan.works()[0].shape, attention);
         assert_eq!(plan.works()[0].side_flops, 0);
     }
 }

@@ -96,7 +96,7 @@ fn check(bucket: &TextBucket) -> Result<(), Error> {
 }
 
 /// Attention and feed-forward, each on the norm of the residual. The first block makes the position
-/// bias, which all of them use.
+/// bias, masked, which all of them use.
 fn block(
     net: &mut Net<'_>,
     config: &T5,
@@ -138,9 +138,12 @@ fn attention(
     let (q, k, v) = (project("q")?, project("k")?, project("v")?);
     let bias = match *bias {
         Some(bias) => bias,
-        None => *bias.insert(position_bias(net, config, tokens)?),
+        None => {
+            let positions = position_bias(net, config, tokens)?;
+            *bias.insert(masked(net, positions, mask)?)
+        }
     };
-    let y = net.attention([q, k, v], Some(bias), mask, 1.0)?;
+    let y = net.attention([q, k, v], Some(bias), None, 1.0)?;
     let y = net.reshape(y, &[rows, tokens, heads * head])?;
     nn::linear_no_bias(net, "o", y, width)
 }
@@ -156,6 +159,17 @@ fn position_bias(net: &mut Net<'_>, config: &T5, tokens: usize) -> Value {
         let bias = net.permute(bias, &[2, 0, 1])?;
         net.reshape(bias, &[1, config.num_heads, tokens, tokens])
     })
+}
+
+/// The bias with the least number for keys that are not attended to, as upstream has it. Made once, it
+/// is stored as attention reads it.
+fn masked(net: &mut Net<'_>, bias: ValueId, mask: Option<ValueId>) -> Value {
+    let bias = net.cast_to(bias, DType::F32)?;
+    let Some(mask) = mask else { return Ok(bias) };
+    let [rows, tokens] = *net.shape(mask) else { unreachable!("`forward` checked the mask") };
+    let mask = net.reshape(mask, &[rows, 1, 1, tokens])?;
+    let least = net.constant(Tensor::f32(&[1, 1, 1, 1], &[f32::MIN])?);
+    net.select(mask, bias, least)
 }
 
 /// The bucket of the distance from each query to each key, i64 `[tokens, tokens]`: half of the

@@ -1,7 +1,7 @@
 //! `kino calibrate`: measures this machine once and keeps its cost model in the user's cache folder.
 //!
 //! The file is named by what the numbers depend on: CPU, instruction set, threads. It states the
-//! program's version; the numbers of another version are those of other kernels and are not used.
+//! program's version and the key of its kernels; the numbers of other kernels are not used.
 
 use std::fs;
 use std::path::PathBuf;
@@ -47,10 +47,12 @@ pub(crate) struct Calibration {
 #[serde(deny_unknown_fields)]
 struct Document {
     version: String,
+    kernels: String,
     cpu: String,
     isa: String,
     threads: usize,
     launch_seconds: f64,
+    wake_seconds: f64,
     peak_f32: f64,
     peak_bf16: Option<f64>,
     elementwise: f64,
@@ -153,12 +155,23 @@ impl Calibration {
         let text = fs::read_to_string(&path).map_err(|error| damaged(error.into()))?;
         let header: serde_json::Value =
             serde_json::from_str(&text).map_err(|error| damaged(error.into()))?;
-        if header["version"] != VERSION {
+        if header["version"] != VERSION || header["kernels"] != measure::KERNELS_KEY {
             return Ok(None);
         }
         let document: Document =
             serde_json::from_value(header).map_err(|error| damaged(error.into()))?;
         document.model().map(Some).map_err(damaged)
+    }
+
+    /// Why there is no cost model for `target`, and what to do.
+    pub(crate) fn advice(&self, target: &Target) -> &'static str {
+        match self.path(target) {
+            Ok(path) if path.exists() => {
+                "this machine was measured with other kernels; run `kino calibrate` again, which takes \
+                 seconds"
+            }
+            _ => "this machine was not measured yet; `kino calibrate` does it in seconds",
+        }
     }
 
     fn store(&self, target: &Target, model: &CostModel) -> Outcome<()> {
@@ -189,10 +202,12 @@ impl Document {
         };
         Document {
             version: VERSION.into(),
+            kernels: measure::KERNELS_KEY.into(),
             cpu: machine::cpu_name(),
             isa: target.isa.name().into(),
             threads: target.threads,
             launch_seconds: model.launch_seconds,
+            wake_seconds: model.wake_seconds,
             peak_f32: model.peak_f32,
             peak_bf16: model.peak_bf16,
             elementwise: model.elementwise,
@@ -215,6 +230,7 @@ impl Document {
         };
         let model = CostModel {
             launch_seconds: self.launch_seconds,
+            wake_seconds: self.wake_seconds,
             peak_f32: self.peak_f32,
             peak_bf16: self.peak_bf16,
             elementwise: self.elementwise,
@@ -246,11 +262,12 @@ fn to_text(target: &Target, model: &CostModel) -> String {
         let (read, write) = (moved(level.read), moved(level.write));
         line(&mut text, format_args!("{:<8} reads {read}, writes {write}", level.name));
     }
-    line(&mut text, format_args!("step     {} to start", units::seconds(model.launch_seconds)));
+    let [start, wake] = [model.launch_seconds, model.wake_seconds].map(units::seconds);
+    line(&mut text, format_args!("step     {start} to start, {wake} more for all threads"));
     line(
         &mut text,
         format_args!(
-            "\n{:<12} {:<5} {:<24} {:>14} {:>8}",
+            "\n{:<16} {:<5} {:<24} {:>14} {:>8}",
             "kernel", "type", "shape", "rate", "of peak"
         ),
     );
@@ -268,7 +285,7 @@ fn to_text(target: &Target, model: &CostModel) -> String {
         line(
             &mut text,
             format_args!(
-                "{:<12} {:<5} {:<24} {speed:>14} {:>6.0} %",
+                "{:<16} {:<5} {:<24} {speed:>14} {:>6.0} %",
                 sample.kernel,
                 sample.dtype.name(),
                 shape.join(" x "),

@@ -30,7 +30,7 @@ pub(crate) fn run(options: &DoctorOptions, forced_isa: Option<&str>) -> Outcome<
     let caches = [target.l1_bytes, target.l2_bytes, target.l3_bytes];
     if options.json {
         let document = json!({
-            "version": VERSION, "cpu": machine::cpu_name(), "arch": std::env::consts::ARCH,
+            "version": VERSION, "kernels_key": measure::KERNELS_KEY, "cpu": machine::cpu_name(), "arch": std::env::consts::ARCH,
             "features": cpu_features(), "isa": target.isa.name(), "isa_available": available,
             "isa_forced": forced_isa.is_some(), "avx512_bf16": Isa::available().iter().any(|isa| isa.bf16_dot().is_some()),
             "threads": target.threads, "cache_bytes": caches,

@@ -95,7 +95,7 @@ pub(crate) fn run(
     let target = machine::target(forced_isa, options.model.threads)?;
     let model = calibration.load(&target)?;
     if options.all_buckets {
-        return plan_table::run(options, &target, model.as_ref());
+        return plan_table::run(options, &target, model.as_ref(), calibration.advice(&target));
     }
     let size = options.model.size()?;
     let limit = options.limit()?;
@@ -132,7 +132,7 @@ pub(crate) fn run(
         );
     }
     if model.is_none() {
-        text += "\ntime     unknown on this machine; `kino calibrate` measures it in seconds\n";
+        line(&mut text, format_args!("\ntime     unknown: {}", calibration.advice(&target)));
     }
     for path in options.svg.iter().chain(&options.html) {
         line(&mut text, format_args!("wrote    {}", path.display()));

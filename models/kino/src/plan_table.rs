@@ -34,6 +34,7 @@ pub(crate) fn run(
     options: &PlanOptions,
     target: &Target,
     model: Option<&CostModel>,
+    advice: &str,
 ) -> Outcome<()> {
     let parts = Parts::find(&options.model.model)?;
     let stage = options.model.stage.unwrap_or(parts.usual_stage());
@@ -62,7 +63,7 @@ pub(crate) fn run(
     if options.json {
         progress::write_out(&to_json(options, stage, target, &rows));
     } else {
-        progress::write_out(&to_text(options, stage, target, &rows));
+        progress::write_out(&to_text(options, stage, target, &rows, advice));
     }
     Ok(())
 }
@@ -86,7 +87,13 @@ fn row(
     Ok(Row { bucket, size, tokens, plan })
 }
 
-fn to_text(options: &PlanOptions, stage: StageName, target: &Target, rows: &[Row]) -> String {
+fn to_text(
+    options: &PlanOptions,
+    stage: StageName,
+    target: &Target,
+    rows: &[Row],
+    advice: &str,
+) -> String {
     let bytes = |count: usize| units::bytes(count as f64);
     let mut text = String::new();
     let (model, dtype, batch) =
@@ -127,7 +134,7 @@ fn to_text(options: &PlanOptions, stage: StageName, target: &Target, rows: &[Row
         );
     }
     if rows.iter().all(|row| row.plan.seconds.is_none()) {
-        text += "\ntime is unknown on this machine; `kino calibrate` measures it in seconds\n";
+        line(&mut text, format_args!("\ntime is unknown: {advice}"));
     }
     text
 }

@@ -96,11 +96,17 @@ pub(crate) fn run(
         let trace = profile_trace::trace(&options.model.model, &profiles);
         media::write_file(path, trace.as_bytes())?;
     }
-    report(options, &target, size, &profiles);
+    report(options, &target, calibration, size, &profiles);
     Ok(())
 }
 
-fn report(options: &ProfileOptions, target: &Target, size: [usize; 3], profiles: &[StageProfile]) {
+fn report(
+    options: &ProfileOptions,
+    target: &Target,
+    calibration: &Calibration,
+    size: [usize; 3],
+    profiles: &[StageProfile],
+) {
     if options.json {
         let stages: Vec<serde_json::Value> = profiles.iter().map(StageProfile::to_json).collect();
         let document = json!({
@@ -117,8 +123,11 @@ fn report(options: &ProfileOptions, target: &Target, size: [usize; 3], profiles:
         text += &profile.to_text(options.top);
     }
     if profiles.iter().any(|profile| profile.expected.is_none()) {
-        text += "\n`kino calibrate` measures this machine: then shares of its limit are known, and the \
-                 time that was expected\n";
+        let advice = calibration.advice(target);
+        line(
+            &mut text,
+            format_args!("\nexpected times and shares of the limit are unknown: {advice}"),
+        );
     }
     if let Some(path) = &options.trace {
         line(&mut text, format_args!("\nwrote    {}", path.display()));

@@ -253,7 +253,9 @@ pub(crate) fn error_of(expected: f64, measured: f64) -> String {
 pub(crate) fn shape_of(work: &Work) -> String {
     match work.shape {
         Shape::Product { rows, columns, depth } => format!("{rows} x {columns} x {depth}"),
-        Shape::Attention { queries, keys, width } => format!("{queries} x {keys} of {width}"),
+        Shape::Attention { queries, keys, width, is_biased } => {
+            format!("{queries} x {keys} of {width}{}", if is_biased { ", biased" } else { "" })
+        }
         Shape::Conv { positions, inputs, outputs, taps } => {
             format!("{positions} x {outputs} x {taps} of {inputs}")
         }

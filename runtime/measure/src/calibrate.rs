@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use compiler::Work;
 use compiler::cost::{CostModel, Level, Sample};
@@ -23,6 +24,12 @@ const SECONDS: f64 = 0.03;
 
 /// ... at least and at most so often.
 const RUNS: [usize; 2] = [2, 50];
+
+/// Work of each thread while the waking of threads is timed, long enough that all take part.
+const WAKE_ITEM: Duration = Duration::from_micros(10);
+
+/// How often threads are woken, of which the mean counts.
+const WAKES: u32 = 2000;
 
 /// Element types that models are stored in; f16 is taken for f32, in which it is computed.
 const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
@@ -66,7 +73,7 @@ pub fn calibrate(
     let [launch, elementwise, rest @ ..] = &best[..] else { unreachable!("two cases come first") };
     model.launch_seconds = launch.iter().map(|(_, seconds)| *seconds).fold(f64::MAX, f64::min);
     for (work, seconds) in elementwise {
-        model.elementwise = work.side_flops as f64 / busy(&model, *seconds);
+        model.elementwise = work.side_flops as f64 / busy(&model, work, *seconds);
     }
     for steps in rest {
         add_samples(&mut model, steps);
@@ -76,6 +83,7 @@ pub fn calibrate(
 
 /// Takes the better of both measurements of each limit.
 fn raise_limits(model: &mut CostModel, other: CostModel) {
+    model.wake_seconds = model.wake_seconds.min(other.wake_seconds);
     model.peak_f32 = model.peak_f32.max(other.peak_f32);
     model.peak_bf16 = model.peak_bf16.zip(other.peak_bf16).map(|(a, b)| a.max(b));
     for (level, other) in model.levels.iter_mut().zip(other.levels) {
@@ -107,12 +115,29 @@ impl Machine<'_> {
         levels.push(level("memory", u64::MAX, (8 * l3_bytes).clamp(64 << 20, 512 << 20)));
         CostModel {
             launch_seconds: 0.0,
+            wake_seconds: self.wake_seconds(),
             peak_f32: fma_peak(isa, self.pool),
             peak_bf16: bf16_peak(isa, self.pool),
             elementwise: 0.0,
             levels,
             samples: vec![],
         }
+    }
+
+    /// Seconds that a job of one short item for each thread takes beyond an item.
+    fn wake_seconds(&self) -> f64 {
+        let item = || {
+            let start = Instant::now();
+            while start.elapsed() < WAKE_ITEM {
+                std::hint::spin_loop();
+            }
+        };
+        let start = Instant::now();
+        for _ in 0..WAKES {
+            self.pool.run(self.pool.threads(), &|_, _| item());
+        }
+        let each = start.elapsed().as_secs_f64() / f64::from(WAKES);
+        (each - WAKE_ITEM.as_secs_f64()).max(1e-9)
     }
 
     /// The steps of a case's kernel with the least seconds of each.
@@ -130,16 +155,16 @@ impl Machine<'_> {
     }
 }
 
-/// Seconds of a step without its launch; never nothing, however coarse the clock.
-fn busy(model: &CostModel, seconds: f64) -> f64 {
-    (seconds - model.launch_seconds).max(seconds / 10.0).max(1e-9)
+/// Seconds of a step without its start; never nothing, however coarse the clock.
+fn busy(model: &CostModel, work: &Work, seconds: f64) -> f64 {
+    (seconds - model.start_seconds(work)).max(seconds / 10.0).max(1e-9)
 }
 
 /// One sample for each shape among `steps`.
 fn add_samples(model: &mut CostModel, steps: &[(Work, f64)]) {
     let mut by_shape: Vec<(&Work, f64, f64)> = vec![];
     for (work, seconds) in steps {
-        let busy = busy(model, *seconds);
+        let busy = busy(model, work, *seconds);
         // The side's share is taken off at most by half: it may overlap with the core.
         let (amount, busy) = if work.core_flops > 0 {
             let side = work.side_flops as f64 / model.elementwise;
@@ -153,7 +178,7 @@ fn add_samples(model: &mut CostModel, steps: &[(Work, f64)]) {
         }
     }
     model.samples.extend(by_shape.into_iter().map(|(work, amount, busy)| Sample {
-        kernel: work.kernel.into(),
+        kernel: work.shape.sample_name(work.kernel).into(),
         dtype: work.dtype,
         shape: work.shape.coordinates(),
         rate: amount / busy,
@@ -170,6 +195,7 @@ mod tests {
         let level = Level { name: "memory".into(), bytes: u64::MAX, read: 1e10, write: 1e10 };
         CostModel {
             launch_seconds: 1e-6,
+            wake_seconds: 1e-6,
             peak_f32: 1e12,
             peak_bf16: Some(2e12),
             elementwise: 1e9,
@@ -215,9 +241,9 @@ mod tests {
     #[test]
     fn steps_of_one_shape_are_one_sample() {
         let mut model = model();
-        add_samples(&mut model, &[(product(8, 0), 2e-6), (product(8, 0), 4e-6)]);
+        add_samples(&mut model, &[(product(8, 0), 3e-6), (product(8, 0), 5e-6)]);
         let [sample] = &model.samples[..] else { panic!("{:?}", model.samples) };
-        // 16 kFLOP each, in 1 and 3 us behind the launch.
+        // 16 kFLOP each, in 1 and 3 us behind launch and threads.
         assert!((sample.rate / 8e9 - 1.0).abs() < 1e-9, "{sample:?}");
     }
 

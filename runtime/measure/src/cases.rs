@@ -27,9 +27,13 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
         (1, 1152, 1152),
         (1, 1152, 4608),
         (16, 1024, 1024),
-        (128, 1024, 1024),
-        (128, 1024, 2816),
+        (24, 128, 128),
+        (24, 128, 256),
+        (120, 1024, 1024),
+        (120, 1024, 2816),
         (128, 192, 768),
+        (200, 1024, 1024),
+        (200, 4096, 10240),
         (1024, 192, 192),
         (1024, 192, 768),
         (1024, 1152, 1152),
@@ -43,9 +47,13 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
         let graph = self_attention(dtype, sequences, tokens)?;
         all.push(Case { kernel: "attention", graph });
     }
-    for (queries, keys, heads, width, biased) in
-        [(4096, 128, 16, 72, false), (128, 128, 16, 64, true), (1024, 1024, 1, 512, false)]
-    {
+    for (queries, keys, heads, width, biased) in [
+        (4096, 128, 16, 72, false),
+        (24, 24, 4, 32, true),
+        (120, 120, 16, 64, true),
+        (200, 200, 16, 64, true),
+        (1024, 1024, 1, 512, false),
+    ] {
         let graph = cross_attention(dtype, [queries, keys], [heads, width], biased)?;
         all.push(Case { kernel: "attention", graph });
     }
@@ -57,6 +65,7 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
         (64, 512, 512, 3),
         (128, 512, 256, 3),
         (128, 256, 256, 3),
+        (256, 256, 128, 3),
         (256, 256, 128, 1),
         (256, 128, 128, 3),
         (256, 128, 3, 3),
@@ -103,7 +112,7 @@ fn layers(
     let mut b = Builder::new("layers");
     let mut x = b.input("x", TensorType::new(dtype, [rows, from])?);
     let each = from * to * dtype.size();
-    let n = if rows <= 128 { weight_bytes.div_ceil(each).min(MOST_LAYERS) } else { 2 };
+    let n = if rows <= 200 { weight_bytes.div_ceil(each).min(MOST_LAYERS) } else { 2 };
     for layer in 0..n.next_multiple_of(2) {
         let [k, n] = if layer % 2 == 0 { [from, to] } else { [to, from] };
         let weight = b.param(&format!("{layer}.weight"), TensorType::new(dtype, [n, k])?);
@@ -168,6 +177,8 @@ fn scale(width: usize) -> f64 {
     (width as f64).powf(-0.5)
 }
 
+/// A convolution behind a norm and an activation, as decoders have them; the first one, of a few
+/// channels, and those that only change the number of channels have none.
 fn convolution(
     dtype: DType,
     side: usize,
@@ -179,6 +190,13 @@ fn convolution(
     let weight = b.param("weight", TensorType::new(dtype, [outputs, inputs, taps, taps])?);
     let bias = b.param("bias", TensorType::new(dtype, [outputs])?);
     let pad = [taps / 2; 2];
+    let mut x = x;
+    if taps > 1 && inputs.is_multiple_of(32) {
+        let norm = TensorType::new(dtype, [inputs])?;
+        let (scale, shift) = (b.param("norm.weight", norm.clone()), b.param("norm.bias", norm));
+        x = b.group_norm(x, scale, shift, 32, 1e-6)?;
+        x = b.silu(x)?;
+    }
     let y = b.conv(x, weight, &Window::new(&[1, 1], &pad, &pad))?;
     let bias = b.reshape(bias, &[1, 1, 1, outputs])?;
     let y = b.add(y, bias)?;

@@ -11,6 +11,9 @@ mod error;
 mod made_up;
 mod rehearsal;
 
+/// A number of the kernels' sources, and of how they are measured: what a calibration is of.
+pub const KERNELS_KEY: &str = env!("KERNELS_KEY");
+
 pub use calibrate::calibrate;
 pub use error::Error;
 pub use made_up::MadeUp;

@@ -30,8 +30,8 @@ fn write_slow_machine(program: &Program, change: impl FnOnce(&mut Value)) -> Pat
     let isa = doctor["isa"].as_str().unwrap();
     let sample = |kernel: &str, shape: &[u32]| json!({ "kernel": kernel, "dtype": "f32", "shape": shape, "rate": 1e9 });
     let mut document = json!({
-        "version": doctor["version"], "cpu": doctor["cpu"], "isa": isa, "threads": 2,
-        "launch_seconds": 1e-9, "peak_f32": 1e9, "peak_bf16": null, "elementwise": 1e9,
+        "version": doctor["version"], "kernels": doctor["kernels_key"], "cpu": doctor["cpu"], "isa": isa, "threads": 2,
+        "launch_seconds": 1e-9, "wake_seconds": 1e-9, "peak_f32": 1e9, "peak_bf16": null, "elementwise": 1e9,
         "levels": [{ "name": "memory", "bytes": u64::MAX, "read": 1e9, "write": 1e9 }],
         "samples": [
             sample("matmul", &[1, 1, 1]), sample("attention", &[1, 1, 1]),
@@ -114,6 +114,10 @@ fn damaged_and_foreign_cost_models_are_not_used() {
     let args = [&["plan"], &SMALL[..], &["--json"]].concat();
     write_slow_machine(&program, |document| document["version"] = json!("0.0.0"));
     assert_eq!(json(&program, &args)["calibrated"], false);
+    write_slow_machine(&program, |document| document["kernels"] = json!("0123456789abcdef"));
+    assert_eq!(json(&program, &args)["calibrated"], false);
+    let text = program.run(&[&["plan"], &SMALL[..]].concat()).done().stdout;
+    assert!(text.contains("measured with other kernels"), "{text}");
     write_slow_machine(&program, |document| document["peak_f32"] = json!(-1.0));
     program.run(&args).failed(1, "run `kino calibrate` again");
     let path = write_slow_machine(&program, |_| {});
