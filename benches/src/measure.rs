@@ -388,6 +388,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn work_that_does_not_fit_is_refused_on_every_side_before_anything_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let lab = Lab {
+            isa: Isa::detect(),
+            threads: 1,
+            turns: 1,
+            budget: Duration::ZERO,
+            weights: folder.path().join("weights"),
+            scratch: folder.path().to_path_buf(),
+            ours: &|| panic!("our side is started"),
+            peers: Some(Peers { python: "none".into(), script: "none".into() }),
+            free_bytes: || Some(1 << 20),
+            note: &|_| {},
+            interrupt: &AtomicBool::new(false),
+        };
+        let work = crate::work::find("t5-xxl").unwrap();
+        let [row] = &lab.measure(&work, &[DType::F32]).unwrap()[..] else { panic!("one row") };
+        assert_eq!(row.sides.len(), 1 + work.peers(DType::F32).len());
+        for side in &row.sides {
+            let reason = side.failure.as_deref().unwrap_or_default();
+            assert!(reason.contains("MiB of memory, 1 MiB are free"), "{}: {reason}", side.name);
+        }
+        // 4.76 G parameters, and our side holds nothing but them.
+        assert!(row.sides[0].failure.as_deref().unwrap().contains("needs 18167 MiB"));
+        assert!(!lab.weights.exists(), "no weight is made");
+    }
+
+    #[test]
     fn a_distance_is_relative_and_refuses_what_is_no_number() {
         assert_eq!(relative_l2(&[3.0, 4.0], &[3.0, 4.0]), 0.0);
         assert!((relative_l2(&[3.0, 4.5], &[3.0, 4.0]) - 0.1).abs() < 1e-12);

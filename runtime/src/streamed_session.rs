@@ -57,8 +57,10 @@ impl<'w> StreamedSession<'w> {
         pool: Arc<Pool>,
         memory: usize,
     ) -> Result<StreamedSession<'w>, Error> {
-        let too_little =
-            || Error::TooLittleMemory { memory, needed: least_streamed_bytes(&plan, Some(weights)) };
+        let too_little = || Error::TooLittleMemory {
+            memory,
+            needed: least_streamed_bytes(&plan, Some(weights)),
+        };
         let weight_bytes = memory.checked_sub(plan.arena_bytes).ok_or_else(too_little)?;
         let schedule = Schedule::new(&plan, weights, weight_bytes).ok_or_else(too_little)?;
         let ring = Arena::new(schedule.ring_bytes, "ring of weights")?;

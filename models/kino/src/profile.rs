@@ -74,7 +74,9 @@ pub(crate) fn run(
     }
     let model = calibration.load(&target)?;
     let size = options.model.size()?;
-    let limit = compiler::Options { memory: options.memory.as_deref().map(settings::parse_memory).transpose()? };
+    let limit = compiler::Options {
+        memory: options.memory.as_deref().map(settings::parse_memory).transpose()?,
+    };
     let parts = Parts::find(&options.model.model)?;
     let stages = options.model.stage.map_or_else(|| parts.stages(), |stage| vec![stage]);
     let pool = Arc::new(Pool::new(target.threads).context("cannot start threads")?);
@@ -86,7 +88,7 @@ pub(crate) fn run(
         let plan = match stage {
             StageName::Text => {
                 pipeline::compile_text(graph, Some(weights.store()), &target, &limit)?
-            },
+            }
             _ => compiler::compile_with(graph, &target, &limit)?,
         };
         let run = Run { options, console: &console, pool: &pool, interrupt, model: model.as_ref() };

@@ -32,6 +32,7 @@ fn requests_that_cannot_be_are_usage_errors() {
         (&["sample", "a", "--num-sampling-steps", "1001"], "1001"),
         (&["sample", "a", "--num-sample", "18446744073709551615"], "videos"),
         (&["sample", "a", "--threads", "0"], "--threads 0"),
+        (&["sample", "a", "--text-dtype", "f16"], "expected f32 or bf16"),
         (&["sample", "a", "--memory", "lots"], "--memory lots; expected bytes"),
         (&["sample", "a", "--memory", "1MiB"], "allow "),
         (&["sample", "a", "--fps", "nan"], "expected a finite number"),

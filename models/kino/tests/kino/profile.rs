@@ -192,12 +192,33 @@ fn scaling_expects_what_it_does_not_measure() {
 }
 
 #[test]
+fn a_text_encoder_above_the_limit_has_its_weights_streamed() {
+    let program = Program::new();
+    let text = |args: &[&str]| {
+        let document = profile(&program, &[&["--stage", "text"], args].concat());
+        document["stages"][0].clone()
+    };
+    let held = text(&[]);
+    assert!(held["streamed"].is_null(), "all weights are held without a limit");
+    let limit = number(&held["expected_bytes"]) * 0.8;
+    let streamed = text(&["--memory", &format!("{limit:.0}")]);
+    assert!(number(&streamed["expected_bytes"]) <= limit);
+    assert!(number(&streamed["streamed"]["bytes"]) > limit / 4.0);
+    assert!(number(&streamed["streamed"]["making_seconds"]) > 0.0);
+    let half = text(&["--text-dtype", "bf16"]);
+    let ratio = number(&half["weight_bytes"]) / number(&held["weight_bytes"]);
+    assert!(ratio < 0.6, "bf16 weights have {ratio} of the bytes");
+}
+
+#[test]
 fn profiles_that_cannot_be_are_usage_errors() {
     let program = Program::new();
     let cases: &[(&[&str], &str)] = &[
         (&["profile", "sora"], "no model of this name"),
         (&["profile", "sd-vae", "--stage", "text"], "has no text encoder"),
         (&["profile", "sd-vae", "--repeat", "0"], "--repeat 0"),
+        (&["profile", "sd-vae", "--memory", "lots"], "--memory lots"),
+        (&["profile", "t5-large", "--dtype", "f16"], "expected f32 or bf16"),
         (&["profile", "sd-vae", "--scaling"], "has no transformer"),
         (&["profile", "sd-vae", "--at-most", "1"], "--scaling"),
         (&["calibrate", "--threads", "0"], "--threads 0"),
