@@ -411,7 +411,7 @@ mod tests {
             assert!(reason.contains("MiB of memory, 1 MiB are free"), "{}: {reason}", side.name);
         }
         // 4.76 G parameters, and our side holds nothing but them.
-        assert!(row.sides[0].failure.as_deref().unwrap().contains("needs 18167 MiB"));
+        assert!(row.sides[0].failure.as_deref().unwrap().contains("needs 18166 MiB"));
         assert!(!lab.weights.exists(), "no weight is made");
     }
 

@@ -11,6 +11,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use compiler::{ALIGN_BYTES, Place, Plan};
 use ops::TensorType;
 
+use crate::weights::least_passing_bytes;
 use crate::{Error, WeightStore};
 
 /// A weight up to this size is held: loading it again costs more than it frees.
@@ -88,20 +89,24 @@ impl Schedule {
         schedule.held_bytes + schedule.most_passing(plan, weights) + enough
     }
 
-    /// Name and type of what a load reads.
-    pub(crate) fn param<'p>(plan: &'p Plan, load: &Load) -> (&'p str, &'p TensorType) {
+    /// What a load reads: name, type, and whether a kernel packs it.
+    pub(crate) fn param<'p>(plan: &'p Plan, load: &Load) -> (&'p str, &'p TensorType, bool) {
         let (step, position) = load.readers[0];
-        let Place::Param { name, ty, .. } = &plan.steps[step].operands[position].place else {
+        let place = &plan.steps[step].operands[position].place;
+        let Place::Param { name, ty, packing } = place else {
             unreachable!("only parameters are loaded");
         };
-        (name, ty)
+        (name, ty, packing.is_some())
     }
 
     /// The most bytes that are in memory beside the ring while one weight is made.
     fn most_passing(&self, plan: &Plan, weights: Option<&WeightStore>) -> usize {
         let passing = self.loads.iter().map(|load| {
-            let (name, ty) = Schedule::param(plan, load);
-            weights.map_or(ty.bytes(), |weights| weights.passing_bytes(name, ty))
+            let (name, ty, is_packed) = Schedule::param(plan, load);
+            match weights {
+                Some(weights) => weights.passing_bytes(name, ty, is_packed),
+                None => least_passing_bytes(ty, is_packed),
+            }
         });
         passing.max().unwrap_or(0)
     }

@@ -33,6 +33,10 @@ pub trait WeightSource: Send + Sync {
     }
 }
 
+/// Bytes of a weight that is not packed that are copied at a time: its source may be a mapped file,
+/// whose pages are given back in between.
+const COPIED_BYTES: usize = 8 << 20;
+
 /// One weight in one form.
 #[derive(Debug)]
 pub(crate) struct Weight(Arena);
@@ -123,11 +127,11 @@ impl WeightStore {
 
     /// Bytes that are in memory beside a weight's form while it is made: the source's, and those in
     /// the graph's element type where that is another.
-    pub(crate) fn passing_bytes(&self, name: &str, ty: &TensorType) -> usize {
+    pub(crate) fn passing_bytes(&self, name: &str, ty: &TensorType, is_packed: bool) -> usize {
         match self.source.tensor(name) {
             Ok(Some((found, _))) if found.dtype() != ty.dtype() => found.bytes() + ty.bytes(),
             // What is missing is found out when it is made.
-            _ => ty.bytes(),
+            _ => least_passing_bytes(ty, is_packed),
         }
     }
 
@@ -135,7 +139,13 @@ impl WeightStore {
     pub(crate) fn fill(&self, form: &Form<'_>, out: &mut [u8], pool: &Pool) -> Result<(), Error> {
         let dense = self.dense(form.name, form.ty)?;
         match form.packing {
-            None => out.copy_from_slice(&dense),
+            None => {
+                for (out, dense) in out.chunks_mut(COPIED_BYTES).zip(dense.chunks(COPIED_BYTES)) {
+                    out.copy_from_slice(dense);
+                    // What was copied need not stay beside its copy; the rest was not read yet.
+                    self.source.release(form.name);
+                }
+            }
             Some(_) => form.kernel.pack(form.position, &dense, out, pool),
         }
         drop(dense);
@@ -165,6 +175,11 @@ impl WeightStore {
         }
         Ok(Cow::Owned(convert(&bytes, found.dtype(), ty.dtype())))
     }
+}
+
+/// [`WeightStore::passing_bytes`] of a weight that the source has in the graph's element type.
+pub(crate) fn least_passing_bytes(ty: &TensorType, is_packed: bool) -> usize {
+    if is_packed { ty.bytes() } else { ty.bytes().min(COPIED_BYTES) }
 }
 
 /// Rewrites dense little-endian elements of float type `from` as `to`, rounding to nearest even.

@@ -351,8 +351,10 @@ impl Matmul {
                     let packed = buffers.scratch.add(shared_a).cast();
                     dispatch(self.isa, PackShared { rows, packed });
                     // What the worker probably multiplies first comes in meanwhile.
-                    if self.dense_b().is_none() {
-                        let first = self.b_position(self.first_panel(split, worker), 0);
+                    let panel = self.first_panel(split, worker);
+                    let is_ready = self.spec.b == BOperand::Packed(self.words.dtype());
+                    if is_ready && panel < panels {
+                        let first = self.b_position(panel, 0);
                         let block = self.depth_block * self.panel.columns();
                         let piece = (block * pool.threads()).div_ceil(16 * tiles);
                         let first = first / 16 + tile / pool.threads() * piece;
