@@ -77,7 +77,10 @@ impl PanelShape {
             let start = first * depth.next_multiple_of(self.step);
             let packed = packed.add(start * types.1.size());
             let words = size_of::<f32>() / types.1.size();
-            if types.0 == types.1 && self.step == words && strides.0 == 1 && strides.1 % words == 0
+            if types.0 == types.1
+                && self.step == words
+                && strides.0 == 1
+                && strides.1.is_multiple_of(words)
             {
                 dispatch(self.isa, PackWords { strip, dense: dense.cast(), packed: packed.cast() });
                 return;
