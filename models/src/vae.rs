@@ -199,14 +199,18 @@ fn decoder(net: &mut Net<'_>, config: &AutoencoderKl, x: ValueId) -> Value {
 
 /// Bytes above which a frame between two blocks is made a part of its channels at a time.
 const MAX_FRAME_BYTES: usize = 256 << 20;
+/// Most bytes of such a part: beside what the parts add up to, it is what a decoder holds at its widest.
+const MAX_PART_BYTES: usize = 200 << 20;
 
 /// In how many parts an upsampled frame is made: each has whole groups of the norm.
 fn n_parts(config: &AutoencoderKl, frame: &TensorType) -> usize {
+    if frame.bytes() <= MAX_FRAME_BYTES {
+        return 1;
+    }
     let groups = config.norm_num_groups;
-    let enough = |&parts: &usize| {
-        groups.is_multiple_of(parts) && frame.bytes().div_ceil(parts) <= MAX_FRAME_BYTES
-    };
-    (1..=groups).find(enough).unwrap_or(groups)
+    let is_enough =
+        |parts: &usize| frame.bytes() / groups * groups.div_ceil(*parts) <= MAX_PART_BYTES;
+    (2..=groups).find(is_enough).unwrap_or(groups)
 }
 
 /// Upsamples to `x`'s channels and runs the resnet to `out` channels behind it, where the frame
@@ -222,7 +226,7 @@ fn upsample_in_parts(
     parts: usize,
 ) -> Value {
     let width = net.width(x);
-    let part = width / parts;
+    let (groups, per_group) = (config.norm_num_groups, width / config.norm_num_groups);
     let params = |net: &mut Net<'_>, name: &str, weight: &[usize]| {
         net.at(name, |net| -> Result<_, ops::Error> {
             let bias = [weight[0]];
@@ -234,13 +238,14 @@ fn upsample_in_parts(
     let conv1 = params(net, &format!("{resnet}.conv1"), &[out, width, 3, 3])?;
     let shortcut = params(net, &format!("{resnet}.conv_shortcut"), &[out, width, 1, 1])?;
     let (mut hidden, mut sum) = (None, None);
-    for start in (0..width).step_by(part) {
-        let (start, stop) = (start, start + part);
+    for part in 0..parts {
+        let [first, end] = [part, part + 1].map(|part| part * groups / parts);
+        let (start, stop) = (first * per_group, end * per_group);
         let x = net.at(up, |net| -> Value {
             let weight = net.slice_axis(up_params.0, 0, start, stop)?;
             let bias = net.slice_axis(up_params.1, 0, start, stop)?;
             let x = doubled(net, x)?;
-            let bias = net.reshape(bias, &[1, 1, 1, part])?;
+            let bias = net.reshape(bias, &[1, 1, 1, stop - start])?;
             let y = net.conv(x, weight, &same_window(3))?;
             net.add(y, bias)
         })?;
@@ -258,8 +263,7 @@ fn upsample_in_parts(
         net.at(resnet, |net| -> Result<(), ops::Error> {
             let weight = net.slice_axis(norm.0, 0, start, stop)?;
             let bias = net.slice_axis(norm.1, 0, start, stop)?;
-            let groups = config.norm_num_groups / parts;
-            let y = net.group_norm(x, weight, bias, groups, NORM_EPS)?;
+            let y = net.group_norm(x, weight, bias, end - first, NORM_EPS)?;
             let y = net.silu(y)?;
             hidden = Some(accumulate(net, y, conv1, 3, hidden)?);
             sum = Some(accumulate(net, x, shortcut, 1, sum)?);
@@ -421,7 +425,7 @@ mod tests {
     #[test]
     fn parts_of_the_widest_frame_add_up_to_the_whole() {
         let whole = upsampled(1);
-        for parts in [2, 4] {
+        for parts in [2, 3, 4] {
             let found = upsampled(parts);
             assert_eq!(found.len(), whole.len());
             // f64 sums in another order.
@@ -437,7 +441,7 @@ mod tests {
             n_parts(&config, &TensorType::new(dtype, [1, height, width, 256]).unwrap())
         };
         assert_eq!(parts(DType::F32, 512, 512), 1);
-        assert_eq!(parts(DType::F32, 720, 1280), 4);
-        assert_eq!(parts(DType::Bf16, 720, 1280), 2);
+        assert_eq!(parts(DType::F32, 720, 1280), 5);
+        assert_eq!(parts(DType::Bf16, 720, 1280), 3);
     }
 }
