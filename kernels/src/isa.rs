@@ -28,14 +28,15 @@ pub enum Kind {
     Avx2,
     /// 512-bit: AVX-512 F, BW, VL, DQ, besides all of [`Kind::Avx2`].
     Avx512,
-    /// [`Kind::Avx512`] with products of bf16 pairs (AVX-512 BF16).
+    /// [`Kind::Avx512`] with products of pairs of bf16 (AVX-512 BF16) and of i16 (VNNI).
     Avx512Bf16,
 }
 
 /// Every kind, slowest first.
 const KINDS: [Kind; 5] = [Kind::Portable, Kind::Neon, Kind::Avx2, Kind::Avx512, Kind::Avx512Bf16];
 
-/// Proof that the CPU multiplies pairs of bf16 and sums them in f32; see [`Isa::bf16_dot`].
+/// Proof that the CPU multiplies pairs of bf16 and sums them in f32, and pairs of i16 in i32; see
+/// [`Isa::bf16_dot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bf16Dot(());
 
@@ -146,7 +147,11 @@ fn is_supported(kind: Kind) -> bool {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq")
         }
-        Kind::Avx512Bf16 => is_supported(Kind::Avx512) && is_x86_feature_detected!("avx512bf16"),
+        Kind::Avx512Bf16 => {
+            is_supported(Kind::Avx512)
+                && is_x86_feature_detected!("avx512bf16")
+                && is_x86_feature_detected!("avx512vnni")
+        }
     }
 }
 

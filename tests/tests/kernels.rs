@@ -24,8 +24,9 @@ use tests::{Rng, relative_l2};
 /// Ops without a CPU kernel: only gradients need them.
 const WITHOUT_KERNEL: [&str; 3] = ["conv_input_grad", "conv_weight_grad", "scatter_add"];
 
+/// With a last-level cache so small that small operands are split for it.
 fn target(isa: Isa) -> Target {
-    Target { isa, threads: 2, l1_bytes: 32 << 10, l2_bytes: 1 << 20, l3_bytes: 16 << 20 }
+    Target { isa, threads: 2, l1_bytes: 32 << 10, l2_bytes: 1 << 20, l3_bytes: 300 << 10 }
 }
 
 /// How operands are stored.

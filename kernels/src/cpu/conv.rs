@@ -9,7 +9,7 @@
 //! threads nor on how positions are split.
 
 use ops::defs::conv::Window;
-use ops::{Attr, DType, Op};
+use ops::{Attr, Op};
 
 use crate::kernel::{KernelDef, Launch, Packing, Site};
 use crate::program::{MAX_SLOTS, SlotPtr};
@@ -282,21 +282,6 @@ impl KernelDef for Conv {
                 Method::Direct(direct) => direct.run(&self.spec, launch.pool, shared),
                 Method::Winograd(winograd) => winograd.run(&self.spec, launch.pool, shared),
             }
-        }
-    }
-}
-
-/// Element `at` of dense floats, in f64.
-///
-/// # Safety
-/// The element is readable.
-pub(super) unsafe fn read_float(dtype: DType, dense: *const u8, at: usize) -> f64 {
-    // SAFETY: the caller's promise; the address need not be aligned.
-    unsafe {
-        match dtype {
-            DType::Bf16 => dense.cast::<half::bf16>().add(at).read_unaligned().to_f64(),
-            DType::F16 => dense.cast::<half::f16>().add(at).read_unaligned().to_f64(),
-            _ => f64::from(dense.cast::<f32>().add(at).read_unaligned()),
         }
     }
 }

@@ -115,6 +115,11 @@ impl Input {
         self.factor == [1, 2, 2]
     }
 
+    /// Whether a norm is the first thing on the way in.
+    pub(super) fn is_normalized(&self) -> bool {
+        self.norm.is_some()
+    }
+
     /// The same before it is doubled.
     pub(super) fn undoubled(&self) -> Input {
         let dims = std::array::from_fn(|axis| self.dims[axis] / self.factor[axis]);

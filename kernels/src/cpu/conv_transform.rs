@@ -20,7 +20,9 @@ pub(super) trait Transform<const P: usize, const O: usize>: Copy + Send + Sync {
     /// From the sums of products to outputs.
     fn output<S: Simd>(self, s: S, sums: [S::F; P]) -> [S::F; O];
     /// Of the kernel.
-    fn weight(self, kernel: [f64; 3]) -> [f64; P];
+    fn weight<S: Simd>(self, s: S, kernel: [S::F; 3]) -> [S::F; P];
+    /// What [`Transform::input`] makes of inputs within +-1 is at most this, at each point.
+    fn gain(self) -> [f32; P];
 }
 
 /// F(4, 3).
@@ -70,14 +72,38 @@ impl Transform<6, 4> for Quad {
         ]
     }
 
-    fn weight(self, kernel: [f64; 3]) -> [f64; 6] {
-        let [a, b, c] = kernel;
-        // At a point p: the kernel's polynomial, over the product of p's distances to the others.
-        let at =
-            |p: f64, other: f64| (a + p * b + p * p * c) / (2.0 * p * p * (p * p - other * other));
-        let at_zero = a / (NEAR * NEAR * FAR * FAR);
-        [at_zero, at(NEAR, FAR), at(-NEAR, FAR), at(FAR, NEAR), at(-FAR, NEAR), c]
+    #[inline(always)]
+    fn weight<S: Simd>(self, s: S, kernel: [S::F; 3]) -> [S::F; 6] {
+        let (near_even, near_odd) = parts_at(s, kernel, NEAR, FAR);
+        let (far_even, far_odd) = parts_at(s, kernel, FAR, NEAR);
+        let [first, _, last] = kernel;
+        [
+            s.mul(s.splat((1.0 / (NEAR * NEAR * FAR * FAR)) as f32), first),
+            s.add(near_even, near_odd),
+            s.sub(near_even, near_odd),
+            s.add(far_even, far_odd),
+            s.sub(far_even, far_odd),
+            last,
+        ]
     }
+
+    fn gain(self) -> [f32; 6] {
+        let (near, far) = (NEAR_SQUARE, FAR_SQUARE);
+        let end = near * far + near + far + 1.0;
+        let at = |p: f64, other: f32| (1.0 + other) * (1.0 + p as f32);
+        [end, at(NEAR, far), at(NEAR, far), at(FAR, near), at(FAR, near), end]
+    }
+}
+
+/// Even and odd part, at the point `p`, of the kernel's polynomial over the product of `p`'s distances
+/// to the other points, `-p` and `+-other` among them.
+#[inline(always)]
+fn parts_at<S: Simd>(s: S, [a, b, c]: [S::F; 3], p: f64, other: f64) -> (S::F, S::F) {
+    let scale = 1.0 / (2.0 * p * p * (p * p - other * other));
+    let one = s.splat(scale as f32);
+    let linear = s.splat((p * scale) as f32);
+    let square = s.splat((p * p * scale) as f32);
+    (s.mul_add(square, c, s.mul(one, a)), s.mul(linear, b))
 }
 
 /// F(2, 3) on a doubled input; tiles of the input are 3 elements before doubling, one apart.
@@ -95,25 +121,35 @@ impl Transform<3, 2> for Doubled {
         [s.add(sums[0], sums[1]), s.add(sums[1], sums[2])]
     }
 
-    fn weight(self, [a, b, c]: [f64; 3]) -> [f64; 3] {
-        [a, a + b + c, c]
+    #[inline(always)]
+    fn weight<S: Simd>(self, s: S, [a, b, c]: [S::F; 3]) -> [S::F; 3] {
+        [a, s.add(s.add(a, b), c), c]
+    }
+
+    fn gain(self) -> [f32; 3] {
+        [2.0, 1.0, 2.0]
     }
 }
 
-/// The weight of one pair of channels at all points, row-major.
-pub(super) fn weight_points<T: Transform<P, O>, const P: usize, const O: usize>(
+/// The taps of a kernel, transformed along each of its columns.
+#[inline(always)]
+pub(super) fn weight_columns<S: Simd, T: Transform<P, O>, const P: usize, const O: usize>(
+    s: S,
     algorithm: T,
-    kernel: [[f64; 3]; 3],
-) -> [[f64; P]; P] {
-    let rows = kernel.map(|row| algorithm.weight(row));
-    let mut points = [[0.0; P]; P];
-    for column in 0..P {
-        let line = algorithm.weight([rows[0][column], rows[1][column], rows[2][column]]);
-        for (row, value) in line.into_iter().enumerate() {
-            points[row][column] = value;
-        }
-    }
-    points
+    [a, b, c, d, e, f, g, h, i]: [S::F; 9],
+) -> [[S::F; P]; 3] {
+    [algorithm.weight(s, [a, d, g]), algorithm.weight(s, [b, e, h]), algorithm.weight(s, [c, f, i])]
+}
+
+/// Row `y` of the points, from what [`weight_columns`] made.
+#[inline(always)]
+pub(super) fn weight_row<S: Simd, T: Transform<P, O>, const P: usize, const O: usize>(
+    s: S,
+    algorithm: T,
+    columns: &[[S::F; P]; 3],
+    y: usize,
+) -> [S::F; P] {
+    algorithm.weight(s, [columns[0][y], columns[1][y], columns[2][y]])
 }
 
 /// Applies `f` to the rows of a square, then to the columns of what comes out.
@@ -151,11 +187,13 @@ mod tests {
 
         fn run<S: Simd>(self, s: S) -> [[f32; O]; O] {
             let Run(algorithm, x, kernel) = self;
-            let weight = weight_points(algorithm, kernel);
+            let taps = std::array::from_fn(|tap| s.splat(kernel[tap / 3][tap % 3] as f32));
+            let columns = weight_columns(s, algorithm, taps);
+            let weight = |i: usize, j: usize| weight_row(s, algorithm, &columns, i)[j];
             let zero = s.splat(0.0);
             let points =
                 along_both(zero, |i| x[i].map(|x| s.splat(x)), |line| algorithm.input(s, line));
-            let product = |i: usize, j: usize| s.mul(points[i][j], s.splat(weight[i][j] as f32));
+            let product = |i: usize, j: usize| s.mul(points[i][j], weight(i, j));
             let row = |i: usize| std::array::from_fn(|j| product(i, j));
             along_both(zero, row, |line| algorithm.output(s, line))
                 .map(|row| row.map(|y| s.first(y)))
@@ -183,6 +221,31 @@ mod tests {
                 assert!((f64::from(y) - expected).abs() < 1e-4, "{i} {j}: {y} {expected}");
             }
         }
+    }
+
+    /// Largest value at each point over all inputs of +-1.
+    struct Largest<T, const P: usize, const O: usize>(T);
+
+    impl<T: Transform<P, O>, const P: usize, const O: usize> SimdJob for Largest<T, P, O> {
+        type Output = [f32; P];
+
+        fn run<S: Simd>(self, s: S) -> [f32; P] {
+            let mut largest = [0.0f32; P];
+            for signs in 0..1 << P {
+                let x =
+                    std::array::from_fn(|i| s.splat(if signs >> i & 1 == 1 { 1.0 } else { -1.0 }));
+                for (largest, value) in largest.iter_mut().zip(self.0.input(s, x)) {
+                    *largest = largest.max(s.first(value));
+                }
+            }
+            largest
+        }
+    }
+
+    #[test]
+    fn gains_are_what_inputs_of_one_can_reach() {
+        assert_eq!(dispatch(Isa::PORTABLE, Largest(Quad)), Quad.gain());
+        assert_eq!(dispatch(Isa::PORTABLE, Largest(Doubled)), Doubled.gain());
     }
 
     #[test]

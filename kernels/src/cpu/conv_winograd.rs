@@ -1,4 +1,4 @@
-//! 3x3 convolution by minimal filtering ([`Transform`]): transformed inputs times transformed weights
+//! 3x3 convolution by minimal filtering (`conv_transform`): transformed inputs times transformed weights
 //! at each of the points, summed over channels by the register tile of the matrix product.
 //!
 //! A *block* is a rectangle of tiles of one plane whose transformed inputs and sums of products lie
@@ -9,7 +9,12 @@
 //!    a point stay in L2 while the weight's panels pass);
 //! 3. transform sums to outputs, some tiles of a row at a time, and run the epilogue.
 //!
-//! Roofline: the FMA units in phase 2; the others move some 20 bytes per FLOP-saving product.
+//! Weights are stored as they are, since the transformed form, which is four times as large, takes
+//! longer to read from memory than to make (`conv_weight`). Where it fits the last-level cache and
+//! there are many blocks it is made once, before the first. Elsewhere each item of phase 2 makes what
+//! it needs, a panel at a row of points, in L2.
+//!
+//! Roofline: the multiply-add units in phase 2; the others move some 20 bytes per FLOP-saving product.
 
 use ops::{Attr, DType};
 
@@ -17,9 +22,11 @@ use crate::Pool;
 use crate::kernel::Target;
 use crate::simd::dispatch;
 
-use super::conv::{SPATIAL, Spec, read_float};
+use super::conv::{SPATIAL, Spec};
+use super::conv_factors::{CHUNK, Factors, Fixed, Half, Single};
 use super::conv_input::Input;
-use super::conv_transform::{Doubled, Quad, Transform, weight_points};
+use super::conv_transform::{Doubled, Quad};
+use super::conv_weight;
 use super::conv_winograd_item::{Areas, Block, Item, Phase, Run};
 use super::matmul_pack::PanelShape;
 use super::matmul_tile::Words;
@@ -27,10 +34,14 @@ use super::shared::{Shared, aligned};
 
 /// Fewest channels and columns that are worth the transforms.
 const LEAST_CHANNELS: usize = 16;
-/// Most channels of a chunk.
-pub(super) const CHUNK: usize = 128;
 /// Multiply-adds in the time that one value takes from memory.
 const MULTIPLY_ADDS_PER_LOAD: usize = 35;
+/// Multiply-adds in the time that one pair of channels of the weight takes to transform.
+const MULTIPLY_ADDS_PER_TRANSFORM: usize = 100;
+/// Fewest blocks for which the weight is transformed once, into memory that is slower than L2.
+const LEAST_SHARING: usize = 6;
+/// Channels of the weight that are transformed at a time, where that is once.
+pub(super) const SLICE: usize = 32;
 
 /// A fast 3x3 convolution.
 #[derive(Clone, Debug)]
@@ -42,7 +53,10 @@ pub(super) struct Winograd {
     grid: [usize; 2],
     /// Tiles of a block.
     block: [usize; 2],
+    pub(super) factors: Factors,
     pub(super) panel: PanelShape,
+    /// Whether the weight is transformed once, for all blocks.
+    is_weight_shared: bool,
     /// Tiles whose outputs are made at a time.
     pub(super) run: usize,
 }
@@ -113,12 +127,14 @@ impl Winograd {
         let outputs = algorithm.outputs();
         let grid = [1, 2].map(|axis| spec.output[axis].div_ceil(outputs));
         let planes = spec.input.samples * spec.output[0];
-        // Time in multiply-adds for each pair of channels, with the weight from memory.
-        let time = |products: usize, weights: usize| products + weights * MULTIPLY_ADDS_PER_LOAD;
         let points = algorithm.points().pow(2);
-        let fast = time(planes * grid[0] * grid[1] * points, points);
+        // Time in multiply-adds for each pair of channels, with the weight from memory.
+        let weight = 9 * MULTIPLY_ADDS_PER_LOAD;
+        let factors = Factors::of(spec, algorithm);
+        let products = planes * grid[0] * grid[1] * points / factors.channels();
+        let fast = products + weight + MULTIPLY_ADDS_PER_TRANSFORM;
         let positions = planes * spec.output[1] * spec.output[2];
-        let mut direct = time(9 * positions, 9);
+        let mut direct = 9 * positions + weight;
         if spec.input.dtype == DType::Bf16 && spec.isa.bf16_dot().is_some() {
             direct /= 2;
         }
@@ -126,33 +142,46 @@ impl Winograd {
             return None;
         }
         let panel = PanelShape::of(spec.isa, Words::F32);
-        // Transformed inputs and sums of a block take a quarter of the last-level cache: weights
-        // pass through it, too.
-        let tile_bytes = 4 * points * (spec.input.channels + spec.columns);
-        let most = (target.l3_bytes / 4 / tile_bytes).max(16);
-        let width = grid[1].div_ceil(grid[1].div_ceil((most / algorithm.part()[0]).max(1)));
-        let height = (most / width).clamp(1, grid[0]);
-        let height = grid[0].div_ceil(grid[0].div_ceil(height));
-        let output_bytes = 4 * outputs * outputs * spec.columns.next_multiple_of(panel.lanes);
+        // Transformed inputs and sums of a block take a quarter of the last-level cache and the
+        // weight a third: inputs, outputs and plain weights pass through it, too. Where the weight
+        // is transformed for each block, blocks are larger.
+        let words = spec.input.channels.div_ceil(factors.channels());
+        let tile_bytes = 4 * points * (words + spec.columns);
+        let block = |bytes: usize| {
+            let most = (bytes / tile_bytes).max(16);
+            let width = grid[1].div_ceil(grid[1].div_ceil((most / algorithm.part()[0]).max(1)));
+            let height = (most / width).clamp(1, grid[0]);
+            [grid[0].div_ceil(grid[0].div_ceil(height)), width]
+        };
+        let columns = spec.columns.next_multiple_of(panel.lanes);
+        let [height, width] = block(target.l3_bytes / 4);
+        let n_blocks = planes * grid[0].div_ceil(height) * grid[1].div_ceil(width);
+        let is_weight_shared =
+            n_blocks >= LEAST_SHARING && 4 * points * words * columns <= target.l3_bytes / 3;
+        let block = if is_weight_shared { [height, width] } else { block(target.l3_bytes / 2) };
+        let output_bytes = 4 * outputs * outputs * columns;
         Some(Winograd {
             algorithm,
             input: spec.input.undoubled(),
             grid,
-            block: [height, width],
+            block,
+            factors,
             panel,
-            run: (target.l2_bytes / 8 / output_bytes).clamp(1, width),
+            is_weight_shared,
+            run: (target.l2_bytes / 8 / output_bytes).clamp(1, block[1]),
         })
     }
 
     pub(super) fn tunables(&self) -> Vec<(&'static str, Attr)> {
         vec![
             ("transform", Attr::Str(self.algorithm.name().into())),
+            ("factors", Attr::Str(self.factors.name().into())),
             ("block_rows", Attr::Int(self.block[0] as i64)),
             ("block_columns", Attr::Int(self.block[1] as i64)),
         ]
     }
 
-    fn points(&self) -> usize {
+    pub(super) fn points(&self) -> usize {
         self.algorithm.points().pow(2)
     }
 
@@ -160,18 +189,17 @@ impl Winograd {
         spec.columns.div_ceil(self.panel.columns())
     }
 
-    /// Bytes of the transformed weight of one point.
-    pub(super) fn point_bytes(&self, spec: &Spec) -> usize {
-        self.panel.packed_bytes(spec.columns, spec.input.channels, DType::F32)
+    /// Words of the product's depth.
+    pub(super) fn depth(&self, spec: &Spec) -> usize {
+        spec.input.channels.div_ceil(self.factors.channels())
     }
 
     pub(super) fn packed_bytes(&self, spec: &Spec) -> usize {
-        self.points() * self.point_bytes(spec)
+        conv_weight::packed_bytes(self, spec)
     }
 
     pub(super) fn packing_name(&self, spec: &Spec) -> String {
-        let (name, width) = (self.algorithm.name(), self.panel.columns());
-        format!("{name}.f32.c{}.n{width}", spec.input.channels)
+        conv_weight::packing_name(self, spec)
     }
 
     /// Packs the weight.
@@ -179,50 +207,8 @@ impl Winograd {
     /// # Safety
     /// Operand 0 is the dense weight, the result writable for the packed one.
     pub(super) unsafe fn pack(&self, spec: &Spec, shared: Shared<'_>, pool: &Pool) {
-        pool.run(self.panels(spec), &|panel, _| {
-            // SAFETY: panels do not overlap.
-            unsafe {
-                match self.algorithm {
-                    Algorithm::Quad => self.pack_panel(Quad, spec, shared, panel),
-                    Algorithm::Doubled => self.pack_panel(Doubled, spec, shared, panel),
-                }
-            }
-        });
-    }
-
-    /// # Safety
-    /// As [`Winograd::pack`].
-    unsafe fn pack_panel<T: Transform<P, O>, const P: usize, const O: usize>(
-        &self,
-        algorithm: T,
-        spec: &Spec,
-        shared: Shared<'_>,
-        panel: usize,
-    ) {
-        let weight = &spec.weight;
-        let first = panel * self.panel.columns();
-        let width = self.panel.vectors_of(panel, spec.columns) * self.panel.lanes;
-        for channel in 0..spec.input.channels {
-            for n in 0..width {
-                let mut kernel = [[0.0; 3]; 3];
-                if first + n < spec.columns {
-                    for (tap, value) in kernel.iter_mut().flatten().enumerate() {
-                        let at = weight.position(first + n, channel, tap);
-                        // SAFETY: the element lies within the weight.
-                        *value = unsafe { read_float(weight.layout.dtype, shared.operand(0), at) };
-                    }
-                }
-                let points = weight_points(algorithm, kernel);
-                for (point, value) in points.iter().flatten().enumerate() {
-                    let at = first * spec.input.channels + channel * width + n;
-                    // SAFETY: the element lies within the packed weight.
-                    unsafe {
-                        let to = shared.result().add(point * self.point_bytes(spec) + 4 * at);
-                        to.cast::<f32>().write_unaligned(*value as f32);
-                    }
-                }
-            }
-        }
+        // SAFETY: passed on.
+        unsafe { conv_weight::pack(self, spec, shared, pool) }
     }
 
     /// Values from one tile to the next: an odd number of cache lines, so that neighbors do not
@@ -234,21 +220,46 @@ impl Winograd {
     /// The parts of the scratch.
     fn areas(&self, spec: &Spec, threads: usize) -> Areas {
         let tiles = self.block[0] * self.block[1];
-        let (v_row, m_row) = (Self::row_len(spec.input.channels), Self::row_len(spec.columns));
+        let (v_row, m_row) = (Self::row_len(self.depth(spec)), Self::row_len(spec.columns));
         // One line more, for the same reason between points.
         let (v_point, m_point) = (tiles * v_row + 16, tiles * m_row + 16);
+        let columns = if self.is_weight_shared {
+            spec.columns.next_multiple_of(self.panel.lanes)
+        } else {
+            self.panel.columns()
+        };
+        let u_point = columns * self.depth(spec) + 16;
+        let own_points = if self.is_weight_shared { 0 } else { self.algorithm.points() };
+        let shared_points = if self.is_weight_shared { self.points() } else { 0 };
+        let chunks = if self.factors.is_scaled() { spec.input.channels.div_ceil(CHUNK) } else { 0 };
+        let points = self.points();
         let v = aligned(self.input.scratch_bytes(threads));
-        let m = v + aligned(4 * self.points() * v_point);
-        let workers = m + aligned(4 * self.points() * m_point);
+        let u = v + aligned(4 * points * v_point);
+        let m = u + aligned(4 * shared_points * u_point);
+        let scales = m + aligned(4 * points * m_point);
+        let workers = scales + aligned(4 * chunks * tiles);
         let (points, step) = (self.algorithm.points(), self.algorithm.step());
         let [height, width] = self.algorithm.part().map(|tiles| (tiles - 1) * step + points);
         let chunk = spec.input.channels.min(CHUNK);
         let outputs = self.algorithm.outputs().pow(2) * self.run;
-        let lines = (height * width * chunk).max(outputs * m_row);
+        let lines = (height * width * chunk).max(outputs * m_row).max(own_points * u_point);
         let program = workers + aligned(4 * lines);
         let len = self.input.program_len().max(spec.epilogue_len());
         let worker_bytes = program - workers + aligned(4 * len);
-        Areas { v, m, workers, program, worker_bytes, v_row, m_row, v_point, m_point }
+        Areas {
+            v,
+            u,
+            m,
+            scales,
+            workers,
+            program,
+            worker_bytes,
+            v_row,
+            m_row,
+            v_point,
+            u_point,
+            m_point,
+        }
     }
 
     pub(super) fn scratch_bytes(&self, spec: &Spec, threads: usize) -> usize {
@@ -264,6 +275,7 @@ impl Winograd {
         let areas = self.areas(spec, pool.threads());
         let blocks = [0, 1].map(|axis| self.grid[axis].div_ceil(self.block[axis]));
         let in_plane = blocks[0] * blocks[1];
+        let panels = self.panels(spec);
         for index in 0..spec.input.samples * spec.output[0] * in_plane {
             let (at, plane) = (index % in_plane, index / in_plane);
             let at = [at / blocks[1], at % blocks[1]];
@@ -274,33 +286,44 @@ impl Winograd {
                 start,
                 dims: [0, 1].map(|axis| self.block[axis].min(self.grid[axis] - start[axis])),
             };
-            let part = self.algorithm.part();
-            let parts = [0, 1].map(|axis| block.dims[axis].div_ceil(part[axis]));
-            let chunks = spec.input.channels.div_ceil(CHUNK);
-            // Whole points, or ranges of columns where threads would wait for the last one.
-            let threads = pool.threads();
-            let is_even = |&ranges: &usize| {
-                let items = self.points() * ranges;
-                20 * items >= 19 * threads * items.div_ceil(threads)
-            };
-            let panels = self.panels(spec);
-            let ranges = (1..=panels).find(is_even).unwrap_or(panels);
-            let runs = block.dims[1].div_ceil(self.run);
-            let items = [
-                (Phase::Gather, parts[0] * parts[1] * chunks),
-                (Phase::Multiply(ranges), self.points() * ranges),
-                (Phase::Scatter, block.dims[0] * runs),
-            ];
-            for (phase, n_items) in items {
+            let run = |phase: Phase, n_items: usize| {
                 pool.run(n_items, &|item, worker| {
                     let item =
                         Item { winograd: self, spec, shared, areas: &areas, block, item, worker };
-                    match self.algorithm {
-                        Algorithm::Quad => dispatch(spec.isa, Run(item, phase, Quad)),
-                        Algorithm::Doubled => dispatch(spec.isa, Run(item, phase, Doubled)),
+                    match (self.algorithm, self.factors) {
+                        (Algorithm::Quad, Factors::I16(dot)) => {
+                            dispatch(spec.isa, Run(item, phase, Quad, Fixed(dot)));
+                        }
+                        (Algorithm::Quad, _) => dispatch(spec.isa, Run(item, phase, Quad, Single)),
+                        (Algorithm::Doubled, Factors::Bf16(dot)) => {
+                            dispatch(spec.isa, Run(item, phase, Doubled, Half(dot)));
+                        }
+                        (Algorithm::Doubled, _) => {
+                            dispatch(spec.isa, Run(item, phase, Doubled, Single));
+                        }
                     }
                 });
+            };
+            let part = self.algorithm.part();
+            let parts = [0, 1].map(|axis| block.dims[axis].div_ceil(part[axis]));
+            run(Phase::Gather, parts[0] * parts[1] * spec.input.channels.div_ceil(CHUNK));
+            if !self.is_weight_shared {
+                run(Phase::MultiplyTransforming, panels * self.algorithm.points());
+            } else {
+                if index == 0 {
+                    run(Phase::Weight, panels * spec.input.channels.div_ceil(SLICE));
+                }
+                // Whole points, or ranges of columns where threads would wait for the last one.
+                let threads = pool.threads();
+                let is_even = |&ranges: &usize| {
+                    let items = self.points() * ranges;
+                    20 * items >= 19 * threads * items.div_ceil(threads)
+                };
+                let ranges = (1..=panels).find(is_even).unwrap_or(panels);
+                run(Phase::Multiply(ranges), self.points() * ranges);
             }
+            let runs = block.dims[1].div_ceil(self.run);
+            run(Phase::Scatter, block.dims[0] * runs);
         }
     }
 }

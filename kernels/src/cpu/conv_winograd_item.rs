@@ -1,13 +1,15 @@
-//! The phases of a filtered convolution, an item each: gather and transform inputs, multiply, transform
-//! sums and run the epilogue. What they are for is said in `conv_winograd`.
+//! The phases of a filtered convolution, an item each: gather and transform inputs, transform weights,
+//! multiply, transform sums and run the epilogue. What they are for is said in `conv_winograd`.
 
 use crate::simd::{Simd, SimdJob};
 
 use super::conv::Spec;
+use super::conv_factors::{CHUNK, Factor, InputScale, Scales};
 use super::conv_input::{Line, Reader};
 use super::conv_transform::{Transform, along_both};
-use super::conv_winograd::{CHUNK, Winograd};
-use super::matmul_tile::{self, Tile, Words};
+use super::conv_weight::{self, Panel, TransformWeight};
+use super::conv_winograd::{SLICE, Winograd};
+use super::matmul_tile::{self, Tile};
 use super::shared::Shared;
 
 /// A rectangle of tiles of one plane.
@@ -25,24 +27,33 @@ impl Block {
     }
 }
 
-/// Where things lie in the scratch: bytes; rows and points in values.
+/// Where things lie in the scratch: bytes; rows and points in words.
 pub(super) struct Areas {
+    /// Transformed inputs, the transformed weight, sums.
     pub(super) v: usize,
+    pub(super) u: usize,
     pub(super) m: usize,
+    /// For each chunk those of all tiles.
+    pub(super) scales: usize,
     pub(super) workers: usize,
     pub(super) program: usize,
     pub(super) worker_bytes: usize,
     pub(super) v_row: usize,
     pub(super) m_row: usize,
     pub(super) v_point: usize,
+    pub(super) u_point: usize,
     pub(super) m_point: usize,
 }
 
 #[derive(Clone, Copy)]
 pub(super) enum Phase {
     Gather,
-    /// Each product in that many ranges of columns.
+    /// The transformed weight, for all blocks.
+    Weight,
+    /// With that, each product in that many ranges of columns.
     Multiply(usize),
+    /// Each item transforms what it needs of the weight.
+    MultiplyTransforming,
     Scatter,
 }
 
@@ -56,23 +67,28 @@ pub(super) struct Item<'a> {
     pub(super) worker: usize,
 }
 
-pub(super) struct Run<'a, T, const P: usize, const O: usize>(
+pub(super) struct Run<'a, T, W, const P: usize, const O: usize>(
     pub(super) Item<'a>,
     pub(super) Phase,
     pub(super) T,
+    pub(super) W,
 );
 
-impl<T: Transform<P, O>, const P: usize, const O: usize> SimdJob for Run<'_, T, P, O> {
+impl<T: Transform<P, O>, W: Factor, const P: usize, const O: usize> SimdJob
+    for Run<'_, T, W, P, O>
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Run(item, phase, algorithm) = self;
+        let Run(item, phase, algorithm, factor) = self;
         // SAFETY: the caller of `Winograd::run` promises operands, result and scratch.
         unsafe {
             match phase {
-                Phase::Gather => item.gather(s, algorithm),
-                Phase::Multiply(ranges) => item.multiply(s, ranges),
+                Phase::Gather => item.gather(s, algorithm, factor),
+                Phase::Weight => item.transform_weight(s, algorithm, factor),
+                Phase::Multiply(ranges) => item.multiply(s, factor, ranges),
+                Phase::MultiplyTransforming => item.multiply_transforming(s, algorithm, factor),
                 Phase::Scatter => item.scatter(s, algorithm),
             }
         }
@@ -99,11 +115,14 @@ impl Item<'_> {
     /// # Safety
     /// As [`Winograd::run`].
     #[inline(always)]
-    unsafe fn gather<S: Simd, T: Transform<P, O>, const P: usize, const O: usize>(
+    unsafe fn gather<S: Simd, T, W: Factor, const P: usize, const O: usize>(
         &self,
         s: S,
         algorithm: T,
-    ) {
+        factor: W,
+    ) where
+        T: Transform<P, O>,
+    {
         let Item { winograd, spec, areas, block, .. } = self;
         let step = winograd.algorithm.step();
         let chunks = spec.input.channels.div_ceil(CHUNK);
@@ -133,57 +152,184 @@ impl Item<'_> {
                 winograd.input.line(s, &reader, &line, lines.add(y * width * n));
             }
             let v = self.shared.scratch().add(areas.v).cast::<f32>();
+            let scales = self.shared.scratch().add(areas.scales).cast::<f32>();
+            let gain = algorithm.gain();
+            let mut reciprocals = [[0.0; P]; P];
             for tile in 0..dims[0] * dims[1] {
                 let (y, x) = (tile / dims[1], tile % dims[1]);
                 let from = lines.add((y * width + x) * step * n).cast_const();
                 let at = (start[0] + y) * block.dims[1] + start[1] + x;
-                let to = v.add(at * areas.v_row + first);
-                let (row, point) = (width * n, areas.v_point);
-                s.outline(TransformInput { from, row, column: n, n, to, point, algorithm });
+                let (row, column) = (width * n, n);
+                if W::IS_SCALED {
+                    let scale = factor.outline(s, InputScale::<P> { from, row, column, n });
+                    *scales.add(chunk * block.tiles() + at) = scale;
+                    // What is counted as zero has no scale.
+                    let reciprocal = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+                    for (y, line) in reciprocals.iter_mut().enumerate() {
+                        for (x, value) in line.iter_mut().enumerate() {
+                            *value = reciprocal / (gain[y] * gain[x]);
+                        }
+                    }
+                }
+                let to = v.add(at * areas.v_row + first / W::CHANNELS);
+                let point = areas.v_point;
+                let job = TransformInput {
+                    from,
+                    row,
+                    column,
+                    n,
+                    to,
+                    point,
+                    reciprocals: &reciprocals,
+                    algorithm,
+                    factor,
+                };
+                factor.outline(s, job);
             }
+        }
+    }
+
+    /// Some channels of the transformed weight of a panel.
+    ///
+    /// # Safety
+    /// As [`Winograd::run`].
+    #[inline(always)]
+    unsafe fn transform_weight<S: Simd, T, W: Factor, const P: usize, const O: usize>(
+        &self,
+        s: S,
+        algorithm: T,
+        factor: W,
+    ) where
+        T: Transform<P, O>,
+    {
+        let Item { winograd, spec, areas, .. } = self;
+        let depth = winograd.depth(spec);
+        let slices = spec.input.channels.div_ceil(SLICE);
+        let (panel, slice) = (self.item / slices, self.item % slices);
+        let words = SLICE / W::CHANNELS;
+        // SAFETY: panels lie within the packed weight and within the area of the transformed one.
+        unsafe {
+            let packed = self.shared.operand(spec.weight.operand);
+            let u = self.shared.scratch().add(areas.u).cast::<f32>();
+            let job = TransformWeight {
+                panel: Panel::of(winograd, spec, panel, packed),
+                words: (slice * words, depth.min((slice + 1) * words)),
+                row: None,
+                to: u.add(panel * winograd.panel.columns() * depth),
+                point: areas.u_point,
+                algorithm,
+                factor,
+            };
+            factor.outline(s, job);
         }
     }
 
     /// The sums of one point for a range of the columns.
     ///
     /// # Safety
+    /// As [`Winograd::run`], with a transformed weight.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, W: Factor>(&self, s: S, factor: W, ranges: usize) {
+        let Item { winograd, spec, areas, .. } = self;
+        let (point, range) = (self.item / ranges, self.item % ranges);
+        let panels = winograd.panels(spec);
+        // SAFETY: panels lie within the transformed weight.
+        unsafe {
+            let u = self.shared.scratch().add(areas.u).cast::<f32>().add(point * areas.u_point);
+            for panel in panels * range / ranges..panels * (range + 1) / ranges {
+                let b = u.add(panel * winograd.panel.columns() * winograd.depth(spec));
+                self.multiply_panel(s, factor, point, panel, b);
+            }
+        }
+    }
+
+    /// The sums of a row of points for one panel.
+    ///
+    /// # Safety
     /// As [`Winograd::run`].
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(&self, s: S, ranges: usize) {
+    unsafe fn multiply_transforming<S: Simd, T, W: Factor, const P: usize, const O: usize>(
+        &self,
+        s: S,
+        algorithm: T,
+        factor: W,
+    ) where
+        T: Transform<P, O>,
+    {
+        let Item { winograd, spec, areas, .. } = self;
+        let (panel, row) = (self.item / P, self.item % P);
+        // SAFETY: the worker's part of the scratch holds a panel at a row of points.
+        unsafe {
+            let (u, _) = self.own();
+            let packed = self.shared.operand(spec.weight.operand);
+            let job = TransformWeight {
+                panel: Panel::of(winograd, spec, panel, packed),
+                words: (0, winograd.depth(spec)),
+                row: Some(row),
+                to: u,
+                point: areas.u_point,
+                algorithm,
+                factor,
+            };
+            factor.outline(s, job);
+            for x in 0..P {
+                self.multiply_panel(s, factor, row * P + x, panel, u.add(x * areas.u_point));
+            }
+        }
+    }
+
+    /// The sums of one point for one panel, which is transformed at `b`.
+    ///
+    /// # Safety
+    /// As [`Winograd::run`].
+    #[inline(always)]
+    unsafe fn multiply_panel<S: Simd, W: Factor>(
+        &self,
+        s: S,
+        factor: W,
+        point: usize,
+        panel: usize,
+        b: *const f32,
+    ) {
         let Item { winograd, spec, areas, block, .. } = self;
-        let (point, range) = (self.item / ranges, self.item % ranges);
-        let channels = spec.input.channels;
-        let panels = winograd.panels(spec);
+        let depth = winograd.depth(spec);
         let tile_rows = const { matmul_tile::shape(S::REGISTERS).0 };
         let n_tiles = block.tiles();
-        // SAFETY: panels lie within the packed weight, tiles within the areas.
+        // Scaled sums are of a chunk, as their scales are.
+        let step = if W::IS_SCALED { CHUNK / W::CHANNELS } else { depth };
+        let vectors = winograd.panel.vectors_of(panel, spec.columns);
+        let first = panel * winograd.panel.columns();
+        let size = depth * vectors * S::LANES;
+        // The next panel, or the next point's, comes in piece by piece.
+        let next = b.wrapping_add(size);
+        // SAFETY: tiles lie within the areas, the panel at `b`.
         unsafe {
             let scratch = self.shared.scratch();
             let v = scratch.add(areas.v).cast::<f32>().add(point * areas.v_point);
             let m = scratch.add(areas.m).cast::<f32>().add(point * areas.m_point);
-            let weight = self.shared.operand(spec.weight.operand);
-            let weight = weight.add(point * winograd.point_bytes(spec)).cast::<f32>();
-            for panel in panels * range / ranges..panels * (range + 1) / ranges {
-                let vectors = winograd.panel.vectors_of(panel, spec.columns);
-                let first = panel * winograd.panel.columns();
-                let b = weight.add(first * channels);
-                let size = channels * vectors * S::LANES;
-                // The next panel, or the next point's, comes in piece by piece.
-                let next = b.wrapping_add(size);
-                for row in (0..n_tiles).step_by(tile_rows) {
-                    let piece = (row / tile_rows * (channels / 4 * 16)).min(size);
+            let row_scales = scratch.add(areas.scales).cast::<f32>().cast_const();
+            let packed = self.shared.operand(spec.weight.operand);
+            let column_scales =
+                packed.wrapping_add(conv_weight::scales_at(winograd, spec, point)).cast::<f32>();
+            for row in (0..n_tiles).step_by(tile_rows) {
+                let piece = (row / tile_rows * (depth / 4 * 16)).min(size);
+                let rows = tile_rows.min(n_tiles - row);
+                for start in (0..depth).step_by(step) {
                     let tile = Tile {
-                        a: v.add(row * areas.v_row),
+                        a: v.add(row * areas.v_row + start),
                         a_stride: areas.v_row,
-                        b,
-                        depth: channels,
+                        b: b.add(start * vectors * S::LANES),
+                        depth: step.min(depth - start),
                         sums: m.add(row * areas.m_row + first),
                         sums_stride: areas.m_row,
-                        accumulate: false,
-                        next: next.wrapping_add(piece),
+                        accumulate: start > 0,
+                        next: next.wrapping_add(piece + start * 4),
                     };
-                    let rows = tile_rows.min(n_tiles - row);
-                    matmul_tile::run(s, Words::F32, rows, vectors, &tile);
+                    let scales = Scales {
+                        rows: row_scales.wrapping_add(start / step * n_tiles + row),
+                        columns: column_scales.wrapping_add(first),
+                    };
+                    factor.multiply(s, (rows, vectors), &tile, scales);
                 }
             }
         }
@@ -232,24 +378,30 @@ impl Item<'_> {
 }
 
 /// Transforms the inputs of a tile, `n` channels: from `P` x `P` positions to as many points.
-struct TransformInput<T, const P: usize, const O: usize> {
+struct TransformInput<'a, T, W, const P: usize, const O: usize> {
     from: *const f32,
     /// From one row and one column of positions to the next.
     row: usize,
     column: usize,
     n: usize,
     to: *mut f32,
-    /// From one point to the next.
+    /// From one point to the next, in words.
     point: usize,
+    /// What scaled factors are multiplied with at each point.
+    reciprocals: &'a [[f32; P]; P],
     algorithm: T,
+    factor: W,
 }
 
-impl<T: Transform<P, O>, const P: usize, const O: usize> SimdJob for TransformInput<T, P, O> {
+impl<T: Transform<P, O>, W: Factor, const P: usize, const O: usize> SimdJob
+    for TransformInput<'_, T, W, P, O>
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let TransformInput { from, row, column, n, to, point, algorithm } = self;
+        let TransformInput { from, row, column, n, to, point, reciprocals, algorithm, factor } =
+            self;
         let mut i = 0;
         while i < n {
             let count = S::LANES.min(n - i);
@@ -266,10 +418,15 @@ impl<T: Transform<P, O>, const P: usize, const O: usize> SimdJob for TransformIn
                 |line| algorithm.input(s, line),
             );
             for (index, &value) in points.iter().flatten().enumerate() {
+                let value = if W::IS_SCALED {
+                    s.mul(value, s.splat(reciprocals[index / P][index % P]))
+                } else {
+                    value
+                };
                 // SAFETY: as above.
                 unsafe {
-                    let at = to.add(index * point + i);
-                    if count == S::LANES { s.store(at, value) } else { s.store_n(at, value, count) }
+                    let to = to.add(index * point).cast::<u8>().add(i * 4 / W::CHANNELS);
+                    factor.store(s, to, value, count);
                 }
             }
             i += count;

@@ -62,6 +62,15 @@ pub(super) trait Arithmetic: Copy {
 
     /// Runs `job` in a function of its own that has the instructions.
     fn outline<S: Simd, J: SimdJob<Output = ()>>(self, s: S, job: J);
+
+    /// The f32 of a finished sum: of row `row` of the tile, and the vector of columns from `column` on.
+    ///
+    /// # Safety
+    /// What the value points to is readable there.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(self, _: S, sum: S::F, _row: usize, _column: usize) -> S::F {
+        sum
+    }
 }
 
 /// [`Words::F32`].
@@ -89,6 +98,38 @@ impl Arithmetic for Bf16Dot {
     #[inline(always)]
     fn outline<S: Simd, J: SimdJob<Output = ()>>(self, s: S, job: J) {
         s.outline_bf16(self, job);
+    }
+}
+
+/// Words are pairs of i16, with a scale for each row and each column; sums are i32 until they are
+/// finished, and must not exceed it.
+#[derive(Clone, Copy)]
+pub(super) struct Scaled {
+    pub(super) dot: Bf16Dot,
+    /// Of the tile's rows.
+    pub(super) rows: *const f32,
+    /// Of the panel's columns.
+    pub(super) columns: *const f32,
+}
+
+impl Arithmetic for Scaled {
+    #[inline(always)]
+    fn multiply_add<S: Simd>(self, s: S, a: S::F, b: S::F, sum: S::F) -> S::F {
+        s.dot_i16(self.dot, a, b, sum)
+    }
+
+    #[inline(always)]
+    fn outline<S: Simd, J: SimdJob<Output = ()>>(self, s: S, job: J) {
+        s.outline_bf16(self.dot, job);
+    }
+
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(self, s: S, sum: S::F, row: usize, column: usize) -> S::F {
+        // SAFETY: there is a scale for each row and column, as whoever made this says.
+        unsafe {
+            let scale = s.mul(s.splat(*self.rows.add(row)), s.load(self.columns.add(column)));
+            s.mul(s.bits_to_f32(sum), scale)
+        }
     }
 }
 
@@ -132,9 +173,9 @@ pub(super) unsafe fn run<S: Simd>(s: S, words: Words, rows: usize, vectors: usiz
 /// [`run`] for one kind of words.
 ///
 /// # Safety
-/// As [`run`].
+/// As [`run`]; what `arithmetic` points to is readable for the rows and the panel's columns.
 #[inline(always)]
-unsafe fn run_as<S: Simd, A: Arithmetic>(
+pub(super) unsafe fn run_as<S: Simd, A: Arithmetic>(
     s: S,
     arithmetic: A,
     rows: usize,
@@ -205,6 +246,7 @@ impl<A: Arithmetic, const ROWS: usize, const VECTORS: usize> SimdJob
             for (row, sums) in sums.iter().enumerate() {
                 for (v, &sum) in sums.iter().enumerate() {
                     let to = tile.sums.add(row * tile.sums_stride + v * S::LANES);
+                    let sum = arithmetic.finish(s, sum, row, v * S::LANES);
                     let sum = if tile.accumulate { s.add(s.load(to), sum) } else { sum };
                     s.store(to, sum);
                 }

@@ -25,7 +25,7 @@ pub(super) unsafe fn run<J: SimdJob>(job: J) -> J::Output {
 /// # Safety
 /// The CPU has them.
 #[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")]
 unsafe fn run_bf16<J: SimdJob>(job: J) -> J::Output {
     job.run(Avx512(()))
 }
@@ -168,6 +168,34 @@ impl Simd for Avx512 {
             let index = std::mem::transmute::<[u16; 2 * LANES], __m512i>(INTERLEAVED);
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, halves))
         }
+    }
+    #[inline(always)]
+    unsafe fn store_narrow(self, _: Bf16Dot, p: *mut u16, v: __m512) {
+        // SAFETY: the proof exists, so the CPU has the instruction; both types are 32 plain bytes,
+        // which the caller promises are writable.
+        unsafe {
+            let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+            _mm256_storeu_si256(p.cast(), halves);
+        }
+    }
+    #[inline(always)]
+    fn dot_i16(self, _: Bf16Dot, a: __m512, b: __m512, c: __m512) -> __m512 {
+        let bits = |x: __m512| op!(_mm512_castps_si512(x));
+        // The proof exists, so the CPU has the instruction.
+        op!(_mm512_castsi512_ps(_mm512_dpwssd_epi32(bits(c), bits(a), bits(b))))
+    }
+    #[inline(always)]
+    fn pair_i16(self, _: Bf16Dot, low: __m512, high: __m512) -> __m512 {
+        op!({
+            let (low, high) = (_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+            let high = _mm512_slli_epi32::<16>(high);
+            _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaa_aaaa, low, high))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, _: Bf16Dot, p: *mut i16, v: __m512) {
+        // SAFETY: the caller promises LANES writable values.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v))) }
     }
     #[inline(always)]
     fn swap_neighbors(self, a: __m512) -> __m512 {

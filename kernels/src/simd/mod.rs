@@ -143,6 +143,41 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.pair_bf16(low, high)
     }
 
+    /// As [`Simd::store_bf16`], by the instruction that comes with [`Simd::dot_bf16`]; denormals may
+    /// count as zero.
+    ///
+    /// # Safety
+    /// As [`Simd::store_bf16`].
+    #[inline(always)]
+    unsafe fn store_narrow(self, _: Bf16Dot, p: *mut u16, v: Self::F) {
+        // SAFETY: passed on.
+        unsafe { self.store_bf16(p, v) }
+    }
+
+    /// Lanes as pairs of i16, the lower half first, those of `c` as i32:
+    /// `c + a.0 * b.0 + a.1 * b.1`, wrapping.
+    #[inline(always)]
+    fn dot_i16(self, _: Bf16Dot, _a: Self::F, _b: Self::F, _c: Self::F) -> Self::F {
+        unreachable!("an instruction set with the proof has the instruction")
+    }
+
+    /// Rounds to i16 (nearest even) and joins lane by lane, `low` in the lower half; what i16 cannot
+    /// hold is unspecified.
+    #[inline(always)]
+    fn pair_i16(self, _: Bf16Dot, _low: Self::F, _high: Self::F) -> Self::F {
+        unreachable!("an instruction set with the proof has the instruction")
+    }
+
+    /// Writes [`Simd::LANES`] values as i16, rounded to nearest even; what i16 cannot hold is
+    /// unspecified.
+    ///
+    /// # Safety
+    /// `p` is writable for that many i16.
+    #[inline(always)]
+    unsafe fn store_i16(self, _: Bf16Dot, _p: *mut i16, _v: Self::F) {
+        unreachable!("an instruction set with the proof has the instruction")
+    }
+
     /// Lanes `2 i` and `2 i + 1` in each other's place.
     fn swap_neighbors(self, a: Self::F) -> Self::F;
     /// `to[j * to_row + i] = from[i * from_row + j]` for `i` and `j` below [`Simd::LANES`].
