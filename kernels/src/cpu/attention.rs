@@ -20,7 +20,7 @@ use crate::kernel::{KernelDef, Launch, Site};
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::attention_rows::{HeadRows, RopeTable};
+use super::attention_rows::{HeadRows, RowTable};
 use super::attention_softmax::MAX_VECTORS;
 use super::attention_task::{Task, worker_bytes};
 use super::body::operand_view;
@@ -81,7 +81,7 @@ pub struct Attention {
     pub(super) k: HeadRows,
     pub(super) v: HeadRows,
     pub(super) stored: Stored,
-    pub(super) tables: Vec<RopeTable>,
+    pub(super) tables: Vec<RowTable>,
     pub(super) mask: Option<Side>,
     pub(super) bias: Option<Side>,
     pub(super) result: Layout,
@@ -237,7 +237,16 @@ impl Attention {
 
     /// Whether keys are read where they are stored: those that would be packed for one use.
     pub(super) fn has_keys_in_place(&self) -> bool {
-        self.stored.k && self.mask.is_none() && (!self.keeps_keys() || self.query_blocks() == 1)
+        self.stored.k && self.reads_keys_once()
+    }
+
+    /// The same of values; those of pairs are always packed.
+    pub(super) fn has_values_in_place(&self) -> bool {
+        self.stored.v && self.words == Words::F32 && self.reads_keys_once()
+    }
+
+    fn reads_keys_once(&self) -> bool {
+        self.mask.is_none() && (!self.keeps_keys() || self.query_blocks() == 1)
     }
 
     pub(super) fn packed_keys(&self) -> usize {

@@ -4,13 +4,11 @@
 
 use std::f32::consts::LOG2_E;
 
-use ops::DType;
-
-use crate::program::{SlotPtr, load_f32, store};
-use crate::simd::Simd;
+use crate::program::{SlotPtr, load_f32};
+use crate::simd::{Simd, SimdJob};
 
 use super::attention::{Ahead, Attention, BIAS, K, KEY_BLOCK, MASK, OUT, Q, Side, V};
-use super::attention_rows::HeadRows;
+use super::attention_rows::{HeadRows, padded, store_to};
 use super::attention_softmax::Packed;
 use super::attention_task::{Area, Pair};
 use super::lanes::{copy, prefetch_row, scale_to};
@@ -45,6 +43,52 @@ impl Source<'_> {
     #[inline(always)]
     fn prefetch_beyond(self, position: usize) {
         prefetch_row(self.stored(position + ROWS_BEYOND), self.len);
+    }
+}
+
+/// Packs rows in words along D, in a function of its own.
+struct PackRows<'a, A> {
+    pair: &'a Pair<'a, A>,
+    source: Source<'a>,
+    /// Whether rows lie in memory as they are packed.
+    is_stored: bool,
+    /// Position of the first row, and which positions follow; null for all.
+    first: usize,
+    kept: *const u32,
+    count: usize,
+    to: *mut f32,
+}
+
+impl<A: Packed> SimdJob for PackRows<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PackRows { pair, source, is_stored, first, kept, count, mut to } = self;
+        let d = pair.attention.d;
+        let depth = d.div_ceil(A::ELEMENTS);
+        // SAFETY: the caller of `Pair` promises the rows, and room for their words.
+        unsafe {
+            for i in 0..count {
+                let position = if kept.is_null() { first + i } else { *kept.add(i) as usize };
+                source.prefetch_beyond(position);
+                if is_stored {
+                    copy(s, source.stored(position).cast(), depth, to);
+                } else {
+                    pair.make(
+                        s,
+                        source,
+                        position,
+                        #[inline(always)]
+                        |i, x, n| pair.arithmetic.put(s, to, i, x, n),
+                    );
+                    if !d.is_multiple_of(A::ELEMENTS) {
+                        to.cast::<u16>().add(d).write(0);
+                    }
+                }
+                to = to.add(depth);
+            }
+        }
     }
 }
 
@@ -146,7 +190,7 @@ impl<A: Packed> Pair<'_, A> {
         }
     }
 
-    /// Makes a row in f32, at `to` if it is not already somewhere.
+    /// Makes a row, vector by vector as [`HeadRows::row`] does.
     ///
     /// # Safety
     /// See `keep_keys`.
@@ -156,35 +200,12 @@ impl<A: Packed> Pair<'_, A> {
         s: S,
         source: Source<'_>,
         position: usize,
-        to: *mut f32,
-    ) -> *const f32 {
+        put: impl Fn(usize, S::F, usize),
+    ) {
         let at = source.start + position * source.rows.seq_stride();
-        // SAFETY: passed on.
-        unsafe { source.rows.row(s, self.shared, at, position, self.tables, to) }
-    }
-
-    /// Makes a row in words along D, where it is not stored so.
-    ///
-    /// # Safety
-    /// See `keep_keys`.
-    #[inline(always)]
-    unsafe fn make_words<S: Simd>(&self, s: S, source: Source<'_>, position: usize, to: *mut f32) {
-        let d = self.attention.d;
-        // SAFETY: `to` and `made` have room for the row.
-        unsafe {
-            if A::ELEMENTS == 1 {
-                let row = self.make(s, source, position, to);
-                if row != to.cast_const() {
-                    copy(s, row, d, to);
-                }
-            } else {
-                let row = self.make(s, source, position, self.area.made);
-                store(s, DType::Bf16, row, d, to.cast());
-                if !d.is_multiple_of(2) {
-                    to.cast::<u16>().add(d).write(0);
-                }
-            }
-        }
+        let made = self.area.made;
+        // SAFETY: passed on; `made` has room for a row.
+        unsafe { source.rows.row(s, self.shared, (at, position), self.tables, made, put) }
     }
 
     /// Packs keys and values `first..last` of the kept ones.
@@ -197,45 +218,25 @@ impl<A: Packed> Pair<'_, A> {
         // SAFETY: the packed rows have room for these keys.
         unsafe {
             let Attention { k, v, stored, .. } = self.attention;
+            let count = last - first;
+            let kept = self.area.kept.cast_const().add(first);
+            let rows = |source, is_stored, to| PackRows {
+                pair: self,
+                source,
+                is_stored,
+                first: 0,
+                kept,
+                count,
+                to,
+            };
             if !self.attention.has_keys_in_place() {
-                self.pack_rows(s, self.source(k, K), stored.k, first, last, keys);
+                self.arithmetic.outline(s, rows(self.source(k, K), stored.k, keys));
             }
             let source = self.source(v, V);
-            if A::ELEMENTS == 1 {
-                self.pack_rows(s, source, stored.v, first, last, values);
-            } else {
+            if A::ELEMENTS == 2 {
                 self.pack_pairs(s, source, first, last, values);
-            }
-        }
-    }
-
-    /// Packs rows in words along D.
-    ///
-    /// # Safety
-    /// See `keep_keys`.
-    #[inline(always)]
-    unsafe fn pack_rows<S: Simd>(
-        &self,
-        s: S,
-        source: Source<'_>,
-        is_stored: bool,
-        first: usize,
-        last: usize,
-        mut to: *mut f32,
-    ) {
-        let kept = self.area.kept;
-        let depth = self.attention.d.div_ceil(A::ELEMENTS);
-        // SAFETY: see the caller.
-        unsafe {
-            for i in first..last {
-                let key = *kept.add(i) as usize;
-                source.prefetch_beyond(key);
-                if is_stored {
-                    copy(s, source.stored(key).cast(), depth, to);
-                } else {
-                    self.make_words(s, source, key, to);
-                }
-                to = to.add(depth);
+            } else if !self.attention.has_values_in_place() {
+                self.arithmetic.outline(s, rows(source, stored.v, values));
             }
         }
     }
@@ -253,8 +254,9 @@ impl<A: Packed> Pair<'_, A> {
         last: usize,
         mut to: *mut f32,
     ) {
-        let Area { kept, made, .. } = self.area;
+        let Area { kept, pair: made, .. } = self.area;
         let d = self.attention.d;
+        let row_len = padded(d);
         let is_stored = self.attention.stored.v;
         // SAFETY: see the caller.
         unsafe {
@@ -266,7 +268,9 @@ impl<A: Packed> Pair<'_, A> {
                     *row = if is_stored {
                         source.stored(key)
                     } else {
-                        self.make(s, source, key, made.add(j * d)).cast()
+                        let to = made.add(j * row_len);
+                        self.make(s, source, key, store_to(s, to));
+                        to.cast_const().cast()
                     };
                 }
                 for i in (0..d).step_by(S::LANES) {
@@ -309,9 +313,10 @@ impl<A: Packed> Pair<'_, A> {
                 let from = source.stored(start).cast();
                 transpose_in(s, (count, depth), from, stride, queries, lanes);
             } else {
-                for i in 0..count {
-                    self.make_words(s, source, start + i, rows.add(i * depth));
-                }
+                let (pair, kept) = (self, std::ptr::null());
+                let (is_stored, first, to) = (false, start, rows);
+                self.arithmetic
+                    .outline(s, PackRows { pair, source, is_stored, first, kept, count, to });
                 transpose_in(s, (count, depth), rows, depth, queries, lanes);
             }
             if *scale < 0.0 {

@@ -6,23 +6,26 @@ use ops::{DType, Graph, Op, ValueId};
 
 use crate::Layout;
 use crate::program::{SlotPtr, load_f32};
-use crate::simd::{MAX_LANES, Simd, SimdJob};
+use crate::simd::{MAX_LANES, Simd};
 use crate::vec_math;
 
 use super::body::{Leaf, leaf, operand_view};
-use super::lanes::scale_to;
+use super::lanes::copy;
 use super::matmul_tile::Words;
 use super::shared::Shared;
 
-/// One step from stored row to used row.
-#[derive(Clone, Debug, PartialEq)]
-enum Step {
-    /// `rms_norm` of the row.
-    Rms { eps: f64 },
-    /// Product with a vector of head dims; the leaf's last axis runs over them.
-    Weight(Leaf),
-    /// Rotation by angles that depend on the position: table `table` of the kernel.
-    Rope { table: usize },
+/// Tables of one kernel, at most: weight and angles of queries, keys and values.
+pub(crate) const MAX_TABLES: usize = 6;
+
+/// One pass over a row: any of these, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Pass {
+    /// `rms_norm` of the row, with this epsilon.
+    norm: Option<f64>,
+    /// Product with a vector of head dims: table `weight` of the kernel.
+    weight: Option<usize>,
+    /// Rotation by angles that depend on the position: table `rope` of the kernel.
+    rope: Option<usize>,
 }
 
 /// The rows `[batch.., S, H, D]` of one operand of `attention` or `rope`.
@@ -32,31 +35,51 @@ pub(crate) struct HeadRows {
     pub(crate) operand: usize,
     /// As the op sees it.
     pub(crate) layout: Layout,
-    steps: Vec<Step>,
+    /// From stored row to used row.
+    passes: Vec<Pass>,
 }
 
-/// Cosines and sines of one operand `[S, D / 2]` of angles, made once per run: for each position D
-/// factors of the row, then D of the row with neighbors swapped.
+/// Factors of rows in f32, made once per run; each row of them is padded with zeros to whole vectors.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct RopeTable {
-    angles: Leaf,
+pub(crate) enum RowTable {
+    /// Of an operand `[S, D / 2]` of angles: for each position the cosines that D elements are
+    /// multiplied with, then the sines that their neighbors are.
+    Rope(Leaf),
+    /// Of a vector `[.., D]`, or of one element for all D.
+    Weight { vector: Leaf, d: usize },
 }
 
-impl RopeTable {
-    /// f32 values of scratch: two cosines and two sines for each angle.
+/// `n` elements in whole vectors of any instruction set.
+pub(crate) fn padded(n: usize) -> usize {
+    n.next_multiple_of(MAX_LANES)
+}
+
+impl RowTable {
+    /// f32 values of scratch.
     pub(crate) fn len(&self) -> usize {
-        4 * self.angles.layout.count()
+        self.positions() * self.position_len()
     }
 
-    /// Number of positions.
+    /// Number of positions that are filled apart.
     pub(crate) fn positions(&self) -> usize {
-        self.angles.layout.shape[0]
+        match self {
+            RowTable::Rope(angles) => angles.layout.shape[0],
+            RowTable::Weight { .. } => 1,
+        }
+    }
+
+    /// f32 values of one position.
+    fn position_len(&self) -> usize {
+        match self {
+            RowTable::Rope(angles) => 2 * padded(2 * angles.layout.shape[1]),
+            RowTable::Weight { d, .. } => padded(*d),
+        }
     }
 
     /// Writes the factors of position `position` to its part of `table`.
     ///
     /// # Safety
-    /// The angles' buffer holds its layout; `table` has [`RopeTable::len`] values.
+    /// The operand's buffer holds its layout; `table` has [`RowTable::len`] values.
     #[inline(always)]
     pub(crate) unsafe fn fill<S: Simd>(
         &self,
@@ -65,29 +88,64 @@ impl RopeTable {
         position: usize,
         table: *mut f32,
     ) {
-        let Layout { shape, strides, offset, .. } = &self.angles.layout;
-        let n = shape[1];
-        // SAFETY: passed on.
+        let len = self.position_len();
+        // SAFETY: passed on; each position has `len` values.
         unsafe {
-            let at = offset + position * strides[0];
-            let angles = shared.slot(&self.angles, at, strides[1], std::ptr::null());
-            let cosines = table.add(4 * position * n);
-            let sines = cosines.add(2 * n);
-            let x = load_f32(s, DType::F32, angles, n, sines);
-            let (mut cosine, mut sine) = ([0f32; MAX_LANES], [0f32; MAX_LANES]);
-            // From the end, because pairs of sines may replace the angles.
-            for i in (0..n.div_ceil(S::LANES)).rev().map(|i| i * S::LANES) {
-                let count = S::LANES.min(n - i);
-                let angle = s.load_n(x.add(i), count);
-                s.store(cosine.as_mut_ptr(), vec_math::cos(s, angle));
-                s.store(sine.as_mut_ptr(), vec_math::sin(s, angle));
-                for (j, (&cosine, &sine)) in cosine.iter().zip(&sine).enumerate().take(count) {
-                    let pair = 2 * (i + j);
-                    *cosines.add(pair) = cosine;
-                    *cosines.add(pair + 1) = cosine;
-                    *sines.add(pair) = -sine;
-                    *sines.add(pair + 1) = sine;
+            let table = table.add(position * len);
+            for i in (0..len).step_by(S::LANES) {
+                s.store(table.add(i), s.splat(0.0));
+            }
+            match self {
+                RowTable::Rope(angles) => fill_rope(s, shared, angles, position, table, len / 2),
+                RowTable::Weight { vector, d } => {
+                    let layout = &vector.layout;
+                    let last = layout.rank() - 1;
+                    let stride = if layout.shape[last] == 1 { 0 } else { layout.strides[last] };
+                    let slot = shared.slot(vector, layout.offset, stride, std::ptr::null());
+                    let weight = load_f32(s, layout.dtype, slot, *d, table);
+                    if weight != table.cast_const() {
+                        copy(s, weight, *d, table);
+                    }
                 }
+            }
+        }
+    }
+}
+
+/// Cosines at `table`, sines `sines` values further.
+///
+/// # Safety
+/// As [`RowTable::fill`].
+#[inline(always)]
+unsafe fn fill_rope<S: Simd>(
+    s: S,
+    shared: Shared<'_>,
+    angles: &Leaf,
+    position: usize,
+    cosines: *mut f32,
+    sines: usize,
+) {
+    let Layout { shape, strides, offset, dtype } = &angles.layout;
+    let n = shape[1];
+    // SAFETY: passed on.
+    unsafe {
+        let sines = cosines.add(sines);
+        let slot =
+            shared.slot(angles, offset + position * strides[0], strides[1], std::ptr::null());
+        let x = load_f32(s, *dtype, slot, n, sines);
+        let (mut cosine, mut sine) = ([0f32; MAX_LANES], [0f32; MAX_LANES]);
+        // From the end, because pairs of sines may replace the angles.
+        for i in (0..n.div_ceil(S::LANES)).rev().map(|i| i * S::LANES) {
+            let count = S::LANES.min(n - i);
+            let angle = s.load_n(x.add(i), count);
+            s.store(cosine.as_mut_ptr(), vec_math::cos(s, angle));
+            s.store(sine.as_mut_ptr(), vec_math::sin(s, angle));
+            for (j, (&cosine, &sine)) in cosine.iter().zip(&sine).enumerate().take(count) {
+                let pair = 2 * (i + j);
+                *cosines.add(pair) = cosine;
+                *cosines.add(pair + 1) = cosine;
+                *sines.add(pair) = -sine;
+                *sines.add(pair + 1) = sine;
             }
         }
     }
@@ -95,64 +153,77 @@ impl RopeTable {
 
 impl HeadRows {
     /// The rows behind `value`: an operand, then any of cast, `rms_norm`, a product with a vector of
-    /// head dims, and `rope`, whose tables are appended to `tables`.
+    /// head dims, and `rope`. What they multiply with is appended to `tables`.
     pub(crate) fn of(
         body: &Graph,
         value: ValueId,
         operands: &[Layout],
-        tables: &mut Vec<RopeTable>,
+        tables: &mut Vec<RowTable>,
     ) -> Option<HeadRows> {
         if let Some((operand, layout)) = operand_view(body, value, operands) {
-            return Some(HeadRows { operand, layout, steps: vec![] });
+            return Some(HeadRows { operand, layout, passes: vec![] });
         }
         let args = &body.node(value).args;
         let op = body.op(value)?;
-        let (source, step) = if let Op::Cast(cast) = op {
+        let mut index_of = |table: RowTable| {
+            let known = tables.iter().position(|known| *known == table);
+            known.unwrap_or_else(|| {
+                tables.push(table);
+                tables.len() - 1
+            })
+        };
+        let mut pass = Pass::default();
+        let source = if let Op::Cast(cast) = op {
             if !cast.dtype.is_float() {
                 return None;
             }
-            (args[0], None)
+            args[0]
         } else if let Op::RmsNorm(norm) = op {
-            (args[0], Some(Step::Rms { eps: norm.eps }))
+            pass.norm = Some(norm.eps);
+            args[0]
         } else if let Op::Binary(Binary::Mul) = op {
-            let weight = |arg: ValueId| {
-                let mut arg = arg;
-                while let Some(Op::Cast(_) | Op::Broadcast(_)) = body.op(arg) {
-                    arg = body.node(arg).args[0];
-                }
-                let leaf = leaf(body, arg, operands)?;
-                let rank = leaf.layout.rank();
-                let is_vector = (0..rank - 1)
-                    .all(|axis| leaf.layout.shape[axis] == 1 || leaf.layout.strides[axis] == 0);
-                (is_vector && leaf.layout.dtype.is_float()).then_some(leaf)
-            };
-            if body.ty(args[0]).shape() != body.ty(value).shape() {
-                (args[1], Some(Step::Weight(weight(args[0])?)))
+            let shape = body.ty(value).shape();
+            let (source, weight) = if body.ty(args[0]).shape() == shape {
+                (args[0], args[1])
             } else {
-                (args[0], Some(Step::Weight(weight(args[1])?)))
-            }
+                (args[1], args[0])
+            };
+            let vector = weight_vector(body, weight, operands)?;
+            pass.weight = Some(index_of(RowTable::Weight { vector, d: *shape.last()? }));
+            source
         } else if let Op::Rope(_) = op {
-            let angles = leaf(body, args[1], operands)?;
-            let table = RopeTable { angles };
-            let index = tables.iter().position(|known| *known == table).unwrap_or_else(|| {
-                tables.push(table);
-                tables.len() - 1
-            });
-            (args[0], Some(Step::Rope { table: index }))
+            pass.rope = Some(index_of(RowTable::Rope(leaf(body, args[1], operands)?)));
+            args[0]
         } else {
             return None;
         };
-        if body.ty(source).shape() != body.ty(value).shape() {
+        if body.ty(source).shape() != body.ty(value).shape() || tables.len() > MAX_TABLES {
             return None;
         }
         let mut rows = HeadRows::of(body, source, operands, tables)?;
-        rows.steps.extend(step);
+        rows.append(pass);
         Some(rows)
+    }
+
+    /// Adds what `pass` does, to the last pass if that does nothing that comes later in a pass.
+    fn append(&mut self, pass: Pass) {
+        if pass == Pass::default() {
+            return;
+        }
+        if let Some(last) = self.passes.last_mut() {
+            let is_free = last.rope.is_none() && pass.norm.is_none();
+            if is_free && (last.weight.is_none() || pass.weight.is_none()) {
+                last.weight = last.weight.or(pass.weight);
+                last.rope = pass.rope;
+                return;
+            }
+        }
+        self.passes.push(pass);
     }
 
     /// Whether rows are used as they are stored.
     pub(crate) fn is_plain(&self) -> bool {
-        self.steps.is_empty()
+        self.passes.is_empty()
     }
 
     /// Whether stored rows are contiguous elements of type `dtype`, used as they are.
@@ -184,131 +255,216 @@ impl HeadRows {
         self.layout.strides[self.layout.rank() - 3]
     }
 
-    /// The row whose first element is `at`, of sequence position `position`: as it is stored, or
-    /// made in `to`.
+    /// Makes the row whose first element is `at`, of sequence position `position`: `put(i, x, n)` gets
+    /// the `n` elements from `i` on in the lanes of `x`, whole vectors but for the last.
     ///
     /// # Safety
-    /// The row lies within the operand's buffer, `to` is writable for it, `tables` are filled.
+    /// The row lies within the operand's buffer, `made` has [`padded`] values, `tables` are filled,
+    /// `put` may be called for all elements.
     #[inline(always)]
     pub(crate) unsafe fn row<S: Simd>(
         &self,
         s: S,
         shared: Shared<'_>,
-        at: usize,
-        position: usize,
+        (at, position): (usize, usize),
         tables: &[*const f32],
-        to: *mut f32,
-    ) -> *const f32 {
-        s.outline(MakeRow { rows: self, shared, at, position, tables, to })
-    }
-}
-
-/// [`HeadRows::row`], in a function of its own.
-struct MakeRow<'a> {
-    rows: &'a HeadRows,
-    shared: Shared<'a>,
-    at: usize,
-    position: usize,
-    tables: &'a [*const f32],
-    to: *mut f32,
-}
-
-impl SimdJob for MakeRow<'_> {
-    type Output = *const f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> *const f32 {
-        let MakeRow { rows, shared, at, position, tables, to } = self;
-        let HeadRows { operand, layout, steps } = rows;
-        let rank = layout.rank();
-        let (n, stride) = (layout.shape[rank - 1], layout.strides[rank - 1]);
+        made: *mut f32,
+        put: impl Fn(usize, S::F, usize),
+    ) {
+        let HeadRows { operand, layout, .. } = self;
+        let last = layout.rank() - 1;
+        let n = layout.shape[last];
         let dtype = layout.dtype;
-        // SAFETY: passed on.
+        let stride = if n == 1 { 1 } else { layout.strides[last] as isize };
+        // SAFETY: lanes below n.
         unsafe {
             let ptr = shared.operand(*operand).add(at * dtype.size());
-            let stride = if n == 1 { 1 } else { stride as isize };
-            let mut x = load_f32(s, dtype, SlotPtr { ptr, stride }, n, to);
-            for step in steps {
-                match step {
-                    Step::Rms { eps } => rms_norm(s, *eps, x, n, to),
-                    Step::Weight(leaf) => weigh(s, shared, leaf, x, n, to),
-                    Step::Rope { table } => {
-                        rotate(s, x, tables[*table].add(2 * position * n), n, to);
-                    }
-                }
-                x = to;
+            if (dtype, stride) == (DType::Bf16, 1) {
+                let load = load_from_bf16(s, ptr.cast());
+                self.run_passes(s, n, position, tables, made, load, put);
+                return;
             }
-            x
+            let from = load_f32(s, dtype, SlotPtr { ptr, stride }, n, made);
+            self.run_passes(s, n, position, tables, made, load_from(s, from), put);
+        }
+    }
+
+    /// [`HeadRows::row`] of what `load(i, n)` gives.
+    ///
+    /// # Safety
+    /// As there; `load` may be called for all elements, and before they are made.
+    #[inline(always)]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a row, what it is multiplied with, and both ends"
+    )]
+    unsafe fn run_passes<S: Simd>(
+        &self,
+        s: S,
+        n: usize,
+        position: usize,
+        tables: &[*const f32],
+        made: *mut f32,
+        load: impl Fn(usize, usize) -> S::F,
+        put: impl Fn(usize, S::F, usize),
+    ) {
+        // SAFETY: passed on; `made` has whole vectors.
+        unsafe {
+            let keep = store_to(s, made);
+            match &self.passes[..] {
+                [] => each(
+                    n,
+                    S::LANES,
+                    #[inline(always)]
+                    |i, n| put(i, load(i, n), n),
+                ),
+                [only] => only.run(s, n, position, tables, load, put),
+                [first, between @ .., last] => {
+                    first.run(s, n, position, tables, load, keep);
+                    for pass in between {
+                        pass.run(s, n, position, tables, load_from(s, made), keep);
+                    }
+                    last.run(s, n, position, tables, load_from(s, made), put);
+                }
+            }
         }
     }
 }
 
-/// `to = x * weight`.
-///
-/// # Safety
-/// As [`HeadRows::row`].
+/// The vector of head dims behind `weight`.
+fn weight_vector(body: &Graph, mut weight: ValueId, operands: &[Layout]) -> Option<Leaf> {
+    while let Some(Op::Cast(_) | Op::Broadcast(_)) = body.op(weight) {
+        weight = body.node(weight).args[0];
+    }
+    let leaf = leaf(body, weight, operands)?;
+    let Layout { shape, strides, dtype, .. } = &leaf.layout;
+    let mut outer = shape.iter().zip(strides).rev().skip(1);
+    (outer.all(|(&dim, &stride)| dim == 1 || stride == 0) && dtype.is_float()).then_some(leaf)
+}
+
+/// Calls `f(i, count)` for the vectors of `n` elements.
 #[inline(always)]
-unsafe fn weigh<S: Simd>(
-    s: S,
-    shared: Shared<'_>,
-    leaf: &Leaf,
-    x: *const f32,
-    n: usize,
-    to: *mut f32,
-) {
-    let layout = &leaf.layout;
-    let last = layout.rank() - 1;
-    let stride = if layout.shape[last] == 1 { 0 } else { layout.strides[last] };
-    let mut buffer = [0f32; MAX_LANES];
+fn each(n: usize, lanes: usize, f: impl Fn(usize, usize)) {
     let mut i = 0;
-    // SAFETY: passed on.
-    unsafe {
-        while i < n {
-            let count = S::LANES.min(n - i);
-            let slot = shared.slot(leaf, layout.offset + i * stride, stride, std::ptr::null());
-            let weight = load_f32(s, layout.dtype, slot, count, buffer.as_mut_ptr());
-            let product = s.mul(s.load_n(x.add(i), count), s.load_n(weight, count));
-            s.store_n(to.add(i), product, count);
-            i += count;
-        }
+    while i + lanes <= n {
+        f(i, lanes);
+        i += lanes;
+    }
+    if i < n {
+        f(i, n - i);
     }
 }
 
-/// `to = x / sqrt(mean square + eps)`. Head dims are few: each lane adds a handful of squares, so the
-/// sum needs no compensation.
+/// Loads from a row of f32; lanes behind its end are zero.
 ///
 /// # Safety
-/// `x` and `to`, the same or apart, have `n` values.
+/// The row has the elements that are asked for.
 #[inline(always)]
-unsafe fn rms_norm<S: Simd>(s: S, eps: f64, x: *const f32, n: usize, to: *mut f32) {
-    let mut squares = s.splat(0.0);
-    // SAFETY: lanes below n.
-    unsafe {
-        for i in (0..n).step_by(S::LANES) {
-            let x = s.load_n(x.add(i), S::LANES.min(n - i));
-            squares = s.mul_add(x, x, squares);
-        }
-        let mean = f64::from(s.reduce_add(squares)) / n as f64;
-        scale_to(s, x, n, (1.0 / (mean + eps).sqrt()) as f32, to);
+unsafe fn load_from<S: Simd>(s: S, from: *const f32) -> impl Fn(usize, usize) -> S::F {
+    // SAFETY: the caller's promise.
+    #[inline(always)]
+    move |i, n| unsafe {
+        if n == S::LANES { s.load(from.add(i)) } else { s.load_n(from.add(i), n) }
     }
 }
 
-/// Rotates pairs: each element times its cosine, and its neighbor times the sine.
+/// As [`load_from`] from a row of bf16.
 ///
 /// # Safety
-/// `x` and `to`, the same or apart, have `n` values; `table` has twice as many, those of the
-/// position.
+/// As there.
 #[inline(always)]
-unsafe fn rotate<S: Simd>(s: S, x: *const f32, table: *const f32, n: usize, to: *mut f32) {
-    // SAFETY: lanes below n, which is even, as vectors' lengths are.
-    unsafe {
-        for i in (0..n).step_by(S::LANES) {
-            let count = S::LANES.min(n - i);
-            let x = s.load_n(x.add(i), count);
-            let (cosines, sines) =
-                (s.load_n(table.add(i), count), s.load_n(table.add(n + i), count));
-            let rotated = s.mul_add(x, cosines, s.mul(s.swap_neighbors(x), sines));
-            s.store_n(to.add(i), rotated, count);
+unsafe fn load_from_bf16<S: Simd>(s: S, from: *const u16) -> impl Fn(usize, usize) -> S::F {
+    // SAFETY: the caller's promise.
+    #[inline(always)]
+    move |i, n| unsafe {
+        if n == S::LANES { s.load_bf16(from.add(i)) } else { s.load_bf16_n(from.add(i), n) }
+    }
+}
+
+/// Stores whole vectors of a row of f32.
+///
+/// # Safety
+/// The row has them.
+#[inline(always)]
+pub(crate) unsafe fn store_to<S: Simd>(s: S, to: *mut f32) -> impl Fn(usize, S::F, usize) + Copy {
+    // SAFETY: the caller's promise.
+    #[inline(always)]
+    move |i, x, _| unsafe { s.store(to.add(i), x) }
+}
+
+impl Pass {
+    /// Norm and weight of the elements from `i` on.
+    ///
+    /// # Safety
+    /// As [`HeadRows::row`].
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(
+        &self,
+        s: S,
+        scale: S::F,
+        tables: &[*const f32],
+        i: usize,
+        x: S::F,
+    ) -> S::F {
+        let x = if self.norm.is_some() { s.mul(x, scale) } else { x };
+        match self.weight {
+            None => x,
+            // SAFETY: tables have whole vectors of factors.
+            Some(table) => s.mul(x, unsafe { s.load(tables[table].add(i)) }),
+        }
+    }
+
+    /// Runs it on a row of `n` elements.
+    ///
+    /// # Safety
+    /// As [`HeadRows::row`].
+    #[inline(always)]
+    unsafe fn run<S: Simd>(
+        &self,
+        s: S,
+        n: usize,
+        position: usize,
+        tables: &[*const f32],
+        load: impl Fn(usize, usize) -> S::F,
+        put: impl Fn(usize, S::F, usize),
+    ) {
+        let mut scale = s.splat(1.0);
+        if let Some(eps) = self.norm {
+            // Head dims are few: each lane adds a handful of squares, so the sum needs no compensation.
+            let mut squares = s.splat(0.0);
+            let mut i = 0;
+            while i < n {
+                let x = load(i, S::LANES.min(n - i));
+                squares = s.mul_add(x, x, squares);
+                i += S::LANES;
+            }
+            let mean = f64::from(s.reduce_add(squares)) / n as f64;
+            scale = s.splat((1.0 / (mean + eps).sqrt()) as f32);
+        }
+        // SAFETY: tables have whole vectors of factors.
+        unsafe {
+            let Some(table) = self.rope else {
+                each(
+                    n,
+                    S::LANES,
+                    #[inline(always)]
+                    |i, n| put(i, self.weigh(s, scale, tables, i, load(i, n)), n),
+                );
+                return;
+            };
+            // Each element times its cosine, and its neighbor times the sine.
+            let sines = padded(n);
+            let cosines = tables[table].add(2 * sines * position);
+            each(
+                n,
+                S::LANES,
+                #[inline(always)]
+                |i, n| {
+                    let x = self.weigh(s, scale, tables, i, load(i, n));
+                    let turned = s.mul(s.swap_neighbors(x), s.load(cosines.add(sines + i)));
+                    put(i, s.mul_add(x, s.load(cosines.add(i)), turned), n);
+                },
+            );
         }
     }
 }

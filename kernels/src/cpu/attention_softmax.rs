@@ -33,6 +33,12 @@ pub(super) trait Packed: Arithmetic {
     /// Words of `low` and `high`; of `low` alone where there is room for one.
     fn join<S: Simd>(self, s: S, low: S::F, high: S::F) -> S::F;
 
+    /// Writes `n` elements of a row from element `i` on, as the words that start at `row` hold them.
+    ///
+    /// # Safety
+    /// The row is writable for the elements.
+    unsafe fn put<S: Simd>(self, s: S, row: *mut f32, i: usize, x: S::F, n: usize);
+
     /// The elements of words.
     fn split<S: Simd>(self, s: S, words: S::F) -> (S::F, S::F);
 }
@@ -49,6 +55,12 @@ impl Packed for Single {
     #[inline(always)]
     fn join<S: Simd>(self, _: S, low: S::F, _: S::F) -> S::F {
         low
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(self, s: S, row: *mut f32, i: usize, x: S::F, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { if n == S::LANES { s.store(row.add(i), x) } else { s.store_n(row.add(i), x, n) } }
     }
 
     #[inline(always)]
@@ -69,6 +81,12 @@ impl Packed for Bf16Dot {
     #[inline(always)]
     fn join<S: Simd>(self, s: S, low: S::F, high: S::F) -> S::F {
         s.narrow_pair(self, low, high)
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(self, s: S, row: *mut f32, i: usize, x: S::F, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_narrow_n(self, row.cast::<u16>().add(i), x, n) }
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@ use crate::program::store;
 use crate::simd::{Simd, SimdJob};
 
 use super::attention::{Ahead, Attention, BIAS, K, KEY_BLOCK, MASK, OUT, Q, V, table};
+use super::attention_rows::{MAX_TABLES, padded};
 use super::attention_softmax::{Accumulate, LOWEST, Packed, Weigh};
 use super::attention_tile::{Factors, Store, product};
 use super::matmul_tile::{Arithmetic, Single, Words};
@@ -39,15 +40,17 @@ pub(super) struct Area {
     pub(super) sum: *mut f32,
     /// `[block, D]` or `[block, KEY_BLOCK]`: rows of queries, bias or outputs.
     pub(super) rows: *mut f32,
-    /// `[2, D]`: rows on their way to be rounded.
+    /// `[D]`, whole vectors: a row between two passes.
     pub(super) made: *mut f32,
+    /// `[2, D]`, whole vectors: rows on their way into words of pairs.
+    pub(super) pair: *mut f32,
     /// `[Sk]`: which keys take part.
     pub(super) kept: *mut u32,
 }
 
 impl Area {
     /// Offsets of the parts, in the order of the fields, and the size of all.
-    fn layout(attention: &Attention) -> ([usize; 12], usize) {
+    fn layout(attention: &Attention) -> ([usize; 13], usize) {
         let (d, block) = (attention.d, attention.block());
         let elements = attention.words.depths();
         let packed = attention.packed_keys();
@@ -64,10 +67,11 @@ impl Area {
             block,
             block,
             d.max(KEY_BLOCK) * block,
-            2 * d,
+            padded(d),
+            2 * padded(d),
             attention.sk,
         ];
-        let mut offsets = [0; 12];
+        let mut offsets = [0; 13];
         let mut end = 0;
         for (offset, len) in offsets.iter_mut().zip(lens) {
             *offset = end;
@@ -96,7 +100,8 @@ impl Area {
             sum: part(8).cast(),
             rows: part(9).cast(),
             made: part(10).cast(),
-            kept: part(11).cast(),
+            pair: part(11).cast(),
+            kept: part(12).cast(),
         }
     }
 }
@@ -144,7 +149,7 @@ impl<A: Packed> SimdJob for TaskOf<'_, A> {
         let last_pair = attention.pairs.n_rows().min(first_pair + attention.task_pairs());
         let first_block = item % splits * attention.task_blocks();
         let last_block = attention.query_blocks().min(first_block + attention.task_blocks());
-        let mut tables = [std::ptr::null(); 4];
+        let mut tables = [std::ptr::null(); MAX_TABLES];
         let heads = attention.heads();
         let mut cursor = attention.pairs.at(first_pair);
         let ahead = attention.ahead();
@@ -233,13 +238,14 @@ impl<A: Packed> Pair<'_, A> {
     /// See `keep_keys`.
     #[inline(always)]
     unsafe fn queries<S: Simd, const N: usize>(&self, s: S, start: usize, count: usize) {
-        let Attention { d, scale, ref k, .. } = *self.attention;
+        let Attention { d, scale, ref k, ref v, .. } = *self.attention;
         let Area { keys, values, queries, partial, bias, weights, outputs, reference, sum, .. } =
             self.area;
         let lanes = N * S::LANES;
         let depth = d.div_ceil(A::ELEMENTS);
-        let in_place = self.attention.has_keys_in_place();
-        let source = self.source(k, K);
+        let (keys_in_place, values_in_place) =
+            (self.attention.has_keys_in_place(), self.attention.has_values_in_place());
+        let (key_source, value_source) = (self.source(k, K), self.source(v, V));
         // SAFETY: each part of the area has the sizes that `Area::layout` gives.
         unsafe {
             let block = start / self.attention.block();
@@ -275,12 +281,12 @@ impl<A: Packed> Pair<'_, A> {
                     output_rows: if first == 0 { 0 } else { d },
                 };
                 let mut factors = Factors {
-                    a: if in_place {
-                        source.stored(first).cast()
+                    a: if keys_in_place {
+                        key_source.stored(first).cast()
                     } else {
                         keys.add(packed * depth)
                     },
-                    a_stride: if in_place { k.seq_stride() / A::ELEMENTS } else { depth },
+                    a_stride: if keys_in_place { k.seq_stride() / A::ELEMENTS } else { depth },
                     b: queries,
                     terms: TERMS.min(depth),
                     start: std::ptr::null(),
@@ -308,8 +314,12 @@ impl<A: Packed> Pair<'_, A> {
                     }
                 }
                 let factors = Factors {
-                    a: values.add(packed / A::ELEMENTS * d),
-                    a_stride: d,
+                    a: if values_in_place {
+                        value_source.stored(first).cast()
+                    } else {
+                        values.add(packed / A::ELEMENTS * d)
+                    },
+                    a_stride: if values_in_place { v.seq_stride() } else { d },
                     b: weights,
                     terms: n.div_ceil(A::ELEMENTS),
                     start: if first == 0 { std::ptr::null() } else { outputs },

@@ -9,7 +9,7 @@ use crate::program::store;
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::attention_rows::{HeadRows, RopeTable};
+use super::attention_rows::{HeadRows, MAX_TABLES, RowTable, padded, store_to};
 use super::nest::Nest;
 use super::shared::{Shared, aligned};
 
@@ -21,7 +21,7 @@ const ROWS: usize = 64;
 pub struct Rope {
     isa: Isa,
     rows: HeadRows,
-    tables: Vec<RopeTable>,
+    tables: Vec<RowTable>,
     result: Layout,
     /// Layout 0 is the result, 1 the operand, 2 counts positions.
     nest: Nest,
@@ -51,7 +51,7 @@ impl Rope {
     }
 
     fn row_bytes(&self) -> usize {
-        aligned(4 * self.nest.row_len())
+        2 * aligned(4 * padded(self.nest.row_len()))
     }
 }
 
@@ -84,7 +84,7 @@ impl KernelDef for Rope {
 }
 
 struct Fill<'a> {
-    table: &'a RopeTable,
+    table: &'a RowTable,
     shared: Shared<'a>,
     offset: usize,
     position: usize,
@@ -123,18 +123,20 @@ impl SimdJob for Item<'_> {
         let n = rope.nest.row_len();
         // SAFETY: the caller of `KernelDef::run` promises operands, result and scratch.
         unsafe {
-            let mut tables = [std::ptr::null(); 4];
+            let mut tables = [std::ptr::null(); MAX_TABLES];
             let mut offset = 0;
             for (entry, table) in tables.iter_mut().zip(&rope.tables) {
                 *entry = shared.scratch().add(offset).cast::<f32>().cast_const();
                 offset += aligned(4 * table.len());
             }
-            let row = shared.scratch().add(rope.table_bytes() + worker * rope.row_bytes());
+            let made = shared.scratch().add(rope.table_bytes() + worker * rope.row_bytes());
+            let made = made.cast::<f32>();
+            let row = made.add(padded(n));
             for _ in first..last {
-                let (at, position) = (cursor.position(1), cursor.position(2));
-                let x = rope.rows.row(s, shared, at, position, &tables, row.cast());
+                let at = (cursor.position(1), cursor.position(2));
+                rope.rows.row(s, shared, at, &tables, made, store_to(s, row));
                 let dst = shared.result().add(cursor.position(0) * dtype.size());
-                store(s, dtype, x, n, dst);
+                store(s, dtype, row.cast_const(), n, dst);
                 cursor.advance();
             }
         }

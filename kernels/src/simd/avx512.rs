@@ -198,6 +198,19 @@ impl Simd for Avx512 {
         unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v))) }
     }
     #[inline(always)]
+    unsafe fn store_narrow_n(self, _: Bf16Dot, p: *mut u16, v: __m512, n: usize) {
+        // SAFETY: the proof exists, so the CPU has the instruction; both types are 32 plain bytes; the
+        // mask covers the n values the caller promises.
+        unsafe {
+            let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+            if n == LANES {
+                _mm256_storeu_si256(p.cast(), halves);
+            } else {
+                _mm256_mask_storeu_epi16(p.cast(), prefix_mask(n), halves);
+            }
+        }
+    }
+    #[inline(always)]
     fn swap_neighbors(self, a: __m512) -> __m512 {
         op!(_mm512_permute_ps::<0b10_11_00_01>(a))
     }

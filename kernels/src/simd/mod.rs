@@ -178,6 +178,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("an instruction set with the proof has the instruction")
     }
 
+    /// Writes the first `n <= LANES` values as bf16, rounded as by [`Simd::narrow_pair`]; touches no
+    /// memory behind them.
+    ///
+    /// # Safety
+    /// `p` is writable for `n` u16.
+    #[inline(always)]
+    unsafe fn store_narrow_n(self, _: Bf16Dot, p: *mut u16, v: Self::F, n: usize) {
+        // SAFETY: passed on.
+        unsafe { self.store_bf16_n(p, v, n) }
+    }
+
     /// Lanes `2 i` and `2 i + 1` in each other's place.
     fn swap_neighbors(self, a: Self::F) -> Self::F;
     /// `to[j * to_row + i] = from[i * from_row + j]` for `i` and `j` below [`Simd::LANES`].
