@@ -57,6 +57,8 @@ pub struct Session {
     arena: Arena,
     bound: Vec<Bound>,
     times: Vec<StepTime>,
+    /// Whether the inputs were written since the last run, which may have overwritten them.
+    has_inputs: bool,
     /// Keeps alive what `bound` points to.
     _weights: Vec<Arc<Weight>>,
 }
@@ -147,7 +149,7 @@ impl Session {
             kept.push(weight);
         }
         let times = vec![StepTime::default(); plan.steps.len()];
-        Ok(Session { plan, pool, arena, bound, times, _weights: kept })
+        Ok(Session { plan, pool, arena, bound, times, has_inputs: false, _weights: kept })
     }
 
     /// The plan.
@@ -177,18 +179,31 @@ impl Session {
         inputs: &[(&str, &[u8])],
         control: Control<'_>,
     ) -> Result<(), Error> {
-        self.run_steps(inputs, control, |_| Ok(()), || ())
+        self.write_inputs(inputs)?;
+        self.run_written(control)
     }
 
-    /// Runs once, with something to do before every step and after it.
+    /// Runs once on what [`Session::write_inputs`] wrote since the last run.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if nothing was written, and [`Error::Interrupted`].
+    pub fn run_written(&mut self, control: Control<'_>) -> Result<(), Error> {
+        self.run_steps(control, |_| Ok(()), || ())
+    }
+
+    /// Runs once on the inputs as they were written, with something to do before every step and
+    /// after it.
     pub(crate) fn run_steps(
         &mut self,
-        inputs: &[(&str, &[u8])],
         mut control: Control<'_>,
         mut before: impl FnMut(usize) -> Result<(), Error>,
         mut after: impl FnMut(),
     ) -> Result<(), Error> {
-        self.write_inputs(inputs)?;
+        if !std::mem::take(&mut self.has_inputs) {
+            let name = self.plan.inputs.first().map_or(String::new(), |port| port.name.to_string());
+            let reason = "not written since the last run; call `write_inputs` first".to_string();
+            return Err(Error::Input { name, reason });
+        }
         let mut done = 0;
         for (index, (step, bound)) in self.plan.steps.iter().zip(&self.bound).enumerate() {
             if control.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
@@ -236,7 +251,11 @@ impl Session {
         &self.times
     }
 
-    fn write_inputs(&mut self, inputs: &[(&str, &[u8])]) -> Result<(), Error> {
+    /// Writes every input of the next run, by name, as dense little-endian bytes.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if one is missing, unknown or of another size.
+    pub fn write_inputs(&mut self, inputs: &[(&str, &[u8])]) -> Result<(), Error> {
         let error = |name: &str, reason: String| Error::Input { name: name.to_string(), reason };
         if let Some((name, _)) = inputs.iter().find(|(name, _)| self.port(name).is_none()) {
             let known: Vec<&str> = self.plan.inputs.iter().map(|port| &*port.name).collect();
@@ -258,6 +277,7 @@ impl Session {
             let offset = self.plan.buffers[port.buffer.index()].offset;
             self.arena.slice_mut(offset, bytes.len()).copy_from_slice(bytes);
         }
+        self.has_inputs = true;
         Ok(())
     }
 

@@ -118,6 +118,7 @@ impl<'w> StreamedSession<'w> {
         let StreamedSession { session, weights, schedule, ring, needed, pool, times } = self;
         let (weights, schedule, ring, pool) = (&**weights, &*schedule, &*ring, &*pool);
         let plan = session.shared_plan();
+        session.write_inputs(inputs)?;
         std::thread::scope(|scope| {
             let loader = scope.spawn(|| {
                 let mut making = 0.0;
@@ -145,7 +146,7 @@ impl<'w> StreamedSession<'w> {
                 waiting += start.elapsed().as_secs_f64();
                 loaded
             };
-            let result = session.run_steps(inputs, control, before, || progress.done());
+            let result = session.run_steps(control, before, || progress.done());
             progress.end(None);
             times.waiting += waiting;
             times.making += loader.join().expect("the loader does not panic");

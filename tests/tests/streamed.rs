@@ -110,6 +110,25 @@ fn streamed_weights_give_the_same_bits_in_less_memory() {
 }
 
 #[test]
+fn a_run_takes_inputs_that_were_written_for_it() {
+    let fixture = fixture();
+    let (plan, pool) = (Arc::clone(&fixture.plan), Arc::clone(&fixture.pool));
+    let mut session = Session::new(plan, &fixture.weights, pool).unwrap();
+    let refused = |session: &mut Session| {
+        let error = session.run_written(Control::default()).unwrap_err();
+        assert!(matches!(&error, Error::Input { reason, .. } if reason.contains("write_inputs")));
+    };
+    refused(&mut session);
+    session.run(&fixture.inputs()).unwrap();
+    let expected = session.output(0).to_vec();
+    // The run may have overwritten them.
+    refused(&mut session);
+    session.write_inputs(&fixture.inputs()).unwrap();
+    session.run_written(Control::default()).unwrap();
+    assert!(session.output(0) == expected);
+}
+
+#[test]
 fn weights_are_read_again_in_every_run_and_small_ones_once() {
     let fixture = fixture();
     let mut streamed =
