@@ -63,7 +63,8 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.mul(s.mul(y, exp2_integer(s, n1)), exp2_integer(s, s.sub(n, n1)))
 }
 
-/// `2^x` for `x <= 126`, within 2 ulp; below -126 it is `2^-126`, give or take a half. NaN stays NaN.
+/// `2^x` for `x <= 128`, within 2 ulp, infinite at 128; below -126 it is `2^-126`, give or take a half.
+/// NaN stays NaN.
 #[inline(always)]
 pub fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
     exp2_with(
@@ -174,13 +175,15 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
     s.mul(x, sigmoid(s, x))
 }
 
-/// GELU in its tanh form, as `x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))`.
+/// GELU in its tanh form, as `x / (1 + 2^y)` with `y = -2 sqrt(2/pi) log2(e) (x + 0.044715 x^3)`.
 #[inline(always)]
 pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
-    const LINEAR: f32 = 1.595_769;
-    const CUBIC: f32 = 0.071_354_814;
-    let slope = s.mul_add(s.mul(x, x), s.splat(CUBIC), s.splat(LINEAR));
-    s.mul(x, sigmoid(s, s.mul(x, slope)))
+    const LINEAR: f32 = -2.302_208_2;
+    const CUBIC: f32 = -0.102_943_24;
+    let y = s.mul(x, s.mul_add(s.mul(x, x), s.splat(CUBIC), s.splat(LINEAR)));
+    // From 128 on the power is infinite, and the result zero.
+    let power = exp2(s, s.min(s.splat(128.0), y));
+    s.div(x, s.add(s.splat(1.0), power))
 }
 
 /// Sine of radians.

@@ -8,10 +8,10 @@ use crate::program::{SlotPtr, load_f32};
 use crate::simd::{Simd, SimdJob};
 
 use super::attention::{Ahead, Attention, BIAS, K, KEY_BLOCK, MASK, OUT, Q, Side, V};
-use super::attention_rows::{HeadRows, padded, store_to};
+use super::attention_rows::{HeadRows, padded};
 use super::attention_softmax::Packed;
 use super::attention_task::{Area, Pair};
-use super::lanes::{copy, prefetch_row, scale_to};
+use super::lanes::{copy, prefetch_row, scale_to, store_to};
 use super::transpose::transpose_in;
 
 /// How many rows ahead packing asks for.

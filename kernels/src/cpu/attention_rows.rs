@@ -10,7 +10,7 @@ use crate::simd::{MAX_LANES, Simd};
 use crate::vec_math;
 
 use super::body::{Leaf, leaf, operand_view};
-use super::lanes::copy;
+use super::lanes::{copy, each, load_from, load_from_bf16, load_whole, store_to};
 use super::matmul_tile::Words;
 use super::shared::Shared;
 
@@ -322,9 +322,9 @@ impl HeadRows {
                 [first, between @ .., last] => {
                     first.run(s, n, position, tables, load, keep);
                     for pass in between {
-                        pass.run(s, n, position, tables, load_from(s, made), keep);
+                        pass.run(s, n, position, tables, load_whole(s, made), keep);
                     }
-                    last.run(s, n, position, tables, load_from(s, made), put);
+                    last.run(s, n, position, tables, load_whole(s, made), put);
                 }
             }
         }
@@ -340,56 +340,6 @@ fn weight_vector(body: &Graph, mut weight: ValueId, operands: &[Layout]) -> Opti
     let Layout { shape, strides, dtype, .. } = &leaf.layout;
     let mut outer = shape.iter().zip(strides).rev().skip(1);
     (outer.all(|(&dim, &stride)| dim == 1 || stride == 0) && dtype.is_float()).then_some(leaf)
-}
-
-/// Calls `f(i, count)` for the vectors of `n` elements.
-#[inline(always)]
-fn each(n: usize, lanes: usize, f: impl Fn(usize, usize)) {
-    let mut i = 0;
-    while i + lanes <= n {
-        f(i, lanes);
-        i += lanes;
-    }
-    if i < n {
-        f(i, n - i);
-    }
-}
-
-/// Loads from a row of f32; lanes behind its end are zero.
-///
-/// # Safety
-/// The row has the elements that are asked for.
-#[inline(always)]
-unsafe fn load_from<S: Simd>(s: S, from: *const f32) -> impl Fn(usize, usize) -> S::F {
-    // SAFETY: the caller's promise.
-    #[inline(always)]
-    move |i, n| unsafe {
-        if n == S::LANES { s.load(from.add(i)) } else { s.load_n(from.add(i), n) }
-    }
-}
-
-/// As [`load_from`] from a row of bf16.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-unsafe fn load_from_bf16<S: Simd>(s: S, from: *const u16) -> impl Fn(usize, usize) -> S::F {
-    // SAFETY: the caller's promise.
-    #[inline(always)]
-    move |i, n| unsafe {
-        if n == S::LANES { s.load_bf16(from.add(i)) } else { s.load_bf16_n(from.add(i), n) }
-    }
-}
-
-/// Stores whole vectors of a row of f32.
-///
-/// # Safety
-/// The row has them.
-#[inline(always)]
-pub(crate) unsafe fn store_to<S: Simd>(s: S, to: *mut f32) -> impl Fn(usize, S::F, usize) + Copy {
-    // SAFETY: the caller's promise.
-    #[inline(always)]
-    move |i, x, _| unsafe { s.store(to.add(i), x) }
 }
 
 impl Pass {
@@ -438,8 +388,8 @@ impl Pass {
                 squares = s.mul_add(x, x, squares);
                 i += S::LANES;
             }
-            let mean = f64::from(s.reduce_add(squares)) / n as f64;
-            scale = s.splat((1.0 / (mean + eps).sqrt()) as f32);
+            let mean = s.reduce_add(squares) / n as f32;
+            scale = s.splat(1.0 / (mean + eps as f32).sqrt());
         }
         // SAFETY: tables have whole vectors of factors.
         unsafe {

@@ -47,6 +47,71 @@ pub(crate) unsafe fn scale_to<S: Simd>(
     }
 }
 
+/// Calls `f(i, count)` for the vectors of `n` elements.
+#[inline(always)]
+pub(crate) fn each(n: usize, lanes: usize, f: impl Fn(usize, usize)) {
+    let mut i = 0;
+    while i + lanes <= n {
+        f(i, lanes);
+        i += lanes;
+    }
+    if i < n {
+        f(i, n - i);
+    }
+}
+
+/// Loads from a row of f32; lanes behind its end are zero.
+///
+/// # Safety
+/// The row has the elements that are asked for.
+#[inline(always)]
+pub(crate) unsafe fn load_from<S: Simd>(s: S, from: *const f32) -> impl Fn(usize, usize) -> S::F {
+    // SAFETY: the caller's promise.
+    #[inline(always)]
+    move |i, n| unsafe {
+        if n == S::LANES { s.load(from.add(i)) } else { s.load_n(from.add(i), n) }
+    }
+}
+
+/// Loads whole vectors of a row that was just stored: masked loads would wait for the stores to
+/// reach the cache.
+///
+/// # Safety
+/// The row has whole vectors, zeros behind its end.
+#[inline(always)]
+pub(crate) unsafe fn load_whole<S: Simd>(s: S, from: *const f32) -> impl Fn(usize, usize) -> S::F {
+    // SAFETY: the caller's promise.
+    #[inline(always)]
+    move |i, _| unsafe { s.load(from.add(i)) }
+}
+
+/// As [`load_from`] from a row of bf16.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(crate) unsafe fn load_from_bf16<S: Simd>(
+    s: S,
+    from: *const u16,
+) -> impl Fn(usize, usize) -> S::F {
+    // SAFETY: the caller's promise.
+    #[inline(always)]
+    move |i, n| unsafe {
+        if n == S::LANES { s.load_bf16(from.add(i)) } else { s.load_bf16_n(from.add(i), n) }
+    }
+}
+
+/// Stores whole vectors of a row of f32.
+///
+/// # Safety
+/// The row has them.
+#[inline(always)]
+pub(crate) unsafe fn store_to<S: Simd>(s: S, to: *mut f32) -> impl Fn(usize, S::F, usize) + Copy {
+    // SAFETY: the caller's promise.
+    #[inline(always)]
+    move |i, x, _| unsafe { s.store(to.add(i), x) }
+}
+
 /// Asks for the lines of `bytes` bytes from `row` on.
 #[inline(always)]
 pub(crate) fn prefetch_row(row: *const u8, bytes: usize) {

@@ -8,6 +8,7 @@ use ops::DType;
 use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32, store};
 use crate::simd::{MAX_LANES, Simd};
 
+use super::lanes::{each, load_from, load_from_bf16};
 use super::matmul_tile::Words;
 
 /// A matrix whose rows are numbered over several dims; strides and offset count elements.
@@ -219,30 +220,26 @@ impl PackRows<'_> {
     unsafe fn row_sum<S: Simd>(&self, s: S, x: SlotPtr, f: impl Fn(S::F) -> S::F) -> f32 {
         // Four chains hide the latency of the addition.
         let mut sums = [s.splat(0.0); 4];
-        let mut start = 0;
-        while start < self.depth {
-            let n = CHUNK.min(self.depth - start);
-            // SAFETY: the chunk lies within the row, and within the scratch.
-            unsafe {
-                let chunk = load_f32(s, self.view.dtype, self.advance(x, start), n, self.scratch);
-                let mut i = 0;
-                while i + 4 * S::LANES <= n {
-                    for (part, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.add(*sum, f(s.load(chunk.add(i + part * S::LANES))));
-                    }
-                    i += 4 * S::LANES;
-                }
-                while i < n {
-                    let len = S::LANES.min(n - i);
-                    let mut lanes = [0f32; MAX_LANES];
-                    s.store_n(lanes.as_mut_ptr(), f(s.load_n(chunk.add(i), len)), len);
-                    sums[0] = s.add(sums[0], s.load(lanes.as_ptr()));
-                    i += len;
+        // SAFETY: chunks lie within the row, and within the scratch.
+        unsafe {
+            if self.is_bf16_row(x) {
+                let load = load_from_bf16(s, x.ptr.cast());
+                add_up(s, self.depth, load, f, &mut sums);
+            } else {
+                for start in (0..self.depth).step_by(CHUNK) {
+                    let n = CHUNK.min(self.depth - start);
+                    let x = self.advance(x, start);
+                    let chunk = load_f32(s, self.view.dtype, x, n, self.scratch);
+                    add_up(s, n, load_from(s, chunk), &f, &mut sums);
                 }
             }
-            start += n;
         }
         s.reduce_add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+    }
+
+    /// Whether elements from `x` on are read without a detour through the scratch.
+    fn is_bf16_row(&self, x: SlotPtr) -> bool {
+        self.view.dtype == DType::Bf16 && x.stride == 1
     }
 
     /// Writes `(x - mean) * scale` of `n` elements.
@@ -253,30 +250,23 @@ impl PackRows<'_> {
     unsafe fn normalize<S: Simd>(
         &self,
         s: S,
-        [mean, scale]: [f32; 2],
+        stats: [f32; 2],
         x: SlotPtr,
         n: usize,
         packed: *mut f32,
     ) {
-        let (mean, scale) = (s.splat(mean), s.splat(scale));
-        let mut start = 0;
-        while start < n {
-            let len = CHUNK.min(n - start);
-            // SAFETY: the chunk lies within the row, the scratch and the packed row.
-            unsafe {
-                let x = load_f32(s, self.view.dtype, self.advance(x, start), len, self.scratch);
-                let to = packed.add(start);
-                let mut i = 0;
-                while i + S::LANES <= len {
-                    s.store(to.add(i), s.mul(s.sub(s.load(x.add(i)), mean), scale));
-                    i += S::LANES;
-                }
-                if i < len {
-                    let x = s.load_n(x.add(i), len - i);
-                    s.store_n(to.add(i), s.mul(s.sub(x, mean), scale), len - i);
-                }
+        // SAFETY: chunks lie within the row, the scratch and the packed row.
+        unsafe {
+            if self.is_bf16_row(x) {
+                center(s, stats, n, load_from_bf16(s, x.ptr.cast()), packed);
+                return;
             }
-            start += len;
+            for start in (0..n).step_by(CHUNK) {
+                let len = CHUNK.min(n - start);
+                let x = self.advance(x, start);
+                let chunk = load_f32(s, self.view.dtype, x, len, self.scratch);
+                center(s, stats, len, load_from(s, chunk), packed.add(start));
+            }
         }
     }
 
@@ -290,6 +280,63 @@ impl PackRows<'_> {
         // SAFETY: the caller stays within the row.
         SlotPtr { ptr: unsafe { x.ptr.add(n * step) }, stride: x.stride }
     }
+}
+
+/// Adds `f` of the `n` elements that `load` gives to `sums`; `n` is a whole number of rounds, or the
+/// row's end.
+#[inline(always)]
+fn add_up<S: Simd>(
+    s: S,
+    n: usize,
+    load: impl Fn(usize, usize) -> S::F,
+    f: impl Fn(S::F) -> S::F,
+    sums: &mut [S::F; 4],
+) {
+    let mut i = 0;
+    while i + 4 * S::LANES <= n {
+        for (part, sum) in sums.iter_mut().enumerate() {
+            *sum = s.add(*sum, f(load(i + part * S::LANES, S::LANES)));
+        }
+        i += 4 * S::LANES;
+    }
+    while i < n {
+        let len = S::LANES.min(n - i);
+        let mut lanes = [0f32; MAX_LANES];
+        // SAFETY: the buffer holds MAX_LANES >= LANES >= len values. Lanes behind the end stay zero,
+        // which `f` of zero need not be.
+        unsafe {
+            s.store_n(lanes.as_mut_ptr(), f(load(i, len)), len);
+            sums[0] = s.add(sums[0], s.load(lanes.as_ptr()));
+        }
+        i += len;
+    }
+}
+
+/// Writes `(x - mean) * scale` of the `n` elements that `load` gives.
+///
+/// # Safety
+/// `to` is writable for `n` elements.
+#[inline(always)]
+unsafe fn center<S: Simd>(
+    s: S,
+    [mean, scale]: [f32; 2],
+    n: usize,
+    load: impl Fn(usize, usize) -> S::F,
+    to: *mut f32,
+) {
+    let (mean, scale) = (s.splat(mean), s.splat(scale));
+    each(
+        n,
+        S::LANES,
+        #[inline(always)]
+        |i, n| {
+            let y = s.mul(s.sub(load(i, n), mean), scale);
+            // SAFETY: the caller's promise.
+            unsafe {
+                if n == S::LANES { s.store(to.add(i), y) } else { s.store_n(to.add(i), y, n) }
+            }
+        },
+    );
 }
 
 #[cfg(test)]

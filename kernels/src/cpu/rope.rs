@@ -9,7 +9,8 @@ use crate::program::store;
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::attention_rows::{HeadRows, MAX_TABLES, RowTable, padded, store_to};
+use super::attention_rows::{HeadRows, MAX_TABLES, RowTable, padded};
+use super::lanes::store_to;
 use super::nest::Nest;
 use super::shared::{Shared, aligned};
 
