@@ -149,7 +149,7 @@ impl Factor for Half {
         // SAFETY: passed on.
         unsafe {
             if n == S::LANES {
-                s.store_narrow(self.0, to, value);
+                s.store_narrow_n(self.0, to, value, S::LANES);
             } else {
                 s.store_bf16_n(to, value, n);
                 // The other half of the last word meets a weight of zero, and must be a number.

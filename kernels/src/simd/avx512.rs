@@ -170,15 +170,6 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn store_narrow(self, _: Bf16Dot, p: *mut u16, v: __m512) {
-        // SAFETY: the proof exists, so the CPU has the instruction; both types are 32 plain bytes,
-        // which the caller promises are writable.
-        unsafe {
-            let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
-            _mm256_storeu_si256(p.cast(), halves);
-        }
-    }
-    #[inline(always)]
     fn dot_i16(self, _: Bf16Dot, a: __m512, b: __m512, c: __m512) -> __m512 {
         let bits = |x: __m512| op!(_mm512_castps_si512(x));
         // The proof exists, so the CPU has the instruction.

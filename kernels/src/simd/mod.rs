@@ -143,17 +143,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.pair_bf16(low, high)
     }
 
-    /// As [`Simd::store_bf16`], by the instruction that comes with [`Simd::dot_bf16`]; denormals may
-    /// count as zero.
-    ///
-    /// # Safety
-    /// As [`Simd::store_bf16`].
-    #[inline(always)]
-    unsafe fn store_narrow(self, _: Bf16Dot, p: *mut u16, v: Self::F) {
-        // SAFETY: passed on.
-        unsafe { self.store_bf16(p, v) }
-    }
-
     /// Lanes as pairs of i16, the lower half first, those of `c` as i32:
     /// `c + a.0 * b.0 + a.1 * b.1`, wrapping.
     #[inline(always)]
