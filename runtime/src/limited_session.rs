@@ -9,6 +9,7 @@ use crate::{Control, Error, Session, StreamedSession, WeightStore};
 
 /// A plan that can run, whichever way its weights are in memory. The numbers are the same.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one per stage, made once: a box would save nothing")]
 pub enum LimitedSession<'w> {
     /// All weights are in memory.
     Held(Session),
