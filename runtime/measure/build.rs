@@ -1,6 +1,7 @@
 //! Numbers the sources that a calibration is of: the kernels, and how they are measured and modeled.
 //! Calibrations of other sources are not used.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -10,12 +11,12 @@ const SOURCES: [&str; 4] =
 
 fn main() -> io::Result<()> {
     let mut hash = 0xCBF2_9CE4_8422_2325u64;
+    let mut cargo = io::stdout().lock();
     for source in SOURCES {
-        println!("cargo::rerun-if-changed={source}");
+        writeln!(cargo, "cargo::rerun-if-changed={source}")?;
         add(Path::new(source), &mut hash)?;
     }
-    println!("cargo::rustc-env=KERNELS_KEY={hash:016x}");
-    Ok(())
+    writeln!(cargo, "cargo::rustc-env=KERNELS_KEY={hash:016x}")
 }
 
 /// Adds the bytes of a file, or of all files below a folder in the order of their names (FNV-1a).
