@@ -45,11 +45,14 @@ impl Copy {
         self.transposed.is_some()
     }
 
-    /// Bytes of the copy where it is one contiguous range on both sides.
-    pub(crate) fn contiguous_bytes(&self) -> Option<usize> {
+    /// Where the copy is one contiguous range on both sides: its first byte in the result and in what is
+    /// copied, and its bytes.
+    pub(crate) fn contiguous(&self) -> Option<[usize; 3]> {
         let nest = &self.nest;
         let is_row = nest.n_rows() == 1 && nest.row_stride(0) == 1 && nest.row_stride(1) == 1;
-        is_row.then(|| nest.row_len() * self.size)
+        let start = nest.at(0);
+        let elements = [start.position(0), start.position(1), nest.row_len()];
+        is_row.then(|| elements.map(|n| n * self.size))
     }
 
     /// Items of work; disjoint in what they write.

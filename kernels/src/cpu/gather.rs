@@ -75,7 +75,7 @@ impl KernelDef for Gather {
     unsafe fn run(&self, launch: &Launch<'_>) {
         let shared = Shared::new(launch);
         // Rows of a table of biases are a few bytes: what is asked once need not be asked for each.
-        let contiguous = self.row.contiguous_bytes();
+        let contiguous = self.row.contiguous();
         let segments = self.nest.row_len().div_ceil(ITEM);
         launch.pool.run(self.nest.n_rows() * segments, &|item, _| {
             let cursor = self.nest.at(item / segments);
@@ -99,8 +99,8 @@ impl KernelDef for Gather {
                         }
                         None => (&self.zeros, ZERO.as_ptr().cast()),
                     };
-                    if let (Some(bytes), Some(_)) = (contiguous, row) {
-                        std::ptr::copy_nonoverlapping(from, to, bytes);
+                    if let (Some([start, source, bytes]), Some(_)) = (contiguous, row) {
+                        std::ptr::copy_nonoverlapping(from.add(source), to.add(start), bytes);
                         continue;
                     }
                     for part in 0..copy.n_items() {
