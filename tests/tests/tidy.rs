@@ -15,6 +15,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("kernels", &["ops"]),
     ("compiler", &["kernels"]),
     ("runtime", &["compiler"]),
+    ("runtime/emulator", &[]),
     ("runtime/measure", &["runtime"]),
     ("models", &["ops"]),
     ("models/checkpoint", &["ops"]),

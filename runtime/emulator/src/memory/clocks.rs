@@ -1,0 +1,56 @@
+//! Which accesses of which warps of a block happen before which.
+//!
+//! Time is one counter of the block that moves at every synchronization. `known[w][v]` is the time before which
+//! every access of warp v happens before whatever warp w does next; a barrier merges what its warps know.
+
+/// Most warps of a block.
+pub(crate) const MAX_WARPS: usize = 32;
+
+/// What one warp knows of each other.
+pub(crate) type Known = [u32; MAX_WARPS];
+
+#[derive(Clone, Debug)]
+pub(crate) struct Clocks {
+    now: u32,
+    known: Vec<Known>,
+}
+
+impl Clocks {
+    pub(crate) fn new(n_warps: usize) -> Self {
+        // Time 0 is that of bytes that no access of this block wrote.
+        // Warps that do not exist have done whatever they do.
+        let known = std::array::from_fn(|v| if v < n_warps { 1 } else { u32::MAX });
+        Self { now: 1, known: vec![known; n_warps] }
+    }
+
+    pub(crate) fn now(&self) -> u32 {
+        self.now
+    }
+
+    /// Whether an access of warp `by` at `time` happens before what `warp` does now.
+    #[inline]
+    pub(crate) fn is_before(&self, by: usize, time: u32, warp: usize) -> bool {
+        by == warp || time < self.known[warp][by]
+    }
+
+    /// What `warp` publishes when it arrives somewhere; its later accesses are not part of it.
+    pub(crate) fn release(&mut self, warp: usize) -> Known {
+        let mut known = self.known[warp];
+        self.now = self.now.saturating_add(1);
+        known[warp] = self.now;
+        self.known[warp][warp] = self.now;
+        known
+    }
+
+    /// `warp` has seen what was published.
+    pub(crate) fn acquire(&mut self, warp: usize, published: &Known) {
+        merge(&mut self.known[warp], published);
+    }
+}
+
+/// What is known by either.
+pub(crate) fn merge(known: &mut Known, other: &Known) {
+    for (known, other) in known.iter_mut().zip(other) {
+        *known = (*known).max(*other);
+    }
+}
