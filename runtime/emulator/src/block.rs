@@ -39,6 +39,8 @@ pub(crate) struct Block<'a> {
     pub(crate) memory: Memory<'a>,
     pub(crate) options: &'a Options,
     pub(crate) stats: Stats,
+    /// Which instructions some lane executed.
+    pub(crate) is_reached: &'a mut [bool],
     pub(crate) mbarriers: BTreeMap<u64, Mbarrier>,
     pub(crate) bulk_copies: Vec<Bulk>,
     barriers: [Option<Barrier>; BARRIERS],
@@ -53,11 +55,16 @@ pub(crate) struct BlockError {
 }
 
 impl<'a> Block<'a> {
-    pub(crate) fn new(memory: Memory<'a>, options: &'a Options) -> Self {
+    pub(crate) fn new(
+        memory: Memory<'a>,
+        options: &'a Options,
+        is_reached: &'a mut [bool],
+    ) -> Self {
         Self {
             memory,
             options,
             stats: Stats::default(),
+            is_reached,
             mbarriers: BTreeMap::new(),
             bulk_copies: vec![],
             barriers: [const { None }; BARRIERS],
@@ -126,11 +133,17 @@ impl<'a> Block<'a> {
         let n_running = states.iter().filter(|&&state| state != Pause::Done).count();
         for slot in &mut self.barriers {
             // Without a count, a barrier waits for every warp that has not exited.
-            let Some(barrier) = slot.take_if(|b| b.n_arrived >= b.n_expected.unwrap_or(n_running))
+            let Some(mut barrier) =
+                slot.take_if(|b| b.n_arrived >= b.n_expected.unwrap_or(n_running))
             else {
                 continue;
             };
             self.stats.barriers += 1;
+            // Whatever the warps that wait have done happens before what they do next.
+            let time = self.memory.shared.clocks.tick();
+            for &index in &barrier.waiting {
+                barrier.published[index] = time;
+            }
             for &index in &barrier.waiting {
                 states[index] = Pause::Turn;
                 self.memory.shared.clocks.acquire(index, &barrier.published);
@@ -212,7 +225,11 @@ impl Warp {
             return Err(Wrong::boxed(FaultKind::BadOperand, what)).in_lane(lane);
         }
         let n_expected = n_expected.map(|n| n as usize / LANES);
-        let published = block.memory.shared.clocks.release(self.index);
+        let clocks = &mut block.memory.shared.clocks;
+        let published = match kind {
+            BarrierKind::Arrive => clocks.release(self.index),
+            _ => *clocks.known(self.index),
+        };
         let barrier = block.barriers[id].get_or_insert_with(|| Barrier {
             waiting: vec![],
             n_arrived: 0,

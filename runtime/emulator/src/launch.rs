@@ -240,12 +240,13 @@ impl Run<'_> {
         let outcome: Mutex<(Stats, Option<(u64, Error)>)> = Mutex::new((Stats::default(), None));
         let work = || {
             let mut sum = Stats::default();
+            let mut is_reached = vec![false; self.entry.code.len()];
             loop {
                 let turn = next.fetch_add(1, Relaxed);
                 if turn >= end.load(Relaxed) {
                     break;
                 }
-                match self.block(self.place(turn, n_blocks)) {
+                match self.block(self.place(turn, n_blocks), &mut is_reached) {
                     Ok(stats) => sum.add(&stats),
                     Err(error) => {
                         end.fetch_min(turn, Relaxed);
@@ -257,6 +258,8 @@ impl Run<'_> {
                     }
                 }
             }
+            let reached = self.entry.code.iter().zip(&is_reached).filter(|(_, reached)| **reached);
+            sum.reached_lines = reached.map(|(inst, _)| inst.line).collect();
             outcome.lock().unwrap_or_else(PoisonError::into_inner).0.add(&sum);
         };
         if n_threads.min(n_blocks) <= 1 {
@@ -289,7 +292,7 @@ impl Run<'_> {
         }
     }
 
-    fn block(&self, index: u64) -> Result<Stats, Error> {
+    fn block(&self, index: u64, is_reached: &mut [bool]) -> Result<Stats, Error> {
         let (entry, Launch { grid, block: dims, .. }) = (self.entry, self.launch);
         let [nx, ny, _] = grid.map(u64::from);
         let id = [index % nx, index / nx % ny, index / nx / ny].map(|i| i as u32);
@@ -330,7 +333,7 @@ impl Run<'_> {
             Order::Random(seed) => seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             Order::Forward | Order::Reverse => 0,
         };
-        let mut block = Block::new(memory, options);
+        let mut block = Block::new(memory, options, is_reached);
         match block.run(&mut warps, &entry.code, seed) {
             Ok(()) => Ok(block.stats),
             Err(error) => Err(self.fault(id, error)),

@@ -1,4 +1,6 @@
-//! What a launch did: instructions by class, bytes by space, multiply-adds of matrix instructions.
+//! What a launch did: lines reached, instructions by class, bytes by space, multiply-adds of matrix instructions.
+
+use std::collections::BTreeSet;
 
 /// Class of an instruction.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -77,6 +79,8 @@ pub struct Stats {
     pub multiply_adds: u64,
     /// Barriers that blocks passed.
     pub barriers: u64,
+    /// Lines of the text that some lane executed.
+    pub reached_lines: BTreeSet<u32>,
 }
 
 impl Stats {
@@ -106,6 +110,7 @@ impl Stats {
             products,
             multiply_adds,
             barriers,
+            reached_lines,
         } = other;
         for (sum, n) in self.instructions.iter_mut().zip(instructions) {
             *sum += n;
@@ -118,5 +123,6 @@ impl Stats {
         self.products += products;
         self.multiply_adds += multiply_adds;
         self.barriers += barriers;
+        self.reached_lines.extend(reached_lines);
     }
 }

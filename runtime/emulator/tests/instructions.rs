@@ -35,7 +35,8 @@ fn run(body: &str, rows: &[[u32; 3]]) -> Vec<u32> {
 
 /// `op` gives `expected` for some integers.
 fn integers(body: &str, expected: impl Fn(u32, u32, u32) -> u32) {
-    let interesting = [0, 1, 2, 7, 31, 0x7fff_ffff, 0x8000_0000, u32::MAX, 0x1234_5678, 0xfff0_0ff0];
+    let interesting =
+        [0, 1, 2, 7, 31, 0x7fff_ffff, 0x8000_0000, u32::MAX, 0x1234_5678, 0xfff0_0ff0];
     let mut rows = vec![];
     for (i, &a) in interesting.iter().enumerate() {
         for (j, &b) in interesting.iter().enumerate() {
@@ -68,18 +69,17 @@ fn floats(body: &str, expected: impl Fn(f32, f32, f32) -> f32) {
 fn integer_arithmetic() {
     integers("add.u32 %out, %a, %b;", |a, b, _| a.wrapping_add(b));
     integers("sub.s32 %out, %a, %b;", |a, b, _| a.wrapping_sub(b));
-    integers("add.sat.s32 %out, %a, %b;", |a, b, _| {
-        (a as i32).saturating_add(b as i32) as u32
-    });
+    integers("add.sat.s32 %out, %a, %b;", |a, b, _| (a as i32).saturating_add(b as i32) as u32);
     integers("mul.lo.s32 %out, %a, %b;", |a, b, _| a.wrapping_mul(b));
     integers("mul.hi.s32 %out, %a, %b;", |a, b, _| {
         (i64::from(a as i32) * i64::from(b as i32) >> 32) as u32
     });
     integers("mul.hi.u32 %out, %a, %b;", |a, b, _| (u64::from(a) * u64::from(b) >> 32) as u32);
     integers("mad.lo.u32 %out, %a, %b, %c;", |a, b, c| a.wrapping_mul(b).wrapping_add(c));
-    integers("mad.wide.s32 %d1, %a, %b, 5; shr.u64 %d1, %d1, 8; cvt.u32.u64 %out, %d1;", |a, b, _| {
-        ((i64::from(a as i32) * i64::from(b as i32) + 5) as u64 >> 8) as u32
-    });
+    integers(
+        "mad.wide.s32 %d1, %a, %b, 5; shr.u64 %d1, %d1, 8; cvt.u32.u64 %out, %d1;",
+        |a, b, _| ((i64::from(a as i32) * i64::from(b as i32) + 5) as u64 >> 8) as u32,
+    );
     integers("div.s32 %out, %a, %b;", |a, b, _| match b {
         0 => u32::MAX,
         _ => (a as i32).wrapping_div(b as i32) as u32,
@@ -91,9 +91,11 @@ fn integer_arithmetic() {
     integers("neg.s32 %out, %a;", |a, _, _| a.wrapping_neg());
     integers("sad.u32 %out, %a, %b, %c;", |a, b, c| a.abs_diff(b).wrapping_add(c));
     integers("dp4a.s32.s32 %out, %a, %b, %c;", |a, b, c| {
-        let dot = a.to_le_bytes().iter().zip(b.to_le_bytes()).map(|(x, y)| {
-            i32::from(*x as i8) * i32::from(y as i8)
-        });
+        let dot = a
+            .to_le_bytes()
+            .into_iter()
+            .zip(b.to_le_bytes())
+            .map(|(x, y)| i32::from(x as i8) * i32::from(y as i8));
         c.wrapping_add(dot.sum::<i32>() as u32)
     });
     integers("add.cc.u32 %r1, %a, %b; addc.u32 %out, %c, 0;", |a, b, c| {
@@ -106,15 +108,17 @@ fn integer_arithmetic() {
 
 #[test]
 fn narrow_and_wide_integers() {
-    integers("cvt.u16.u32 %h1, %a; cvt.u16.u32 %h2, %b; mul.wide.s16 %out, %h1, %h2;", |a, b, _| {
-        (i32::from(a as i16) * i32::from(b as i16)) as u32
-    });
+    integers(
+        "cvt.u16.u32 %h1, %a; cvt.u16.u32 %h2, %b; mul.wide.s16 %out, %h1, %h2;",
+        |a, b, _| (i32::from(a as i16) * i32::from(b as i16)) as u32,
+    );
     integers("cvt.u16.u32 %h1, %a; add.s16 %h1, %h1, -3; cvt.s32.s16 %out, %h1;", |a, _, _| {
         i32::from((a as i16).wrapping_sub(3)) as u32
     });
-    integers("cvt.s64.s32 %d1, %a; cvt.s64.s32 %d2, %b; mul.hi.s64 %d1, %d1, %d2; cvt.u32.u64 %out, %d1;", |a, b, _| {
-        (i128::from(a as i32) * i128::from(b as i32) >> 64) as u32
-    });
+    integers(
+        "cvt.s64.s32 %d1, %a; cvt.s64.s32 %d2, %b; mul.hi.s64 %d1, %d1, %d2; cvt.u32.u64 %out, %d1;",
+        |a, b, _| (i128::from(a as i32) * i128::from(b as i32) >> 64) as u32,
+    );
     integers("mov.b64 %d1, {%a, %b}; clz.b64 %out, %d1;", |a, b, _| {
         (u64::from(b) << 32 | u64::from(a)).leading_zeros()
     });
@@ -139,10 +143,12 @@ fn bits() {
         ((u64::from(b) << 32 | u64::from(a)) >> c.min(32)) as u32
     });
     integers("lop3.b32 %out, %a, %b, %c, 0xE8;", |a, b, c| a & b | a & c | b & c);
-    integers("lop3.b32 %out, %a, %b, %c, 0x1b;", |a, b, c| (0..32).fold(0, |bits, i| {
-        let index = (a >> i & 1) << 2 | (b >> i & 1) << 1 | c >> i & 1;
-        bits | (0x1b >> index & 1) << i
-    }));
+    integers("lop3.b32 %out, %a, %b, %c, 0x1b;", |a, b, c| {
+        (0..32).fold(0, |bits, i| {
+            let index = (a >> i & 1) << 2 | (b >> i & 1) << 1 | c >> i & 1;
+            bits | (0x1b >> index & 1) << i
+        })
+    });
     integers("prmt.b32 %out, %a, %b, 0x5410;", |a, b, _| a & 0xffff | b << 16);
     integers("prmt.b32 %out, %a, %b, 0x9876;", |a, b, _| {
         let sign = |w: u32, i: u32| if w >> (8 * i + 7) & 1 == 1 { 0xff } else { 0 };
@@ -176,7 +182,13 @@ fn f32_arithmetic() {
     floats("max.f32 %out, %a, %b;", |a, b, _| match (a.is_nan(), b.is_nan()) {
         (true, _) => b,
         (_, true) => a,
-        _ if a == b => if a.is_sign_negative() { b } else { a },
+        _ if a == b => {
+            if a.is_sign_negative() {
+                b
+            } else {
+                a
+            }
+        }
         _ => a.max(b),
     });
     floats("min.NaN.f32 %out, %a, %b;", |a, b, _| {
@@ -225,9 +237,11 @@ fn halves() {
     // f16: 2048 + 1 is a tie that goes to the even 2048; with 3 it goes up to 2052.
     let ties = [[0x6800_6800, 0x4200_3c00, 0]];
     assert_eq!(run("add.f16x2 %out, %a, %b;", &ties), [0x6802_6800]);
-    let single = "cvt.u16.u32 %h1, %a; cvt.u16.u32 %h2, %b; mul.f16 %h3, %h1, %h2; cvt.u32.u16 %out, %h3;";
+    let single =
+        "cvt.u16.u32 %h1, %a; cvt.u16.u32 %h2, %b; mul.f16 %h3, %h1, %h2; cvt.u32.u16 %out, %h3;";
     assert_eq!(run(single, &rows), [0x4380]);
-    let compare = "setp.lt.f16x2 %p1|%p2, %a, %b; selp.b32 %r1, 1, 0, %p1; selp.b32 %out, 10, %r1, %p2;";
+    let compare =
+        "setp.lt.f16x2 %p1|%p2, %a, %b; selp.b32 %r1, 1, 0, %p1; selp.b32 %out, 10, %r1, %p2;";
     assert_eq!(run(compare, &[[0x4000_3c00, 0x3c00_4000, 0]]), [1]);
 }
 
@@ -236,9 +250,10 @@ fn conversions() {
     floats("cvt.rni.f32.f32 %out, %a;", |a, _, _| a.round_ties_even());
     floats("cvt.rzi.s32.f32 %out, %a;", |a, _, _| f32::from_bits((a as i32) as u32));
     floats("cvt.rmi.u32.f32 %out, %a;", |a, _, _| f32::from_bits(a.floor() as u32));
-    floats("cvt.f64.f32 %g1, %a; mul.f64 %g1, %g1, 0d3FE0000000000000; cvt.rn.f32.f64 %out, %g1;", |a, _, _| {
-        (f64::from(a) * 0.5) as f32
-    });
+    floats(
+        "cvt.f64.f32 %g1, %a; mul.f64 %g1, %g1, 0d3FE0000000000000; cvt.rn.f32.f64 %out, %g1;",
+        |a, _, _| (f64::from(a) * 0.5) as f32,
+    );
     integers("cvt.rn.f32.s32 %out, %a;", |a, _, _| (a as i32 as f32).to_bits());
     integers("cvt.rn.f32.u32 %out, %a;", |a, _, _| (a as f32).to_bits());
     integers("mov.b64 %d1, {%a, %b}; cvt.rn.f32.u64 %out, %d1;", |a, b, _| {
@@ -250,7 +265,10 @@ fn conversions() {
     assert_eq!(run("cvt.rz.f16x2.f32 %out, %b, %a;", &x), [0xfbff_3c04]);
     assert_eq!(run("cvt.rn.relu.bf16x2.f32 %out, %b, %a;", &x), [0x0000_3f80]);
     assert_eq!(run("cvt.rna.tf32.f32 %out, %a;", &[[0x3f80_1000, 0, 0]]), [0x3f80_2000]);
-    assert_eq!(run("cvt.rn.bf16.f32 %h1, %a; cvt.f32.bf16 %out, %h1;", &[[0x3f81_8000, 0, 0]]), [0x3f82_0000]);
+    assert_eq!(
+        run("cvt.rn.bf16.f32 %h1, %a; cvt.f32.bf16 %out, %h1;", &[[0x3f81_8000, 0, 0]]),
+        [0x3f82_0000]
+    );
 }
 
 #[test]
@@ -265,9 +283,7 @@ fn comparisons_and_selections() {
     integers("set.eq.u32.u32 %out, %a, %b;", |a, b, _| if a == b { u32::MAX } else { 0 });
     integers("slct.u32.s32 %out, %a, %b, %c;", |a, b, c| if (c as i32) >= 0 { a } else { b });
     let bit = |holds: bool| f32::from_bits(u32::from(holds));
-    floats(&select("setp.ltu.f32 %p1, %a, %b;"), |a, b, _| {
-        bit(a.is_nan() || b.is_nan() || a < b)
-    });
+    floats(&select("setp.ltu.f32 %p1, %a, %b;"), |a, b, _| bit(a.is_nan() || b.is_nan() || a < b));
     floats(&select("setp.neu.f32 %p1, %a, %b;"), |a, b, _| bit(a != b));
     floats(&select("setp.ne.f32 %p1, %a, %b;"), |a, b, _| bit(a < b || a > b));
     floats(&select("setp.num.f32 %p1, %a, %b;"), |a, b, _| bit(!a.is_nan() && !b.is_nan()));
@@ -297,9 +313,12 @@ fn divergent_loops_and_guards() {
     let rows: Vec<[u32; 3]> = (0..70).map(|a| [a, 0, 0]).collect();
     let expected: Vec<u32> = (0..70).map(steps).collect();
     assert_eq!(run(collatz, &rows), expected);
-    integers("mov.u32 %out, %a; setp.lt.u32 %p1, %a, %b; @!%p1 add.u32 %out, %out, 7;", |a, b, _| {
-        if a < b { a } else { a.wrapping_add(7) }
-    });
+    integers(
+        "mov.u32 %out, %a; setp.lt.u32 %p1, %a, %b; @!%p1 add.u32 %out, %out, 7;",
+        |a, b, _| {
+            if a < b { a } else { a.wrapping_add(7) }
+        },
+    );
 }
 
 #[test]
@@ -371,8 +390,9 @@ fn special_registers() {
 #[test]
 fn matrices_stored_as_loaded() {
     // Through ldmatrix.trans and stmatrix.trans an 8x8 matrix comes back; with one of them, transposed.
-    let text = |load: &str, store: &str| format!(
-        ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 out) {{\n\
+    let text = |load: &str, store: &str| {
+        format!(
+            ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 out) {{\n\
          .reg .b16 %h<4>; .reg .b32 %r<12>;\n.reg .b64 %d<6>;\n.shared .align 16 .b8 from[128];\n\
          .shared .align 16 .b8 to[128];\nmov.u32 %r1, %tid.x;\nshl.b32 %r2, %r1, 1;\n\
          shl.b32 %r3, %r1, 2;\nmov.u32 %r4, from;\nadd.u32 %r5, %r4, %r3;\nadd.u32 %r6, %r2, 1;\n\
@@ -382,7 +402,8 @@ fn matrices_stored_as_loaded() {
          add.u32 %r8, %r10, %r7;\nstmatrix.sync.aligned.m8n8.x1{store}.shared.b16 [%r8], {{%r9}};\n\
          add.u32 %r10, %r10, %r3;\nld.shared.u32 %r11, [%r10];\nld.param.u64 %d1, [out];\n\
          mul.wide.u32 %d2, %r1, 4;\nadd.s64 %d1, %d1, %d2;\nst.global.u32 [%d1], %r11;\nret;\n}}\n"
-    );
+        )
+    };
     for (load, store, is_transposed) in
         [("", "", false), (".trans", ".trans", false), (".trans", "", true), ("", ".trans", true)]
     {
@@ -403,7 +424,11 @@ fn products_of_other_types() {
         let d: Vec<String> = (0..n[2]).map(|i| format!("%r{}", i + 8)).collect();
         let body = format!(
             "{op} {{{}}}, {{{}}}, {{{}}}, {{{}}};\nmov.b32 %out, %r{};",
-            d.join(", "), list("%a", n[0]), list("%b", n[1]), list("%c", n[2]), 7 + n[2]
+            d.join(", "),
+            list("%a", n[0]),
+            list("%b", n[1]),
+            list("%c", n[2]),
+            7 + n[2]
         );
         let found = run(&body, &[[x, y, c]; 32]);
         assert!(found.iter().all(|f| *f == found[0]), "{op}: {found:?}");
@@ -411,15 +436,28 @@ fn products_of_other_types() {
     };
     let (one, two) = (1.0_f32.to_bits(), 2.0_f32.to_bits());
     let mma = "mma.sync.aligned.m16n8k";
-    let found = product(&format!("{mma}8.row.col.f32.f16.f16.f32"), [2, 1, 4], 0x3c00_3c00, 0x4000_4000, one);
+    let found = product(
+        &format!("{mma}8.row.col.f32.f16.f16.f32"),
+        [2, 1, 4],
+        0x3c00_3c00,
+        0x4000_4000,
+        one,
+    );
     assert_eq!(f32::from_bits(found), 17.0);
     let found = product(&format!("{mma}8.row.col.f32.tf32.tf32.f32"), [4, 2, 4], two, two, one);
     assert_eq!(f32::from_bits(found), 33.0);
     let found = product(&format!("{mma}4.row.col.f32.tf32.tf32.f32"), [2, 1, 4], two, two, one);
     assert_eq!(f32::from_bits(found), 17.0);
-    let found = product(&format!("{mma}16.row.col.f16.f16.f16.f16"), [4, 2, 2], 0x3c00_3c00, 0x4000_4000, 0x3c00_3c00);
+    let found = product(
+        &format!("{mma}16.row.col.f16.f16.f16.f16"),
+        [4, 2, 2],
+        0x3c00_3c00,
+        0x4000_4000,
+        0x3c00_3c00,
+    );
     assert_eq!(found, 0x5020_5020);
-    let found = product(&format!("{mma}32.row.col.s32.s8.u8.s32"), [4, 2, 4], 0xffff_ffff, 0xffff_ffff, 5);
+    let found =
+        product(&format!("{mma}32.row.col.s32.s8.u8.s32"), [4, 2, 4], 0xffff_ffff, 0xffff_ffff, 5);
     assert_eq!(found as i32, 5 - 32 * 255);
 }
 
@@ -435,7 +473,7 @@ fn what_is_not_known_is_refused_at_load() {
     ] {
         let module = emulator::Module::parse(&kernel(body)).unwrap();
         let error = emulator::Device::new().load(&module).unwrap_err().to_string();
-        assert!(error.contains("line 11") && error.contains(named), "{body}: {error}");
+        assert!(error.contains("line 13") && error.contains(named), "{body}: {error}");
     }
 }
 
@@ -444,7 +482,7 @@ fn syntax_errors_name_what_was_expected() {
     for (text, line, expected) in [
         (".version 8.0\n.target sm_80\n.address_size 32\n", 3, "64"),
         (".version 8.0\n.visible .entry k() {\n  add.u32 %r1, ;\n}", 3, "an operand"),
-        (".version 8.0\n.visible .entry k() {\n  @ bra x;\n", 3, "a predicate"),
+        (".version 8.0\n.visible .entry k() {\n  @; bra x;\n", 3, "a predicate"),
         (".version 8.0\n.entry k(.param .b32 x {\n", 2, "`,` or `)`"),
         (".version 8.0\n.entry k() {\n ld.global.u32 %r1, [%r2;\n}", 3, "`]`"),
         (".version 8.0\n.global .b8 x[4000000000];", 2, "at most"),

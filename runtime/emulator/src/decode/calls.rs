@@ -65,12 +65,12 @@ impl<'m> Lowering<'m> {
         results: &[Operand],
         params: &[Operand],
     ) -> Result<(), Error> {
-        let end = self.labels.len() as u32;
-        self.labels.push(None);
-        // A guarded call jumps over what it calls.
+        let (end, skipped) = (self.labels.len() as u32, self.labels.len() as u32 + 1);
+        self.labels.extend([None, None]);
+        // A guarded call jumps over what it calls, and over its results.
         if self.guard.reg != ALWAYS.reg || self.guard.is_negated {
             self.guard.is_negated ^= true;
-            self.emit(Op::Branch { target: end, join: 0 }, Class::Control)?;
+            self.emit(Op::Branch { target: skipped, join: 0 }, Class::Control)?;
             self.guard = ALWAYS;
         } else {
             self.emit(Op::Nop, Class::Control)?;
@@ -98,6 +98,7 @@ impl<'m> Lowering<'m> {
         for (variable, operand, symbol) in moved {
             self.move_result(variable, operand, symbol)?;
         }
+        self.labels[skipped as usize] = Some(self.code.len() as u32);
         Ok(())
     }
 

@@ -102,6 +102,7 @@ impl Warp {
             self.n_steps += 1;
             block.stats.count(inst.class);
             let mask = frame.mask & self.registers.pred(inst.guard);
+            block.is_reached[frame.at as usize] |= mask != 0;
             match self.execute(block, inst, frame, mask)? {
                 Flow::Next => self.advance(),
                 Flow::Jumped => {}

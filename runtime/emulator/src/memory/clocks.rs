@@ -33,12 +33,21 @@ impl Clocks {
         by == warp || time < self.known[warp][by]
     }
 
-    /// What `warp` publishes when it arrives somewhere; its later accesses are not part of it.
+    /// What `warp` knows; what it has done itself is added by [`Clocks::tick`] when others may learn it.
+    pub(crate) fn known(&self, warp: usize) -> &Known {
+        &self.known[warp]
+    }
+
+    /// A time later than every access so far.
+    pub(crate) fn tick(&mut self) -> u32 {
+        self.now = self.now.saturating_add(1);
+        self.now
+    }
+
+    /// What `warp` publishes when it arrives somewhere and goes on; its later accesses are not part of it.
     pub(crate) fn release(&mut self, warp: usize) -> Known {
         let mut known = self.known[warp];
-        self.now = self.now.saturating_add(1);
-        known[warp] = self.now;
-        self.known[warp][warp] = self.now;
+        known[warp] = self.tick();
         known
     }
 

@@ -1,34 +1,39 @@
 //! Shared memory of a block, with who wrote and read each byte last.
 //!
-//! A byte's last write is a warp and a time; its reads since are a set of warps at one time, or, where warps
-//! read it at different times and no barrier orders them, a list. With the block's clocks that finds every pair
-//! of accesses of different warps that no barrier orders in the run at hand.
+//! A byte's last write is a warp and a time; its reads and atomics since are each a set of warps at one time, or,
+//! where warps came at different times and no barrier orders them, a list. With the block's clocks that finds
+//! every pair of accesses of different warps that no barrier orders in the run at hand.
 
 use super::clocks::{Clocks, MAX_WARPS};
 use super::{Access, SPACE_START, Wrong};
 use crate::error::FaultKind;
 use crate::registers::lanes;
 
-/// A write: 0 for never, [`PENDING`], or time << 7 | is_atomic << 6 | is_by_many << 5 | warp.
+/// A write: 0 for never, [`PENDING`], or time << 5 | warp.
 type Write = u32;
 
 /// An asynchronous copy to the byte is under way.
 const PENDING: Write = u32::MAX;
-const BY_ATOMIC: Write = 1 << 6;
-const BY_MANY: Write = 1 << 5;
+/// Latest time of a write that is told from others.
+const MAX_TIME: u32 = (1 << 26) - 1;
 
-/// Reads: time << 32 | set of warps, or [`LISTED`] << 32 | index of a list.
-type Reads = u64;
+/// Who came since the last write: time << 32 | set of warps, or [`LISTED`] << 32 | index of a list.
+type Visits = u64;
 
 const LISTED: u32 = u32::MAX;
+/// Lists after which those that no byte refers to are dropped.
+const MANY_LISTS: usize = 1 << 14;
 
 #[derive(Debug)]
 pub(crate) struct Shared {
     bytes: Vec<u8>,
     writes: Vec<Write>,
-    reads: Vec<Reads>,
-    /// Times of reads by warp, for bytes whose reads have different times.
+    reads: Vec<Visits>,
+    /// Empty until there is an atomic.
+    atomics: Vec<Visits>,
+    /// Times by warp, for bytes that warps visited at different times.
     lists: Vec<[u32; MAX_WARPS]>,
+    max_lists: usize,
     pub(crate) clocks: Clocks,
     pub(crate) checks_races: bool,
 }
@@ -39,7 +44,9 @@ impl Shared {
             bytes: vec![0; bytes],
             writes: vec![0; bytes],
             reads: vec![0; bytes],
+            atomics: vec![],
             lists: vec![],
+            max_lists: MANY_LISTS,
             clocks: Clocks::new(n_warps),
             checks_races,
         }
@@ -58,151 +65,153 @@ impl Shared {
         checks_never_written: bool,
     ) -> Result<&[u8], Box<Wrong>> {
         let range = at..at + access.bytes;
-        let writes = &self.writes[range.clone()];
-        let first = writes[0];
+        let first = self.writes[at];
         // The bytes of an access are mostly written by one access.
-        if writes.iter().all(|&write| write == first) {
-            self.check_write_before(first, at, access, checks_never_written, "read")?;
-        } else {
-            for i in range.clone() {
-                self.check_write_before(self.writes[i], i, access, checks_never_written, "read")?;
+        let is_same = self.writes[range.clone()].iter().all(|&write| write == first);
+        let n_checked = if is_same { 1 } else { access.bytes };
+        for i in at..at + n_checked {
+            if checks_never_written && self.writes[i] == 0 {
+                let what = "read of shared memory that nothing has written";
+                return Err(Wrong::at(FaultKind::NeverWritten, i as u64 + SPACE_START, what));
             }
+            self.check_write_before(i, access, "read")?;
         }
         // What an atomic reads is noted by its write, which other atomics may precede.
         if self.checks_races && !access.is_atomic {
-            self.note_reads(at, access);
+            self.check_visits(&self.atomics, at, access, ("read", "changes by an atomic"))?;
+            let now = self.clocks.now();
+            let today = u64::from(now) << 32 | 1 << access.warp;
+            for i in range.clone() {
+                self.reads[i] = match self.reads[i] {
+                    old if (old ^ today) >> 32 == 0 => old | today,
+                    old => self.merge_visits(old, access.warp),
+                };
+            }
         }
         Ok(&self.bytes[range])
     }
 
-    fn note_reads(&mut self, at: usize, access: Access) {
+    /// Visits of another time joined with one of `warp` now.
+    fn merge_visits(&mut self, old: Visits, warp: usize) -> Visits {
         let now = self.clocks.now();
-        let bit = 1_u64 << access.warp;
-        let today = u64::from(now) << 32;
-        for i in at..at + access.bytes {
-            let old = self.reads[i];
-            if (old ^ today) >> 32 == 0 {
-                self.reads[i] = old | bit;
-            } else {
-                self.reads[i] = self.merge_reads(old, access.warp);
+        // A visit before this one need not be kept: what is ordered after this one is after it too.
+        let mut list = [0; MAX_WARPS];
+        for (v, time) in self.visitors(old) {
+            if !self.clocks.is_before(v, time, warp) {
+                list[v] = time;
             }
         }
-    }
-
-    /// Reads of another time joined with one of `warp` now.
-    fn merge_reads(&mut self, old: Reads, warp: usize) -> Reads {
-        let (time, set) = ((old >> 32) as u32, old as u32);
-        let now = self.clocks.now();
-        if time == LISTED {
-            self.lists[set as usize][warp] = now;
-            return old;
-        }
-        // A read that happens before this one need not be kept: what is ordered after this one is after it too.
-        let concurrent = lanes(set).filter(|&v| !self.clocks.is_before(v, time, warp));
-        let mut list = [0; MAX_WARPS];
-        let mut n_concurrent = 0;
-        for v in concurrent {
-            list[v] = time;
-            n_concurrent += 1;
-        }
-        if n_concurrent == 0 {
-            return u64::from(now) << 32 | 1 << warp;
-        }
         list[warp] = now;
-        self.lists.push(list);
+        if list.iter().all(|&time| time == 0 || time == now) {
+            let set = (0..MAX_WARPS).fold(0, |set, v| set | u64::from(list[v] == now) << v);
+            return u64::from(now) << 32 | set;
+        }
+        // Bytes of one access have one list.
+        if self.lists.last() != Some(&list) {
+            if self.lists.len() >= self.max_lists {
+                self.drop_lists();
+            }
+            self.lists.push(list);
+        }
         u64::from(LISTED) << 32 | (self.lists.len() - 1) as u64
     }
 
-    fn check_write_before(
-        &self,
-        write: Write,
-        at: usize,
-        access: Access,
-        checks_never_written: bool,
-        verb: &str,
-    ) -> Result<(), Box<Wrong>> {
-        let address = at as u64 + SPACE_START;
-        if write == 0 {
-            if checks_never_written {
-                let what = "read of shared memory that nothing has written";
-                return Err(Wrong::at(FaultKind::NeverWritten, address, what));
+    /// Warps of visits with their times.
+    fn visitors(&self, visits: Visits) -> impl Iterator<Item = (usize, u32)> + use<> {
+        let (time, set) = ((visits >> 32) as u32, visits as u32);
+        let times = if time == LISTED {
+            self.lists[set as usize]
+        } else {
+            std::array::from_fn(|v| if set >> v & 1 == 1 { time } else { 0 })
+        };
+        times.into_iter().enumerate().filter(|(_, time)| *time != 0)
+    }
+
+    /// Drops the lists that no byte refers to.
+    fn drop_lists(&mut self) {
+        let mut kept: Vec<[u32; MAX_WARPS]> = vec![];
+        for visits in self.reads.iter_mut().chain(&mut self.atomics) {
+            if (*visits >> 32) as u32 == LISTED {
+                let list = self.lists[*visits as u32 as usize];
+                if kept.last() != Some(&list) {
+                    kept.push(list);
+                }
+                *visits = u64::from(LISTED) << 32 | (kept.len() - 1) as u64;
             }
+        }
+        self.max_lists = MANY_LISTS.max(2 * kept.len());
+        self.lists = kept;
+    }
+
+    /// The last plain write must happen before an access.
+    #[inline]
+    fn check_write_before(&self, at: usize, access: Access, verb: &str) -> Result<(), Box<Wrong>> {
+        let write = self.writes[at];
+        if write == 0 {
             return Ok(());
         }
         if write == PENDING {
             let what = format!(
                 "{verb} of shared memory while an asynchronous copy to it has not been waited for"
             );
-            return Err(Wrong::at(FaultKind::PendingCopy, address, what));
+            return Err(Wrong::at(FaultKind::PendingCopy, at as u64 + SPACE_START, what));
         }
-        if !self.checks_races || write & BY_ATOMIC != 0 && access.is_atomic {
+        let (time, by) = (write >> 5, (write & 31) as usize);
+        if !self.checks_races || self.clocks.is_before(by, time, access.warp) {
             return Ok(());
         }
-        let (time, by) = (write >> 7, (write & 31) as usize);
-        let is_before = if write & BY_MANY != 0 {
-            (0..MAX_WARPS).all(|v| self.clocks.is_before(v, time, access.warp))
-        } else {
-            self.clocks.is_before(by, time, access.warp)
-        };
-        if is_before {
-            return Ok(());
-        }
-        let what = format!(
-            "{verb} of shared memory by warp {}, which warp {by} writes with no barrier between",
-            access.warp
-        );
-        Err(Wrong::at(FaultKind::Race, address, what))
+        Err(race(at, access, verb, (by, "writes")))
     }
 
-    fn check_reads_before(&self, at: usize, access: Access, verb: &str) -> Result<(), Box<Wrong>> {
-        let reads = self.reads[at];
-        let (time, set) = ((reads >> 32) as u32, reads as u32);
-        let reader = if time == LISTED {
-            let list = &self.lists[set as usize];
-            (0..MAX_WARPS)
-                .find(|&v| list[v] != 0 && !self.clocks.is_before(v, list[v], access.warp))
-        } else if set & !(1 << access.warp) == 0 {
-            None
-        } else {
-            lanes(set).find(|&v| !self.clocks.is_before(v, time, access.warp))
-        };
-        let Some(reader) = reader else { return Ok(()) };
-        let what = format!(
-            "{verb} of shared memory by warp {}, which warp {reader} reads with no barrier between",
-            access.warp
-        );
-        Err(Wrong::at(FaultKind::Race, at as u64 + SPACE_START, what))
-    }
-
-    /// Checks a write of bytes `at`; atomics on bytes that atomics wrote are in order.
+    /// Visits must happen before an access; `verbs` are what it does and what they did.
     #[inline]
-    fn check_write(&self, at: usize, access: Access, verb: &str) -> Result<(), Box<Wrong>> {
-        let range = at..at + access.bytes;
-        let (first, reads) = (self.writes[at], self.reads[at]);
-        let is_same = self.writes[range.clone()].iter().all(|&write| write == first)
-            && self.reads[range.clone()].iter().all(|&read| read == reads);
-        for i in range {
-            self.check_write_before(self.writes[i], i, access, false, verb)?;
-            if self.checks_races {
-                self.check_reads_before(i, access, verb)?;
+    fn check_visits(
+        &self,
+        visits: &[Visits],
+        at: usize,
+        access: Access,
+        verbs: (&str, &str),
+    ) -> Result<(), Box<Wrong>> {
+        let Some(visits) = visits.get(at..at + access.bytes) else { return Ok(()) };
+        let mut last = 0;
+        for (i, &visits) in visits.iter().enumerate() {
+            // No visits, or those of the byte before, or the warp's own.
+            if visits == last || visits as u32 == 1 << access.warp && visits >> 32 != LISTED.into()
+            {
+                continue;
             }
-            if is_same {
-                break;
+            last = visits;
+            let (time, set) = ((visits >> 32) as u32, visits as u32);
+            let other = if time == LISTED {
+                self.visitors(visits).find(|&(v, t)| !self.clocks.is_before(v, t, access.warp))
+            } else {
+                let mut warps = lanes(set);
+                warps.find(|&v| !self.clocks.is_before(v, time, access.warp)).map(|v| (v, time))
+            };
+            if let Some((by, _)) = other {
+                return Err(race(at + i, access, verbs.0, (by, verbs.1)));
             }
         }
         Ok(())
     }
 
-    /// The entry of a write now.
-    fn entry(&self, access: Access, old: Write) -> Write {
-        let write = self.clocks.now().min((1 << 24) - 1) << 7 | access.warp as u32;
-        if !access.is_atomic {
-            return write;
+    /// Checks a write of bytes `at`.
+    #[inline]
+    fn check_write(&self, at: usize, access: Access, verb: &str) -> Result<(), Box<Wrong>> {
+        let first = self.writes[at];
+        let is_same = self.writes[at..at + access.bytes].iter().all(|&write| write == first);
+        let n_checked = if is_same { 1 } else { access.bytes };
+        for i in at..at + n_checked {
+            self.check_write_before(i, access, verb)?;
         }
-        let by_other = old & BY_ATOMIC != 0 && old & 31 != access.warp as u32;
-        let is_recent = old >> 7 == write >> 7;
-        let many = if is_recent && (by_other || old & BY_MANY != 0) { BY_MANY } else { 0 };
-        write | BY_ATOMIC | many
+        if !self.checks_races {
+            return Ok(());
+        }
+        self.check_visits(&self.reads, at, access, (verb, "reads"))?;
+        if access.is_atomic {
+            return Ok(());
+        }
+        self.check_visits(&self.atomics, at, access, (verb, "changes by an atomic"))
     }
 
     #[inline]
@@ -234,14 +243,18 @@ impl Shared {
     pub(crate) fn land(&mut self, at: usize, bytes: &[u8], access: Access) {
         let range = at..at + bytes.len();
         if access.is_atomic {
+            self.atomics.resize(self.bytes.len(), 0);
             for i in range.clone() {
-                self.writes[i] = self.entry(access, self.writes[i]);
+                self.atomics[i] = self.merge_visits(self.atomics[i], access.warp);
             }
         } else {
-            let entry = self.entry(access, 0);
-            self.writes[range.clone()].fill(entry);
-            // Reads are before this write, which is known by now, or would have been an error.
+            self.writes[range.clone()]
+                .fill(self.clocks.now().min(MAX_TIME) << 5 | access.warp as u32);
+            // Visits happen before this write, which is known by now, or would have been an error.
             self.reads[range.clone()].fill(0);
+            if let Some(atomics) = self.atomics.get_mut(range.clone()) {
+                atomics.fill(0);
+            }
         }
         self.bytes[range].copy_from_slice(bytes);
     }
@@ -250,4 +263,12 @@ impl Shared {
     pub(crate) fn bytes(&self, at: usize, n: usize) -> &[u8] {
         &self.bytes[at..at + n]
     }
+}
+
+fn race(at: usize, access: Access, verb: &str, (by, did): (usize, &str)) -> Box<Wrong> {
+    let what = format!(
+        "{verb} of shared memory by warp {}, which warp {by} {did} with no barrier between",
+        access.warp
+    );
+    Wrong::at(FaultKind::Race, at as u64 + SPACE_START, what)
 }
