@@ -79,20 +79,43 @@ impl Shared {
         // What an atomic reads is noted by its write, which other atomics may precede.
         if self.checks_races && !access.is_atomic {
             self.check_visits(&self.atomics, at, access, ("read", "changes by an atomic"))?;
-            let now = self.clocks.now();
-            let today = u64::from(now) << 32 | 1 << access.warp;
-            for i in range.clone() {
-                self.reads[i] = match self.reads[i] {
-                    old if (old ^ today) >> 32 == 0 => old | today,
-                    old => self.merge_visits(old, access.warp),
-                };
-            }
+            self.note_reads(at, access);
         }
         Ok(&self.bytes[range])
     }
 
-    /// Visits of another time joined with one of `warp` now.
+    #[inline]
+    fn note_reads(&mut self, at: usize, access: Access) {
+        let range = at..at + access.bytes;
+        let first = self.reads[at];
+        if self.reads[range.clone()].iter().all(|&visits| visits == first) {
+            let visits = self.merge_visits(first, access.warp);
+            if visits != first {
+                self.reads[range].fill(visits);
+            }
+            return;
+        }
+        for i in range {
+            self.reads[i] = self.merge_visits(self.reads[i], access.warp);
+        }
+    }
+
+    /// Visits joined with one of `warp` now.
+    #[inline]
     fn merge_visits(&mut self, old: Visits, warp: usize) -> Visits {
+        let (now, bit) = (self.clocks.now(), 1_u64 << warp);
+        let (time, set) = ((old >> 32) as u32, old & u64::from(u32::MAX));
+        if time == now {
+            return old | bit;
+        }
+        if time != LISTED && set & !bit == 0 {
+            return u64::from(now) << 32 | bit;
+        }
+        self.merge_times(old, warp)
+    }
+
+    /// The same where visits have different times.
+    fn merge_times(&mut self, old: Visits, warp: usize) -> Visits {
         let now = self.clocks.now();
         // A visit before this one need not be kept: what is ordered after this one is after it too.
         let mut list = [0; MAX_WARPS];
