@@ -37,6 +37,8 @@ const MAX_REGISTERS: usize = 1 << 16;
 const MAX_LOCAL_BYTES: u64 = 512 << 10;
 /// Most bytes of parameters, as of CUDA 12.
 const MAX_PARAM_BYTES: u64 = 32_764;
+/// Most bytes of global variables of a module.
+const MAX_GLOBAL_BYTES: u64 = 128 << 20;
 /// Bytes of constant memory.
 const MAX_CONSTANT_BYTES: u64 = 64 << 10;
 
@@ -71,7 +73,7 @@ type Placed = (Variables, BTreeMap<String, (u64, u64)>, Vec<u8>);
 fn place_variables(module: &Module, global: &mut Global) -> Result<Placed, Error> {
     let mut names = BTreeMap::new();
     let mut globals = BTreeMap::new();
-    let mut n_constants = 0_u64;
+    let (mut n_constants, mut n_globals) = (0_u64, 0_u64);
     for variable in &module.variables {
         let place = match variable.space {
             Space::Global if variable.is_extern => {
@@ -79,6 +81,11 @@ fn place_variables(module: &Module, global: &mut Global) -> Result<Placed, Error
                 return Err(Error::Invalid { line: variable.line, what });
             }
             Space::Global => {
+                n_globals += variable.bytes();
+                if n_globals > MAX_GLOBAL_BYTES {
+                    let what = format!("global variables need more than {MAX_GLOBAL_BYTES} bytes");
+                    return Err(Error::Invalid { line: variable.line, what });
+                }
                 let address = global.alloc(variable.bytes())?;
                 globals.insert(variable.name.clone(), (address, variable.bytes()));
                 address

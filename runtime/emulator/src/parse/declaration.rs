@@ -6,7 +6,7 @@ use crate::Error;
 use crate::ast::{Function, Initial, Module, Space, Variable};
 
 /// Largest variable. A limit of this reader; real ones are far smaller.
-const MAX_VARIABLE_BYTES: u64 = 1 << 30;
+const MAX_VARIABLE_BYTES: u64 = 64 << 20;
 /// Largest alignment that PTX allows in practice.
 const MAX_ALIGN: u64 = 1024;
 
