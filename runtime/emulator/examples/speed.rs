@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p emulator --example speed`
 
+#![allow(clippy::print_stdout, reason = "an example shows what it measures")]
+
 use std::time::Instant;
 
 use emulator::{Class, Device, Error, Launch, Module, Options};

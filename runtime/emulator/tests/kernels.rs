@@ -181,7 +181,8 @@ fn gemm(text: &str, options: &Options) {
     let args = [pa, pb, c, Arg::U32(n as u32), Arg::U32(k as u32)];
     let shared = 2 * 2 * (64 * 40 + 32 * 72);
     let grid = [n as u32 / 64, m as u32 / 64, 1];
-    let stats = s.launch("gemm_bf16", (grid, 128, shared), &args, options).unwrap();
+    let launched = s.launch("gemm_bf16", (grid, 128, shared), &args, options);
+    let stats = launched.unwrap_or_else(|e| panic!("{e}"));
     let error = difference(&s.f32s(c, m * n), &product(&a, &b, [m, n, k]));
     assert!(error < 1e-4, "{error}");
     assert_eq!(stats.multiply_adds, (m * n * k) as u64);

@@ -88,6 +88,10 @@ impl Lowering<'_> {
         let to = if inst.opcode[0] == "set" {
             let result = types(inst)[0];
             let is_float = !result.is_integer();
+            // A float result of halves is of their type, and no other has one.
+            if is_float && (ty.is_half() || result.is_half()) && result != ty {
+                return self.unknown(inst, "its types");
+            }
             Destination::Word { to: self.dest(&inst.operands[0], result)?, is_float }
         } else {
             match &inst.operands[0] {

@@ -12,7 +12,7 @@ pub(super) fn set_joins(code: &mut [Inst]) {
     let n_blocks = starts.len();
     let block_of = |at: u32| starts.partition_point(|&start| start <= at) - 1;
     let exit = n_blocks;
-    let mut successors = vec![vec![]; n_blocks];
+    let mut successors = Vec::with_capacity(n_blocks);
     let mut predecessors = vec![vec![]; n_blocks + 1];
     for block in 0..n_blocks {
         let end = starts.get(block + 1).copied().unwrap_or(code.len() as u32);
@@ -25,13 +25,13 @@ pub(super) fn set_joins(code: &mut [Inst]) {
         for &next in &to {
             predecessors[next].push(block);
         }
-        successors[block] = to;
+        successors.push(to);
     }
     let joins = postdominators(&successors, &predecessors, exit);
     let end = code.len() as u32;
-    for block in 0..n_blocks {
+    for (block, join) in joins[..n_blocks].iter().enumerate() {
         let last = starts.get(block + 1).copied().unwrap_or(end) as usize - 1;
-        let place = joins[block].map_or(end, |join| starts.get(join).copied().unwrap_or(end));
+        let place = join.map_or(end, |join| starts.get(join).copied().unwrap_or(end));
         if let Op::Branch { join, .. } | Op::BranchIndex { join, .. } = &mut code[last].op {
             *join = place;
         }

@@ -154,9 +154,8 @@ impl Lowering<'_> {
     /// The shape of a `wmma` and whether it is known for an element type.
     fn wmma_shape(&self, inst: &Instruction) -> Result<[usize; 3], Error> {
         let found = inst.opcode[1..].iter().find_map(|part| shape(part));
-        let is_known = |dims: &[usize; 3]| {
-            matches!(dims, [16, 16, 16] | [32, 8, 16] | [8, 32, 16] | [16, 16, 8])
-        };
+        let is_known =
+            |dims: &[usize; 3]| matches!(dims, [16, 16, 16 | 8] | [32, 8, 16] | [8, 32, 16]);
         found.filter(is_known).map_or_else(|| self.unknown(inst, "its shape"), Ok)
     }
 
@@ -246,12 +245,12 @@ impl Lowering<'_> {
         self.check_count(inst, &[4])?;
         let [m, n, k] = self.wmma_shape(inst)?;
         // With two types, those of D and C, operands are f16.
-        let (into, element, from) = match elements(inst).as_slice() {
-            &[into, from] if k == 16 => (into, Element::F16, from),
-            &[Element::F32, Element::Bf16, Element::Bf16, Element::F32] if k == 16 => {
+        let (into, element, from) = match *elements(inst).as_slice() {
+            [into, from] if k == 16 => (into, Element::F16, from),
+            [Element::F32, Element::Bf16, Element::Bf16, Element::F32] if k == 16 => {
                 (Element::F32, Element::Bf16, Element::F32)
             }
-            &[Element::F32, Element::Tf32, Element::Tf32, Element::F32] if k == 8 => {
+            [Element::F32, Element::Tf32, Element::Tf32, Element::F32] if k == 8 => {
                 (Element::F32, Element::Tf32, Element::F32)
             }
             _ => return self.unknown(inst, "these types"),

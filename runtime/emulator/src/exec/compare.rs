@@ -100,15 +100,15 @@ pub(super) fn compare(
         Destination::Word { to, is_float } => {
             let (low, high) = (join(low), high.map(join));
             let one: u32 = match (ty, is_float) {
-                (Ty::F16x2, true) => 0x3c00,
-                (Ty::Bf16x2, true) => 0x3f80,
+                (Ty::F16 | Ty::F16x2, true) => 0x3c00,
+                (Ty::Bf16 | Ty::Bf16x2, true) => 0x3f80,
                 (_, true) => 1.0_f32.to_bits(),
                 (_, false) if high.is_some() => 0xffff,
                 (_, false) => u32::MAX,
             };
             let row = std::array::from_fn(|l| {
                 let bit = |bits: u32| bits >> l & 1;
-                bit(low) * one | high.map_or(0, |high| (bit(high) * one) << 16)
+                (bit(low) * one) | high.map_or(0, |high| (bit(high) * one) << 16)
             });
             registers.set(mask, to, &row);
         }

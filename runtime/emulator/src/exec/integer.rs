@@ -45,10 +45,10 @@ macro_rules! ints {
             type Wide = $wide;
 
             #[inline]
-            #[allow(trivial_numeric_casts, reason = "the list has the type itself too")]
+            #[allow(trivial_numeric_casts, clippy::cast_lossless, reason = "64 bits stay 64")]
             fn from_u32(x: u32) -> Self { x as $int }
             #[inline]
-            #[allow(trivial_numeric_casts, reason = "as above")]
+            #[allow(trivial_numeric_casts, clippy::cast_lossless, reason = "64 bits stay 64")]
             fn low_u32(self) -> u32 { self as u32 }
             #[inline]
             fn add(self, y: Self) -> Self { self.wrapping_add(y) }

@@ -372,7 +372,7 @@ impl Warp {
             Fragment { element: into, n_regs: product.d.len(), ..product.accumulator() };
         for (i, &reg) in product.d.iter().enumerate() {
             let row = u32::row_mut(&mut self.registers, reg);
-            for lane in 0..LANES {
+            for (lane, word) in row.iter_mut().enumerate() {
                 for j in 0..per_register {
                     let e = i * per_register + j;
                     let (r, c) = if product.wmma.is_some() {
@@ -384,10 +384,10 @@ impl Warp {
                         continue;
                     };
                     if per_register == 1 {
-                        row[lane] = bits(acc[r][c]);
+                        *word = bits(acc[r][c]);
                     } else {
                         let shift = 16 * j;
-                        row[lane] = row[lane] & !(0xffff << shift) | bits(acc[r][c]) << shift;
+                        *word = *word & !(0xffff << shift) | bits(acc[r][c]) << shift;
                     }
                 }
             }

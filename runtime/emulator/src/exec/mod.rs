@@ -354,7 +354,7 @@ impl Warp {
                 self.mbarrier_init(block, mask, *barrier, *count)?;
             }
             Op::MbarrierInvalidate { barrier } => {
-                self.mbarrier_invalidate(block, mask, *barrier)?
+                self.mbarrier_invalidate(block, mask, *barrier)?;
             }
             Op::MbarrierArrive { barrier, to, count, expected, drops } => {
                 self.mbarrier_arrive(block, mask, *barrier, *to, (*count, *expected, *drops))?;
@@ -363,10 +363,9 @@ impl Warp {
                 self.mbarrier_expect(block, mask, *barrier, *bytes)?;
             }
             Op::MbarrierTest { barrier, to, state } => {
-                if !self.mbarrier_test(block, mask, *barrier, *to, *state)? {
-                    // Whoever it waits for must get a turn.
-                    return Ok(Flow::Pause(Pause::Turn));
-                }
+                let is_over = self.mbarrier_test(block, mask, *barrier, *to, *state)?;
+                // Whoever it waits for must get a turn.
+                return Ok(if is_over { Flow::Next } else { Flow::Pause(Pause::Turn) });
             }
             Op::LoadMatrix { address, is_transposed, to } => {
                 self.load_matrix(block, mask, *address, *is_transposed, to)?;

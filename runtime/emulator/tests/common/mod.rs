@@ -48,8 +48,8 @@ impl Session {
     }
 
     pub(crate) fn upload(&mut self, bytes: &[u8]) -> Arg {
-        let address = self.device.alloc(bytes.len() as u64).unwrap();
-        self.device.upload(address, bytes).unwrap();
+        let address = self.device.alloc(bytes.len() as u64).expect("the device has room");
+        self.device.upload(address, bytes).expect("it was allocated for this");
         Arg::Pointer(address)
     }
 
@@ -67,25 +67,31 @@ impl Session {
 
     /// Memory that nothing has written.
     pub(crate) fn alloc(&mut self, bytes: u64) -> Arg {
-        Arg::Pointer(self.device.alloc(bytes).unwrap())
+        Arg::Pointer(self.device.alloc(bytes).expect("the device has room"))
     }
 
     pub(crate) fn bytes(&self, arg: Arg, n: usize) -> Vec<u8> {
         let Arg::Pointer(address) = arg else { panic!("{arg:?} is no pointer") };
         assert_eq!(self.device.first_unwritten(address, n as u64), None, "not all is written");
         let mut bytes = vec![0; n];
-        self.device.download(address, &mut bytes).unwrap();
+        self.device.download(address, &mut bytes).expect("it is allocated");
         bytes
     }
 
     pub(crate) fn u32s(&self, arg: Arg, n: usize) -> Vec<u32> {
         let bytes = self.bytes(arg, 4 * n);
-        bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+        bytes
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes(b.try_into().expect("chunks have that length")))
+            .collect()
     }
 
     pub(crate) fn u16s(&self, arg: Arg, n: usize) -> Vec<u16> {
         let bytes = self.bytes(arg, 2 * n);
-        bytes.chunks_exact(2).map(|b| u16::from_le_bytes(b.try_into().unwrap())).collect()
+        bytes
+            .chunks_exact(2)
+            .map(|b| u16::from_le_bytes(b.try_into().expect("chunks have that length")))
+            .collect()
     }
 
     pub(crate) fn f32s(&self, arg: Arg, n: usize) -> Vec<f32> {
