@@ -53,17 +53,19 @@ fn unnoticed(
     entry: &str,
     run: fn(&Module, &Options) -> Outcome,
 ) -> (usize, Vec<String>) {
-    let module = Module::parse(text).unwrap();
+    let module = Module::parse(text).expect("the entry and the place exist");
     let mut reached = BTreeSet::new();
     for options in modes() {
         let stats = run(&module, &options).unwrap_or_else(|e| panic!("{e}"));
         reached.extend(stats.expect("the numbers are right").reached_lines);
     }
-    let line = |mutation: &Mutation| module.mutation_line(entry, *mutation).unwrap();
-    let mut mutations = module.mutations(entry).unwrap();
+    let line = |mutation: &Mutation| {
+        module.mutation_line(entry, *mutation).expect("the entry and the place exist")
+    };
+    let mut mutations = module.mutations(entry).expect("the entry and the place exist");
     mutations.retain(|mutation| reached.contains(&line(mutation)));
     let is_missed = |mutation: &&Mutation| {
-        let mutated = module.mutated(entry, **mutation).unwrap();
+        let mutated = module.mutated(entry, **mutation).expect("the entry and the place exist");
         modes().iter().all(|options| matches!(run(&mutated, options), Ok(Some(_))))
     };
     let missed = mutations.iter().filter(is_missed);
