@@ -4,6 +4,7 @@
 use std::env;
 use std::io::{self, Write};
 
+#[expect(clippy::disallowed_methods, reason = "Cargo tells a build script by variables")]
 fn main() -> io::Result<()> {
     let mut cargo = io::stdout().lock();
     writeln!(cargo, "cargo::rerun-if-changed=build.rs")?;
