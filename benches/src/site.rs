@@ -67,6 +67,7 @@ impl Timed {
             l1_bytes: 32 << 10,
             l2_bytes: 1 << 20,
             l3_bytes: 32 << 20,
+            gpu: None,
         };
         let site = Site {
             body: &body,

@@ -15,6 +15,7 @@
 
 use std::fmt;
 
+use kernels::cuda::Gpu;
 use kernels::{Isa, KernelDef, Layout, Target};
 
 use crate::lower::lower;
@@ -50,11 +51,15 @@ impl fmt::Display for Plan {
             write!(f, "{}", self.graph)?;
         }
         let t = &self.target;
-        writeln!(
+        write!(
             f,
-            "plan @{} {{isa = {}, threads = {}, l1 = {}, l2 = {}, l3 = {}}} {{",
+            "plan @{} {{isa = {}, threads = {}, l1 = {}, l2 = {}, l3 = {}",
             self.graph.name, t.isa, t.threads, t.l1_bytes, t.l2_bytes, t.l3_bytes
         )?;
+        if let Some(gpu) = t.gpu {
+            write!(f, ", gpu = {gpu}")?;
+        }
+        writeln!(f, "}} {{")?;
         writeln!(f, "  arena {} (lower bound {})", self.arena_bytes, self.lower_bound_bytes)?;
         for (i, buffer) in self.buffers.iter().enumerate() {
             writeln!(
@@ -159,5 +164,9 @@ fn parse_target(header: &str) -> Option<Target> {
         l1_bytes: number("l1")?,
         l2_bytes: number("l2")?,
         l3_bytes: number("l3")?,
+        gpu: match field("gpu") {
+            Some(name) => Some(Gpu::from_name(name)?),
+            None => None,
+        },
     })
 }

@@ -228,6 +228,7 @@ mod tests {
             l1_bytes: 32 << 10,
             l2_bytes: 1 << 20,
             l3_bytes: 16 << 20,
+            gpu: None,
         };
         crate::compile(graph, &target).unwrap()
     }

@@ -1,4 +1,5 @@
-//! The kernel contract ([`KernelDef`]) and the one list of all CPU kernels ([`Kernel`]).
+//! The kernel contract ([`KernelDef`]), the one list of all CPU kernels ([`Kernel`]), and among them
+//! what a CUDA device launches.
 //!
 //! A kernel is chosen for a *site*: a body graph (a fused group's, or a single op's) with the
 //! layouts of its operands and of its result. Choosing is pure; what is chosen is plain data that
@@ -8,6 +9,7 @@ use std::fmt;
 
 use ops::{Attr, Graph};
 
+use crate::cuda::{self, CudaKernel, Gpu};
 use crate::{Isa, Layout, Pool};
 
 /// What a plan is compiled for.
@@ -23,6 +25,8 @@ pub struct Target {
     pub l2_bytes: usize,
     /// Shared last-level cache in bytes.
     pub l3_bytes: usize,
+    /// The device that runs every step; `None` for this CPU.
+    pub gpu: Option<Gpu>,
 }
 
 /// One place in a graph that needs a kernel.
@@ -115,7 +119,10 @@ pub trait KernelDef: fmt::Debug {
     /// writes of its layout's extent, `scratch` for `scratch_bytes(pool.threads())`; nothing else
     /// writes them meanwhile; the result overlaps an operand only where `may_alias` allows it; the
     /// CPU has the instruction set the kernel was chosen for.
-    unsafe fn run(&self, launch: &Launch<'_>);
+    unsafe fn run(&self, launch: &Launch<'_>) {
+        let _ = launch;
+        unreachable!("{} runs on a device", self.name())
+    }
 }
 
 /// Lists every kernel once, in order of preference. Expands to the enum and lookups, no semantics.
@@ -128,11 +135,16 @@ macro_rules! kernels {
                 #[doc = concat!("`", $name, "`.")]
                 $kernel(crate::cpu::$module::$kernel),
             )*
+            /// Launches on a CUDA device.
+            Cuda(CudaKernel),
         }
 
         impl Kernel {
             /// The first kernel of the list that takes this site.
             pub fn select(site: &Site<'_>) -> Option<Kernel> {
+                if let Some(gpu) = site.target.gpu {
+                    return cuda::select(site, gpu).map(Kernel::Cuda);
+                }
                 $(if let Some(kernel) = crate::cpu::$module::$kernel::select(site) {
                     return Some(Kernel::$kernel(kernel));
                 })*
@@ -141,7 +153,10 @@ macro_rules! kernels {
 
             /// The kernel's contract.
             pub fn def(&self) -> &dyn KernelDef {
-                match self { $(Kernel::$kernel(kernel) => kernel),* }
+                match self {
+                    $(Kernel::$kernel(kernel) => kernel,)*
+                    Kernel::Cuda(kernel) => kernel,
+                }
             }
 
             /// Printed names in list order.

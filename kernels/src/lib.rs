@@ -1,13 +1,17 @@
-//! How ops run fast: CPU kernels in Rust SIMD.
+//! How ops run fast: CPU kernels in Rust SIMD, and what CUDA devices are to launch.
 //!
 //! Start reading at [`isa`] and [`simd`] (one source for every instruction set), [`pool`] (the
-//! threads), [`program`] (fused elementwise code), then [`cpu`].
+//! threads), [`program`] (fused elementwise code), then [`cpu`]. [`cuda`] chooses launches for a
+//! GPU, as plain data; the crate `cuda-kernels` below this folder makes code of them.
 
+pub mod body;
 pub mod cpu;
+pub mod cuda;
 mod error;
 pub mod isa;
 pub mod kernel;
 pub mod layout;
+mod nest;
 pub mod peak;
 pub mod pool;
 pub mod program;

@@ -33,6 +33,13 @@ pub const MAX_SLOTS: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Value(pub(crate) u8);
 
+impl Value {
+    /// The number of the instruction.
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
 /// One instruction; it defines the value with its own number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Instr {

@@ -26,7 +26,14 @@ const WITHOUT_KERNEL: [&str; 3] = ["conv_input_grad", "conv_weight_grad", "scatt
 
 /// With a last-level cache so small that small operands are split for it.
 fn target(isa: Isa) -> Target {
-    Target { isa, threads: 2, l1_bytes: 32 << 10, l2_bytes: 1 << 20, l3_bytes: 300 << 10 }
+    Target {
+        isa,
+        threads: 2,
+        l1_bytes: 32 << 10,
+        l2_bytes: 1 << 20,
+        l3_bytes: 300 << 10,
+        gpu: None,
+    }
 }
 
 /// How operands are stored.

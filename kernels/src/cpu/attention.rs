@@ -23,10 +23,10 @@ use crate::{Isa, Layout};
 use super::attention_rows::{HeadRows, RowTable};
 use super::attention_softmax::MAX_VECTORS;
 use super::attention_task::{Task, worker_bytes};
-use super::body::operand_view;
 use super::matmul_tile::Words;
-use super::nest::Nest;
 use super::shared::{Shared, aligned};
+use crate::body::operand_view;
+use crate::nest::Nest;
 
 /// Keys of a block: a multiple of every tile height.
 pub(super) const KEY_BLOCK: usize = 96;

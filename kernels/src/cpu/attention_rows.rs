@@ -9,10 +9,10 @@ use crate::program::{SlotPtr, load_f32};
 use crate::simd::{MAX_LANES, Simd};
 use crate::vec_math;
 
-use super::body::{Leaf, leaf, operand_view};
 use super::lanes::{copy, each, load_from, load_from_bf16, load_whole, store_to};
 use super::matmul_tile::Words;
 use super::shared::Shared;
+use crate::body::{Leaf, leaf, operand_view};
 
 /// Tables of one kernel, at most: weight and angles of queries, keys and values.
 pub(crate) const MAX_TABLES: usize = 6;

@@ -5,9 +5,9 @@ use ops::Op;
 use crate::Layout;
 use crate::kernel::{KernelDef, Launch, Site};
 
-use super::body::operand_view;
 use super::copy::Copy;
 use super::shared::Shared;
+use crate::body::operand_view;
 
 /// A join of operands along one axis.
 #[derive(Clone, Debug)]

@@ -16,12 +16,12 @@ use crate::program::{MAX_SLOTS, SlotPtr};
 use crate::simd::Simd;
 use crate::{Isa, Layout, Pool};
 
-use super::body::{Elementwise, Source, compile_elementwise, operand_view};
 use super::conv_direct::Direct;
 use super::conv_input::Input;
 use super::conv_winograd::Winograd;
-use super::nest::Nest;
 use super::shared::Shared;
+use crate::body::{Elementwise, Source, compile_elementwise, operand_view};
+use crate::nest::Nest;
 
 /// Spatial axes; missing ones count as 1, in front.
 pub(super) const SPATIAL: usize = 3;

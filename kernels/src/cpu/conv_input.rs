@@ -11,11 +11,11 @@ use crate::kernel::Site;
 use crate::program::{MAX_SLOTS, SlotPtr, load_f32};
 use crate::simd::{Simd, SimdJob};
 
-use super::body::{Elementwise, Source, compile_elementwise};
 use super::conv::SPATIAL;
 use super::group_stats::GroupStats;
 use super::lanes::copy;
 use super::shared::Shared;
+use crate::body::{Elementwise, Source, compile_elementwise};
 
 /// The input of a convolution.
 #[derive(Clone, Debug)]
@@ -260,7 +260,7 @@ impl SimdJob for Cells<'_> {
         unsafe {
             // The operand as f32 at position `i`, computed or copied to `to`.
             let read =
-                |leaf: &super::body::Leaf, index: usize, i: usize, n: usize, to: *mut f32| {
+                |leaf: &crate::body::Leaf, index: usize, i: usize, n: usize, to: *mut f32| {
                     let stride = input.strides[index][4];
                     let at = self.position(index, leaf.layout.offset, i);
                     let slot = reader.shared.slot(leaf, at, if n == 1 { 1 } else { stride }, to);

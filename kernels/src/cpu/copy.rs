@@ -6,8 +6,8 @@
 
 use crate::Layout;
 
-use super::nest::{MAX_LAYOUTS, Nest};
 use super::transpose::transpose;
+use crate::nest::{MAX_LAYOUTS, Nest};
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 15;

@@ -11,7 +11,7 @@ use ops::{Class, DType, Graph, Op, Role, ValueId};
 use crate::Layout;
 use crate::program::{MAX_SLOTS, SlotPtr};
 
-use super::body::{Leaf, Source, leaf};
+use crate::body::{Leaf, Source, leaf};
 
 /// Elements that are run at a time.
 const LANES: usize = 64;
@@ -105,7 +105,7 @@ impl Exact {
         &self.leaves
     }
 
-    /// As [`super::body::Elementwise::may_alias`].
+    /// As [`crate::body::Elementwise::may_alias`].
     pub(crate) fn may_alias(&self, operand: usize, result: &Layout) -> bool {
         let mut reads =
             self.leaves.iter().filter(|leaf| leaf.source == Source::Operand(operand)).peekable();

@@ -12,10 +12,10 @@ use crate::kernel::{KernelDef, Launch, Packing, Site};
 use crate::pool::Pool;
 use crate::program::{Instr, MAX_SLOTS, Program};
 
-use super::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
 use super::matmul::{BOperand, BView, Matmul, MatmulBuffers, MatmulSpec};
 use super::matmul_rows::{Norm, RowView};
 use super::shared::Shared;
+use crate::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
 
 /// A product and where its parts come from.
 #[derive(Clone, Debug)]

@@ -6,10 +6,10 @@ use ops::{DType, Op};
 use crate::Layout;
 use crate::kernel::{KernelDef, Launch, Site};
 
-use super::body::operand_view;
 use super::copy::Copy;
-use super::nest::Nest;
 use super::shared::Shared;
+use crate::body::operand_view;
+use crate::nest::Nest;
 
 /// Ids per item of the pool.
 const ITEM: usize = 256;

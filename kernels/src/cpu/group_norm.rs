@@ -10,10 +10,10 @@ use crate::program::{MAX_SLOTS, SlotPtr};
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::body::{Elementwise, Source, compile_elementwise};
 use super::group_stats::GroupStats;
-use super::nest::Nest;
 use super::shared::{Shared, aligned};
+use crate::body::{Elementwise, Source, compile_elementwise};
+use crate::nest::Nest;
 
 /// A group norm.
 #[derive(Clone, Debug)]

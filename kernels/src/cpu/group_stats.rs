@@ -15,10 +15,10 @@ use crate::program::{MAX_SLOTS, SlotPtr};
 use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch};
 use crate::{Isa, Layout, Pool};
 
-use super::body::{Elementwise, Source, compile_elementwise, leaf};
-use super::nest::{Cursor, Nest};
 use super::shared::{Shared, aligned};
 use super::sum::Sum;
+use crate::body::{Elementwise, Source, compile_elementwise, leaf};
+use crate::nest::{Cursor, Nest};
 
 /// Elements per block.
 const BLOCK: usize = 1 << 15;
@@ -98,7 +98,7 @@ impl GroupStats {
 
     /// Whether operand `operand` is weight or bias.
     pub(super) fn affine_reads(&self, operand: usize) -> bool {
-        let reads = |leaf: &super::body::Leaf| leaf.source == Source::Operand(operand);
+        let reads = |leaf: &crate::body::Leaf| leaf.source == Source::Operand(operand);
         self.affine.iter().any(|code| code.leaves.iter().any(reads))
     }
 

@@ -14,11 +14,11 @@ use crate::program::{CHUNK, MAX_SLOTS, SlotPtr};
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::body::{Elementwise, Leaf, compile_elementwise, operand_view};
 use super::copy::Copy;
 use super::exact::Exact;
-use super::nest::Nest;
 use super::shared::{Shared, aligned};
+use crate::body::{Elementwise, Leaf, compile_elementwise, operand_view};
+use crate::nest::Nest;
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 14;

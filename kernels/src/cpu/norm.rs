@@ -13,10 +13,10 @@ use crate::simd::{Simd, SimdJob, dispatch};
 use crate::vec_math;
 use crate::{Isa, Layout};
 
-use super::body::{Elementwise, Source, compile_elementwise};
-use super::nest::{Cursor, Nest};
 use super::shared::{Shared, aligned};
 use super::sum::{max_of, sum_of};
+use crate::body::{Elementwise, Source, compile_elementwise};
+use crate::nest::{Cursor, Nest};
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 14;

@@ -7,9 +7,9 @@ use ops::Op;
 use crate::Layout;
 use crate::kernel::{KernelDef, Launch, Site};
 
-use super::body::operand_view;
 use super::copy::Copy;
 use super::shared::Shared;
+use crate::body::operand_view;
 
 /// The largest element: all its bytes are zero.
 static ZERO: [u64; 1] = [0];

@@ -12,10 +12,10 @@ use crate::program::{CHUNK, MAX_SLOTS, SlotPtr};
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
-use super::nest::{Cursor, Nest};
 use super::shared::{Shared, aligned};
 use super::sum::{max_of, sum_of};
+use crate::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
+use crate::nest::{Cursor, Nest};
 
 /// Operand elements of one task.
 const TASK: usize = 1 << 14;
@@ -99,7 +99,7 @@ impl Reduce {
             layouts.push(if is_scratch { site.result } else { &leaf.layout });
         }
         layouts.extend(&leaves);
-        if layouts.len() > super::nest::MAX_LAYOUTS || leaves.is_empty() {
+        if layouts.len() > crate::nest::MAX_LAYOUTS || leaves.is_empty() {
             return None;
         }
         let kept = Nest::with_axes(&layouts, &kept_axes);

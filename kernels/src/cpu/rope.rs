@@ -11,8 +11,8 @@ use crate::{Isa, Layout};
 
 use super::attention_rows::{HeadRows, MAX_TABLES, RowTable, padded};
 use super::lanes::store_to;
-use super::nest::Nest;
 use super::shared::{Shared, aligned};
+use crate::nest::Nest;
 
 /// Rows per item of the pool.
 const ROWS: usize = 64;

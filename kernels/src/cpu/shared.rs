@@ -3,7 +3,7 @@
 use crate::kernel::Launch;
 use crate::program::SlotPtr;
 
-use super::body::{Leaf, Source};
+use crate::body::{Leaf, Source};
 
 /// Bytes to which each worker's part of the scratch is aligned.
 pub(crate) const ALIGN: usize = 64;

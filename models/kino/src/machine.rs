@@ -36,7 +36,7 @@ pub(crate) fn target(forced_isa: Option<&str>, threads: Option<usize>) -> Outcom
         }
     };
     let [l1_bytes, l2_bytes, l3_bytes] = caches();
-    Ok(Target { isa, threads, l1_bytes, l2_bytes, l3_bytes })
+    Ok(Target { isa, threads, l1_bytes, l2_bytes, l3_bytes, gpu: None })
 }
 
 /// Cores that this process may use.

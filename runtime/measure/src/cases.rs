@@ -267,6 +267,7 @@ mod tests {
             l1_bytes: 32 << 10,
             l2_bytes: 1 << 20,
             l3_bytes: 16 << 20,
+            gpu: None,
         };
         let mut kernels: Vec<&str> = vec![];
         for dtype in [DType::F32, DType::Bf16] {

@@ -1,0 +1,18 @@
+//! Code of the functions that a CUDA device launches.
+//!
+//! [`kernels::cuda`] says what is launched, as plain data; here each [`Function`](kernels::cuda::Function)
+//! has its code, in CubeCL, one file each. [`emit`] makes CUDA text of it, [`Nvrtc`] machine code of
+//! the text. Neither needs a GPU, and nothing of this is needed where an engine runs.
+
+mod emit;
+mod error;
+mod evaluate;
+mod map;
+mod nvrtc;
+mod position;
+mod properties;
+mod slot;
+
+pub use emit::{Source, emit};
+pub use error::Error;
+pub use nvrtc::{Compiled, Nvrtc, Resources};
