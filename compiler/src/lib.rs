@@ -42,7 +42,8 @@ pub use work::{Shape, Work};
 /// # Errors
 /// As [`plan()`].
 pub fn compile(graph: Graph, target: &Target) -> Result<Plan, Error> {
-    plan(&optimize(graph, &mut |_| {}), target)
+    let fused = run_passes(graph, pass::BEFORE_CHUNKING, &mut |_| {});
+    plan(&chunk_tokens(&fused, Chunking::of(target)), target)
 }
 
 /// What a plan is held to.
@@ -62,7 +63,7 @@ pub fn compile_with(graph: Graph, target: &Target, options: &Options) -> Result<
     let name = graph.name.clone();
     let fused = run_passes(graph, pass::BEFORE_CHUNKING, &mut |_| {});
     let mut smallest: Option<Plan> = None;
-    let Chunking { bytes, max_chunks } = Chunking::default();
+    let Chunking { bytes, max_chunks } = Chunking::of(target);
     for fineness in 0..=MAX_FINENESS {
         let max_chunks = max_chunks << fineness.min(MAX_SPLITS);
         let chunking = Chunking { bytes: bytes >> fineness, max_chunks };
@@ -84,8 +85,8 @@ pub fn compile_with(graph: Graph, target: &Target, options: &Options) -> Result<
     })
 }
 
-/// Each step of fineness halves chunks. Below 1 MiB they would cost time and save nothing that a
-/// machine that holds the weights could not spare.
+/// Each step of fineness halves chunks. Below 1 MiB on a CPU they would cost time and save nothing that
+/// a machine that holds the weights could not spare.
 const MAX_FINENESS: usize = 5;
 
 /// How often the greatest number of chunks is doubled: 128 of each branch make plans of some ten

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kernels::Target;
 use ops::defs::concat::Concat;
 use ops::defs::slice::Slice;
 use ops::{Class, Graph, Op, Role, TensorType, ValueId};
@@ -38,6 +39,16 @@ impl Default for Chunking {
     /// cost nothing.
     fn default() -> Chunking {
         Chunking { bytes: 32 << 20, max_chunks: 16 }
+    }
+}
+
+impl Chunking {
+    /// What suits the target: a GPU needs far larger chunks to be busy, and has the memory.
+    pub fn of(target: &Target) -> Chunking {
+        match target.gpu {
+            Some(_) => Chunking { bytes: 1 << 30, max_chunks: 16 },
+            None => Chunking::default(),
+        }
     }
 }
 
