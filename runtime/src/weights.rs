@@ -120,6 +120,11 @@ impl WeightStore {
         Ok(weight)
     }
 
+    /// Says that the bytes of [`WeightStore::dense`] have been put elsewhere.
+    pub fn release(&self, name: &str) {
+        self.source.release(name);
+    }
+
     /// Says that a weight will be made soon.
     pub(crate) fn prefetch(&self, name: &str) {
         self.source.prefetch(name);
@@ -153,8 +158,12 @@ impl WeightStore {
         Ok(())
     }
 
-    /// The tensor's bytes in the graph's element type, aligned for it.
-    fn dense(&self, name: &str, ty: &TensorType) -> Result<Cow<'_, [u8]>, Error> {
+    /// The dense little-endian bytes of weight `name` as the graph declares it, converted if the source has
+    /// another float type, aligned for its elements. Nothing is kept: it is for who puts them elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::MissingWeight`], [`Error::WeightType`], [`Error::Source`].
+    pub fn dense(&self, name: &str, ty: &TensorType) -> Result<Cow<'_, [u8]>, Error> {
         let source = |reason| Error::Source { name: name.to_string(), reason };
         let (found, bytes) = self
             .source

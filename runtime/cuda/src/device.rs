@@ -1,0 +1,116 @@
+//! What an engine needs of a device.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use engine::{Arch, Kernel};
+
+use crate::Error;
+
+/// A loaded kernel of one device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct KernelId(pub(crate) usize);
+
+/// A captured sequence of launches of one device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct GraphId(pub(crate) usize);
+
+/// Memory, kernels and a clock. Everything happens in the order of the calls; launches, marks and uploads may
+/// still be under way when their call returns, and whatever fails then is told by a later call.
+pub trait Device: Debug + Send {
+    /// What people call it.
+    fn name(&self) -> &str;
+
+    /// Which code it runs.
+    fn arch(&self) -> Arch;
+
+    /// Reserves bytes that nothing has written, and returns their address, a multiple of 256. They are released
+    /// with the device. `what` names them in messages.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], or what the device says.
+    fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<u64, Error>;
+
+    /// Writes to a part of an allocation; `bytes` may be used again when it returns.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] outside of allocations, or what the device says.
+    fn upload(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Waits for everything before it and reads a part of an allocation.
+    ///
+    /// # Errors
+    /// As [`Device::upload`], and failures of what was waited for.
+    fn download(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error>;
+
+    /// Writes zeros to a part of an allocation.
+    ///
+    /// # Errors
+    /// As [`Device::upload`].
+    fn zero(&mut self, address: u64, bytes: u64) -> Result<(), Error>;
+
+    /// Loads the kernel's best image for this device.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`] if it has none, or what the device says of the image.
+    fn load(&mut self, kernel: &Kernel) -> Result<KernelId, Error>;
+
+    /// Launches `grid` blocks. `pointers` are the addresses that the kernel takes.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] for another number of pointers, or what the device says.
+    fn launch(
+        &mut self,
+        kernel: KernelId,
+        grid: [u32; 3],
+        pointers: &[u64],
+    ) -> Result<(), Error>;
+
+    /// Waits for everything before it.
+    ///
+    /// # Errors
+    /// Failures of what was waited for.
+    fn synchronize(&mut self) -> Result<(), Error>;
+
+    /// Notes the time at which everything before it is done, as mark number `mark`. Numbers are used again.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn mark(&mut self, mark: usize) -> Result<(), Error>;
+
+    /// Time from one mark to a later one, which must have been reached ([`Device::synchronize`]).
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] for a mark that was never made, or what the device says.
+    fn elapsed(&mut self, from: usize, to: usize) -> Result<Duration, Error>;
+
+    /// Begins to record launches instead of running them.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] if the device has no graphs.
+    fn begin_capture(&mut self) -> Result<(), Error> {
+        Err(self.without_graphs())
+    }
+
+    /// Ends a recording. Also after a failed launch, so that the device can be used again.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] if the device has no graphs, or what the device says of the recording.
+    fn end_capture(&mut self) -> Result<GraphId, Error> {
+        Err(self.without_graphs())
+    }
+
+    /// Runs what was recorded.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] if there is no such recording, or what the device says.
+    fn launch_graph(&mut self, graph: GraphId) -> Result<(), Error> {
+        let _ = graph;
+        Err(self.without_graphs())
+    }
+
+    /// The answer of a device that runs launches one by one only.
+    fn without_graphs(&self) -> Error {
+        Error::Misuse(format!("{} has no graphs of launches: run without one", self.name()))
+    }
+}

@@ -1,0 +1,154 @@
+//! What can go wrong when an engine meets a device.
+
+use engine::{Image, ImageKind, Kernel};
+use thiserror::Error;
+
+use crate::device::{Device, KernelId};
+
+/// Why an engine could not be bound or run.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The machine has no CUDA driver. The world's.
+    #[error(
+        "no CUDA driver: {looked_for} is not on this machine; install NVIDIA's driver, or run on the CPU"
+    )]
+    NoDriver {
+        /// Name of the library.
+        looked_for: &'static str,
+    },
+    /// The driver sees no GPU, or not the one that was asked for. The world's, or the caller's.
+    #[error(
+        "no GPU {index}: the driver shows {n_devices}; choose one of them, and see CUDA_VISIBLE_DEVICES, which \
+         may hide some"
+    )]
+    NoDevice {
+        /// Number asked for, from 0.
+        index: usize,
+        /// How many there are.
+        n_devices: usize,
+    },
+    /// The GPU has not enough memory. The world's.
+    #[error(
+        "{bytes} bytes for the {what} are not free on {device} ({free} of {total} are): use a smaller size, or \
+         close other programs that use it"
+    )]
+    OutOfMemory {
+        /// What the memory is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Name of the GPU.
+        device: String,
+        /// Bytes free.
+        free: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The engine was not compiled for this device. The caller's.
+    #[error(
+        "kernel `{kernel}` was compiled for {targets}; {device} is {arch}{also}: compile the model for it"
+    )]
+    NoImage {
+        /// Kind of kernel.
+        kernel: String,
+        /// What it was compiled for.
+        targets: String,
+        /// Name of the device.
+        device: String,
+        /// Its architecture.
+        arch: engine::Arch,
+        /// What else the device wants of an image.
+        also: &'static str,
+    },
+    /// The driver refused, or a kernel failed. The world's, or the kernel's.
+    #[error("cannot {doing}: the CUDA driver says {code} ({meaning})")]
+    Driver {
+        /// What was tried.
+        doing: String,
+        /// Name of the code.
+        code: String,
+        /// What the driver says of it.
+        meaning: String,
+    },
+    /// The emulated device refused, or a kernel did what it must not do. The kernel's.
+    #[error("cannot {doing}: {source}")]
+    Emulated {
+        /// What was tried.
+        doing: String,
+        /// Why.
+        source: emulator::Error,
+    },
+    /// A step failed. Says which.
+    #[error("program `{program}`, step {index} ({label}, {scope}): {source}")]
+    Step {
+        /// Program.
+        program: String,
+        /// Position of the step.
+        index: usize,
+        /// Kind of kernel.
+        label: String,
+        /// Where in the model.
+        scope: String,
+        /// What is wrong.
+        source: Box<Error>,
+    },
+    /// A call that does not fit what the device holds. The caller of a [`crate::Device`].
+    #[error("{0}")]
+    Misuse(String),
+    /// A weight is missing or of another shape. The caller's checkpoint.
+    #[error(transparent)]
+    Weights(#[from] runtime::Error),
+    /// The engine has no such program, or it is not bound. The caller's.
+    #[error("no program `{name}`; there are {known}")]
+    NoProgram {
+        /// Name asked for.
+        name: String,
+        /// Names that there are.
+        known: String,
+    },
+    /// An input or output is missing, unknown, of another size, or asked for at the wrong time. The caller's.
+    #[error("{what} `{name}` of program `{program}`: {reason}")]
+    Port {
+        /// Input or output.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Program.
+        program: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// `device` runs no image of `kernel`; `also` is what it wants beside its architecture.
+    pub(crate) fn no_image(kernel: &Kernel, device: &dyn Device, also: &'static str) -> Error {
+        let target = |image: &Image| match image.kind {
+            ImageKind::Ptx => format!("{} (PTX)", image.arch),
+            ImageKind::Cubin => image.arch.to_string(),
+        };
+        Error::NoImage {
+            kernel: kernel.name.clone(),
+            targets: kernel.images.iter().map(target).collect::<Vec<_>>().join(", "),
+            device: device.name().to_string(),
+            arch: device.arch(),
+            also,
+        }
+    }
+
+    pub(crate) fn unknown_kernel(kernel: KernelId) -> Error {
+        Error::Misuse(format!("kernel {} is not loaded on this device", kernel.0))
+    }
+
+    pub(crate) fn unknown_mark(mark: usize) -> Error {
+        Error::Misuse(format!("mark {mark} was not made on this device"))
+    }
+
+    /// Whether a kernel gets as many pointers as it takes.
+    pub(crate) fn check_pointers(entry: &str, found: usize, expected: u32) -> Result<(), Error> {
+        if found == expected as usize {
+            return Ok(());
+        }
+        Err(Error::Misuse(format!("launch of `{entry}` with {found} pointers, expected {expected}")))
+    }
+}

@@ -1,0 +1,25 @@
+//! Runs engine files: on a GPU through NVIDIA's driver, or on the emulated device.
+//!
+//! A [`Device`] is memory, kernels and a clock; there are two, [`Driver`] and [`Emulated`]. A [`Session`] binds
+//! programs of an engine to one: it allocates one arena, weights and constants once, and a run is a walk over
+//! launches whose addresses are known, or one launch of a graph.
+//!
+//! Nothing but the driver is needed, which is loaded when a [`Driver`] is opened: no toolkit, no compiler, and a
+//! program that was built with this crate starts on a machine without a GPU.
+//!
+//! All unsafe code is in `driver/`. Kernels of an engine are trusted with what the GPU can reach, as an executable
+//! is with a process; the engine's own numbers (addresses, sizes, images) are checked when it is read.
+
+mod device;
+mod driver;
+mod emulated;
+mod error;
+mod permute;
+mod session;
+mod weights;
+
+pub use device::{Device, GraphId, KernelId};
+pub use driver::Driver;
+pub use emulated::Emulated;
+pub use error::Error;
+pub use session::{ProgramId, Session};

@@ -1,0 +1,191 @@
+//! What an engine is: kernels, programs that launch them, and the weights that they read.
+//!
+//! Device memory is in three spaces: one arena that every program of the engine uses from its first byte, the
+//! weights, and the constants. Addresses are a space and a byte offset until a device binds them.
+
+use ops::{DType, TensorType};
+
+use crate::{Arch, Blob};
+
+/// Most dynamic shared memory of a block on any architecture, in bytes.
+pub const MAX_DYNAMIC_SHARED_BYTES: u32 = 227 << 10;
+
+/// A model compiled for GPUs, without its weights.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Engine {
+    /// Name and version of the program that compiled it.
+    pub created_by: String,
+    /// Which model, in words for people.
+    pub model: String,
+    /// Element type in which activations are stored.
+    pub dtype: DType,
+    /// Device code, referred to by position.
+    pub kernels: Vec<Kernel>,
+    /// Weights, referred to by position.
+    pub weights: Vec<Weight>,
+    /// Bytes of constants, referred to by position; never empty ones.
+    pub constants: Vec<Blob>,
+    /// What can be run, one program a bucket.
+    pub programs: Vec<Program>,
+}
+
+/// One entry point, compiled for several architectures.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Kernel {
+    /// Kind of kernel, for people: `matmul`.
+    pub name: String,
+    /// Symbol of the entry in every image.
+    pub entry: String,
+    /// Threads of a block along x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block in bytes.
+    pub shared_bytes: u32,
+    /// How many pointers it takes; they are its first parameters.
+    pub n_pointers: u32,
+    /// Words of the struct that it takes by value as last parameter; there is no such parameter if empty.
+    pub info: Vec<u64>,
+    /// The code, at most once per architecture and kind.
+    pub images: Vec<Image>,
+}
+
+/// Code of a kernel for one architecture.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Image {
+    /// What it was compiled for.
+    pub arch: Arch,
+    /// Machine code or PTX.
+    pub kind: ImageKind,
+    /// Registers of a thread; 0 for PTX.
+    pub registers: u32,
+    /// Bytes of registers that a thread spills to memory; 0 for PTX.
+    pub spill_bytes: u32,
+    /// An ELF file or a text, without a final NUL.
+    pub bytes: Blob,
+}
+
+/// Form of an [`Image`].
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum ImageKind {
+    /// Text that the driver compiles when it is loaded.
+    Ptx,
+    /// Machine code.
+    Cubin,
+}
+
+/// A weight as kernels read it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Weight {
+    /// Name of the tensor in checkpoints.
+    pub name: String,
+    /// Type as the model declares it; a checkpoint may have another float type, which is converted.
+    pub ty: TensorType,
+    /// Order in which the axes of `ty` lie in device memory, outermost first; empty as declared.
+    pub axes: Vec<u32>,
+    /// Bytes in device memory, at least those of `ty`; the others are zero.
+    pub bytes: u64,
+}
+
+/// Launches that compute outputs from inputs in one arena.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Program {
+    /// What it computes, for which bucket: `step 240p:16f:9:16`.
+    pub name: String,
+    /// Bytes of the arena.
+    pub arena_bytes: u64,
+    /// No arena for these steps can be smaller.
+    pub lower_bound_bytes: u64,
+    /// What is written before it runs; inputs do not overlap, and running may overwrite them.
+    pub inputs: Vec<Port>,
+    /// What can be read after it ran; outputs do not overlap.
+    pub outputs: Vec<Port>,
+    /// In order.
+    pub steps: Vec<Step>,
+}
+
+/// A dense row-major tensor in the arena that the caller writes or reads.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Port {
+    /// Name, once among inputs and once among outputs.
+    pub name: String,
+    /// Element type and shape.
+    pub ty: TensorType,
+    /// First byte in the arena, a multiple of the size of an element.
+    pub offset: u64,
+}
+
+/// Work that is timed and named as one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Step {
+    /// Kind of kernel.
+    pub label: String,
+    /// Where in the model: `blocks.3.attn`.
+    pub scope: String,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes that must be read and written at least.
+    pub bytes: u64,
+    /// In order.
+    pub launches: Vec<Launch>,
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Launch {
+    /// Position in [`Engine::kernels`].
+    pub kernel: u32,
+    /// Blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// The pointers, as many as the kernel takes.
+    pub args: Vec<Arg>,
+}
+
+/// An address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Arg {
+    /// What it points into.
+    pub space: Space,
+    /// Byte in it.
+    pub offset: u64,
+}
+
+/// What an [`Arg`] points into.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Space {
+    /// The arena of the program.
+    Arena,
+    /// A weight, by position in [`Engine::weights`].
+    Weight(u32),
+    /// A constant, by position in [`Engine::constants`].
+    Constant(u32),
+}
+
+impl Engine {
+    /// Every architecture and kind for which some kernel has code, such as `sm_90a` or `sm_80 (PTX)`, sorted.
+    pub fn targets(&self) -> Vec<String> {
+        let images = self.kernels.iter().flat_map(|kernel| &kernel.images);
+        let mut found: Vec<_> = images.map(|image| (image.arch, image.kind)).collect();
+        found.sort_unstable();
+        found.dedup();
+        let name = |&(arch, kind): &(Arch, ImageKind)| match kind {
+            ImageKind::Ptx => format!("{arch} (PTX)"),
+            ImageKind::Cubin => arch.to_string(),
+        };
+        found.iter().map(name).collect()
+    }
+}
+
+impl Kernel {
+    /// The best image for a GPU of architecture `device`: machine code before PTX, specific before general,
+    /// later before earlier. `None` if the GPU runs none of them.
+    pub fn image_for(&self, device: Arch) -> Option<&Image> {
+        let usable = self.images.iter().filter(|image| image.arch.runs_on(device, image.kind));
+        usable.max_by_key(|image| (image.kind, image.arch.is_specific, image.arch))
+    }
+}
+
+impl Program {
+    /// FLOPs of all steps.
+    pub fn flops(&self) -> u64 {
+        self.steps.iter().fold(0, |sum, step| sum.saturating_add(step.flops))
+    }
+}
