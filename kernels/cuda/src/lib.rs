@@ -15,4 +15,4 @@ mod slot;
 
 pub use emit::{Source, emit};
 pub use error::Error;
-pub use nvrtc::{Compiled, Nvrtc, Resources};
+pub use nvrtc::{COMPILER, Compiled, Nvrtc, Resources};

@@ -13,6 +13,9 @@ use kernels::cuda::Gpu;
 use crate::Source;
 use crate::error::Error;
 
+/// What compiles: another version may give other code for the same text.
+pub const COMPILER: &str = "nvrtc 12.9";
+
 /// Folder that the install script fills, below the workspace's `target`.
 const FOLDER: &str = "cuda-tools";
 /// The library, and the one it opens while it compiles.
