@@ -5,6 +5,8 @@
 
 mod bench;
 mod calibrate;
+#[cfg(feature = "compile")]
+mod compile;
 mod config_file;
 mod doctor;
 mod dump;
@@ -69,6 +71,9 @@ enum Command {
     Dump(dump::DumpOptions),
     /// Tell what a request takes before it runs: memory, work, expected time
     Plan(plan::PlanOptions),
+    /// Compile a model for GPUs: plans and kernels as one engine file
+    #[cfg(feature = "compile")]
+    Compile(compile::CompileOptions),
     /// Run a model and tell where time and memory go, on made-up weights if it is only a name
     Profile(profile::ProfileOptions),
     /// Measure this machine once, so that plans have an expected time
@@ -106,6 +111,8 @@ fn run(command: Command) -> Outcome<()> {
     match command {
         Command::Sample(options) => sample::run(*options, forced_isa, &calibration, &*interrupt()?),
         Command::Plan(options) => plan::run(&options, forced_isa, &calibration),
+        #[cfg(feature = "compile")]
+        Command::Compile(options) => compile::run(&options, cache_folder()),
         Command::Profile(options) => {
             profile::run(&options, forced_isa, &calibration, &*interrupt()?)
         }

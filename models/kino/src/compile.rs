@@ -1,0 +1,187 @@
+//! `kino compile`: a model's plans for some buckets, with their kernels, as one engine file.
+//!
+//! No weight is read, and no GPU is needed.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use aot::{Builder, Cache};
+use clap::Args;
+use cuda_kernels::Nvrtc;
+use kernels::cuda::Gpu;
+use kernels::{Isa, Target};
+use serde_json::json;
+
+use crate::dump::{ModelOptions, StageName};
+use crate::failure::{Failure, Outcome};
+use crate::options::Storage;
+use crate::parts::Parts;
+use crate::progress::Console;
+use crate::report::line;
+use crate::{VERSION, machine, plan, progress, settings, units};
+
+/// What to compile.
+#[derive(Args, Debug)]
+pub(crate) struct CompileOptions {
+    /// tiny-flare-1.1, stdit-xl, stdit2-xl, t5-large, t5-xl, t5-xxl, sd-vae, or a checkpoint or
+    /// pipeline folder
+    model: String,
+    /// Sizes: 240p:16f:9:16 (name, frames, aspect) or 16x256x256 (frames, height, width)
+    #[arg(long, default_value = "240p:16f:9:16", value_name = "BUCKET")]
+    bucket: Vec<String>,
+    /// One part of sampling, where the model has several
+    #[arg(long)]
+    stage: Option<StageName>,
+    /// Videos at once
+    #[arg(long, default_value_t = 1)]
+    batch_size: usize,
+    /// Storage type of weights and activations
+    #[arg(long, default_value = "bf16")]
+    dtype: Storage,
+    /// Storage type of a pipeline's text encoder, f32 or bf16 [default: that of the rest]
+    #[arg(long, value_name = "TYPE")]
+    text_dtype: Option<Storage>,
+    /// Generation of GPUs: sm_80, sm_86, sm_89 or sm_90a
+    #[arg(long, default_value = "sm_90a", value_name = "ARCH")]
+    target: String,
+    /// Most memory for arena and weights of a plan, such as 80GiB
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<String>,
+    /// The engine
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// Compile everything again
+    #[arg(long)]
+    no_cache: bool,
+    /// One JSON document on standard output
+    #[arg(long)]
+    json: bool,
+    /// Show errors only
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// The command. Compiled functions are kept below `cache`, the user's cache folder.
+pub(crate) fn run(options: &CompileOptions, cache: Option<PathBuf>) -> Outcome<()> {
+    let start = Instant::now();
+    let gpu = Gpu::from_name(&options.target).ok_or_else(|| {
+        let known: Vec<String> = Gpu::ALL.iter().map(|gpu| gpu.code_name()).collect();
+        Failure::usage(format!("--target {}; expected one of {}", options.target, known.join(", ")))
+    })?;
+    let memory = options.memory.as_deref().map(settings::parse_memory).transpose()?;
+    let target = Target {
+        isa: Isa::PORTABLE,
+        threads: 1,
+        l1_bytes: 0,
+        l2_bytes: 0,
+        l3_bytes: 0,
+        gpu: Some(gpu),
+    };
+    let nvrtc = Nvrtc::find().map_err(|error| Failure::Run(error.into()))?;
+    let parts = Parts::find(&options.model)?;
+    let mut builder = Builder::new(gpu);
+    let mut stages: Vec<StageName> =
+        options.stage.map_or_else(|| parts.stages(), |stage| vec![stage]);
+    for bucket in &options.bucket {
+        let model = options.model(bucket);
+        let size = model.size()?;
+        for &stage in &stages {
+            let graph = parts.graph(&model, stage, size)?;
+            let limit = compiler::Options { memory };
+            let planned = plan::StagePlan::compile(stage, graph, &target, &limit, None)?;
+            let name = format!("{} {bucket}", stage.name());
+            builder.add(&name, &planned.plan).map_err(|error| Failure::Run(error.into()))?;
+        }
+        // Prompts are as long for every size.
+        stages.retain(|stage| *stage != StageName::Text);
+    }
+    let console = Console::new(options.quiet, options.json);
+    let stage = console.stage("kernels", builder.kernels() as u64);
+    let cache = cache.filter(|_| !options.no_cache);
+    let cache = cache.map(|folder| Cache::in_folder(folder.join("kinograph").join("cuda")));
+    let about = (
+        format!("kinograph {VERSION}"),
+        options.model.clone(),
+        options.dtype.dtype(),
+    );
+    let engine = builder
+        .build(about, &nvrtc, cache.as_ref(), machine::cores(), &|progress| {
+            stage.set(progress.done as u64);
+        })
+        .map_err(|error| Failure::Run(error.into()))?;
+    stage.finish();
+    engine.save(&options.output).map_err(|error| Failure::Run(error.into()))?;
+    let bytes = std::fs::metadata(&options.output)?.len();
+    let seconds = start.elapsed().as_secs_f64();
+    if options.json {
+        let kernels = engine.kernels.iter().map(|kernel| {
+            let image = kernel.images.last();
+            json!({
+                "name": kernel.name, "block": kernel.block, "shared_bytes": kernel.shared_bytes,
+                "registers": image.map(|image| image.registers),
+                "spill_bytes": image.map(|image| image.spill_bytes),
+            })
+        });
+        let document = json!({
+            "version": VERSION, "model": options.model, "target": gpu.code_name(),
+            "bytes": bytes, "seconds": seconds, "kernels": kernels.collect::<Vec<_>>(),
+        });
+        progress::write_out(&format!("{document:#}\n"));
+    } else {
+        console.print(&table(&engine));
+        console.print(&format!(
+            "{} in {}: {}\n",
+            options.output.display(),
+            units::seconds(seconds),
+            units::bytes(bytes as f64)
+        ));
+    }
+    Ok(())
+}
+
+impl CompileOptions {
+    fn model(&self, bucket: &str) -> ModelOptions {
+        ModelOptions {
+            model: self.model.clone(),
+            bucket: bucket.to_owned(),
+            stage: self.stage,
+            batch_size: self.batch_size,
+            dtype: self.dtype,
+            text_dtype: Some(self.text_dtype.unwrap_or(self.dtype)),
+            threads: None,
+        }
+    }
+}
+
+/// Kernels by kind: how many, and the most that one of them needs.
+fn table(engine: &engine::Engine) -> String {
+    let mut names: Vec<&str> = engine.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut text = String::new();
+    line(&mut text, format_args!("kernel       count  launches  registers  spills  shared"));
+    for name in names {
+        let of_kind = || engine.kernels.iter().enumerate().filter(|(_, kernel)| kernel.name == name);
+        let images = || of_kind().flat_map(|(_, kernel)| &kernel.images);
+        let launches = engine
+            .programs
+            .iter()
+            .flat_map(|program| &program.steps)
+            .flat_map(|step| &step.launches)
+            .filter(|launch| engine.kernels[launch.kernel as usize].name == name)
+            .count();
+        let registers = images().map(|image| image.registers).max().unwrap_or(0);
+        let spills = images().map(|image| image.spill_bytes).max().unwrap_or(0);
+        let shared = of_kind().map(|(_, kernel)| kernel.shared_bytes).max().unwrap_or(0);
+        let (count, shared) = (of_kind().count(), units::bytes(f64::from(shared)));
+        line(
+            &mut text,
+            format_args!("{name:<12} {count:>5}  {launches:>8}  {registers:>9}  {spills:>6}  {shared}"),
+        );
+    }
+    for program in &engine.programs {
+        let arena = units::bytes(program.arena_bytes as f64);
+        line(&mut text, format_args!("{}: {} steps, {arena} arena", program.name, program.steps.len()));
+    }
+    text
+}
