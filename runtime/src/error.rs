@@ -58,6 +58,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A device failed, or cannot run the plan. The world's.
+    #[error("{0}")]
+    Device(String),
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,

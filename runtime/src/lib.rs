@@ -1,12 +1,14 @@
 //! Executes plans: weights packed once, one arena, one thread pool, no allocation while running.
 //!
-//! Start at [`Session`], or at [`LimitedSession`] where weights may not fit in memory. This crate
+//! Start at [`Session`], or at [`LimitedSession`] where weights may not fit in memory; a [`Backend`] is
+//! where plans run, this CPU or a device. This crate
 //! knows kernels and plans and nothing of any model. All unsafe code is in `arena.rs`, in the call of
 //! a kernel in `session.rs`, and in the ring of `streamed_session.rs`.
 
 mod arena;
 mod error;
 mod limited_session;
+mod runner;
 mod session;
 mod stream;
 mod streamed_session;
@@ -15,6 +17,7 @@ mod weights;
 pub use arena::Arena;
 pub use error::Error;
 pub use limited_session::LimitedSession;
+pub use runner::{Backend, Cpu, Runner};
 pub use session::{Control, Session, StepTime};
 pub use streamed_session::{StreamTimes, StreamedSession, least_streamed_bytes};
 pub use weights::{WeightSource, WeightStore};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use kernels::{Isa, Pool};
 use pipeline::{Conditioning, Model, Plans, Sampler, Watch};
+use runtime::Cpu;
 use tests::whole_run::{Case, embedded, frames_u8, open};
 use tests::{compiled, relative_l2};
 
@@ -55,9 +56,9 @@ fn sample(
     let scheduler = case.scheduler(model);
     let target = compiled::target(Isa::detect(), threads);
     let plans = Plans::compile(model, &scheduler, &request, &target).unwrap();
-    let pool = Arc::new(Pool::new(threads).unwrap());
+    let cpu = Cpu::new(Arc::new(Pool::new(threads).unwrap()));
     let [n_frames, height, width] = request.latent(model).unwrap();
-    let mut sampler = Sampler::new(model, scheduler, request, plans, pool);
+    let mut sampler = Sampler::new(model, scheduler, request, plans, &cpu);
     let features = sampler.encode_text(&[case.prompt()], &mut Watch::default()).unwrap();
 
     let mut pictures = Vec::new();

@@ -8,16 +8,15 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use checkpoint::TensorView;
-use kernels::{Pool, Target};
+use kernels::Target;
 use media::{Layout, MediaWriter, Metadata};
 use pipeline::{
     Conditioning, Features, Model, OnSession, Plans, Request, Sampler, Scheduler, Watch,
 };
-use runtime::Session;
+use runtime::{Backend, Session};
 
 use crate::failure::Outcome;
 use crate::noise::Noise;
@@ -43,7 +42,7 @@ pub(crate) struct Run<'a> {
     pub references: &'a References,
     pub placed: &'a Placed,
     pub noise: Noise,
-    pub pool: Arc<Pool>,
+    pub backend: &'a dyn Backend,
     pub interrupt: &'a AtomicBool,
     /// For `--profile`.
     pub times: RefCell<StageTimes>,
@@ -131,7 +130,7 @@ impl Run<'_> {
     }
 
     fn sampler(&self, request: Request, plans: Plans) -> Sampler<'_> {
-        Sampler::new(self.model, self.scheduler.clone(), request, plans, Arc::clone(&self.pool))
+        Sampler::new(self.model, self.scheduler.clone(), request, plans, self.backend)
     }
 
     /// Splits `jobs` into batches of at most `rows`. Videos with given frames are not mixed with

@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::Context;
 use kernels::Pool;
 use pipeline::{Plans, Request};
+use runtime::Cpu;
 
 use crate::calibrate::Calibration;
 use crate::failure::{Failure, Outcome};
@@ -91,6 +92,7 @@ pub(crate) fn run(
     console.print(&report.plan_text(&jobs));
 
     let pool = Pool::new(target.threads).context("cannot start threads")?;
+    let backend = Cpu::new(Arc::new(pool));
     let run = Run {
         options: &options,
         model: &model,
@@ -102,7 +104,7 @@ pub(crate) fn run(
         references: &references,
         placed: &placed,
         noise,
-        pool: Arc::new(pool),
+        backend: &backend,
         interrupt,
         times: RefCell::default(),
     };

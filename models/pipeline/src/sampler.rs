@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use compiler::Plan;
-use kernels::Pool;
-use runtime::{Control, LimitedSession, Session};
+use runtime::{Backend, Control, Runner, Session};
 
 use crate::Error;
 use crate::model::{Model, Transformer};
@@ -42,7 +41,7 @@ impl std::fmt::Debug for Conditioning<'_> {
     }
 }
 
-/// Is told of a stage that ends, with its session.
+/// Is told of a stage that ends, with its session, where this CPU ran it.
 pub type OnSession<'a> = &'a mut dyn FnMut(Stage, &Session);
 
 /// Watches a stage.
@@ -65,8 +64,8 @@ impl std::fmt::Debug for Watch<'_> {
 
 impl Watch<'_> {
     /// Says that a stage is over.
-    fn end(&mut self, stage: Stage, session: &Session) {
-        if let Some(on_session) = &mut self.on_session {
+    fn end(&mut self, stage: Stage, runner: &dyn Runner) {
+        if let (Some(on_session), Some(session)) = (&mut self.on_session, runner.session()) {
             on_session(stage, session);
         }
     }
@@ -91,7 +90,8 @@ impl Watch<'_> {
 /// Encodes given frames, one at a time. Dropped, it gives its memory back.
 #[derive(Debug)]
 pub struct FrameEncoder<'m> {
-    session: Session,
+    runner: Box<dyn Runner + 'm>,
+    flops: u64,
     /// Fields are dropped in order: weights are given back when the session no longer holds them.
     _weights: HeldWeights<'m>,
     n_done: u64,
@@ -107,12 +107,12 @@ impl FrameEncoder<'_> {
     /// # Errors
     /// Interrupts, and [`Error::Runtime`] for a frame of another size than the request's.
     pub fn encode(&mut self, pixels: &[f32], watch: &mut Watch<'_>) -> Result<Vec<f32>, Error> {
-        let done = self.n_done * self.session.plan().flops();
+        let done = self.n_done * self.flops;
         let inputs = [("x", bytemuck::cast_slice(pixels))];
-        watch.run(done, |control| self.session.run_with(&inputs, control))?;
+        watch.run(done, |control| self.runner.run_with(&inputs, control))?;
         self.n_done += 1;
-        watch.end(Stage::Condition, &self.session);
-        Ok(self.session.output_f32(0).to_vec())
+        watch.end(Stage::Condition, &*self.runner);
+        Ok(self.runner.output_f32(0).to_vec())
     }
 }
 
@@ -129,9 +129,9 @@ pub struct Sampler<'m> {
     scheduler: Scheduler,
     request: Request,
     plans: Plans,
-    pool: Arc<Pool>,
-    denoise: Option<Session>,
-    decode: Option<Session>,
+    backend: &'m dyn Backend,
+    denoise: Option<Box<dyn Runner + 'm>>,
+    decode: Option<Box<dyn Runner + 'm>>,
 }
 
 impl<'m> Sampler<'m> {
@@ -141,9 +141,9 @@ impl<'m> Sampler<'m> {
         scheduler: Scheduler,
         request: Request,
         plans: Plans,
-        pool: Arc<Pool>,
+        backend: &'m dyn Backend,
     ) -> Sampler<'m> {
-        Sampler { model, scheduler, request, plans, pool, denoise: None, decode: None }
+        Sampler { model, scheduler, request, plans, backend, denoise: None, decode: None }
     }
 
     /// The plans.
@@ -154,11 +154,6 @@ impl<'m> Sampler<'m> {
     /// The request.
     pub fn request(&self) -> &Request {
         &self.request
-    }
-
-    /// The sessions of the denoising step and of the decoder, once they have run: for timings.
-    pub fn sessions(&self) -> [Option<&Session>; 2] {
-        [self.denoise.as_ref(), self.decode.as_ref()]
     }
 
     /// Gives back the memory of a stage that has run. It is made again if the stage runs again.
@@ -191,8 +186,7 @@ impl<'m> Sampler<'m> {
         let part = &self.model.text_encoder;
         let plan = Arc::clone(&self.plans.text);
         let flops = plan.flops();
-        let pool = Arc::clone(&self.pool);
-        let mut encoder = LimitedSession::new(plan, part.weights(), pool, self.plans.memory)?;
+        let mut encoder = self.backend.bind(plan, part.weights(), self.plans.memory)?;
         let mut features = Vec::with_capacity(prompts.len());
         for (i, prompt) in prompts.iter().enumerate() {
             let encoded = self.model.tokenizer.encode(prompt.as_ref(), tokens)?;
@@ -200,10 +194,10 @@ impl<'m> Sampler<'m> {
             let inputs: [(&str, &[u8]); 2] =
                 [("input_ids", bytemuck::cast_slice(&encoded.ids)), ("attention_mask", &mask)];
             watch.run(i as u64 * flops, |control| encoder.run_with(&inputs, control))?;
-            let values = encoder.session().output_f32(0).to_vec();
+            let values = encoder.output_f32(0).to_vec();
             features.push(Features { ids: encoded.ids, mask, values });
         }
-        watch.end(Stage::Text, encoder.session());
+        watch.end(Stage::Text, &*encoder);
         drop(encoder);
         part.weights().clear();
         Ok(features)
@@ -218,8 +212,9 @@ impl<'m> Sampler<'m> {
             return Err(Error::request("given frames", "the plans are made for none"));
         };
         let weights = self.model.autoencoder.weights();
-        let session = Session::new(Arc::clone(plan), weights, Arc::clone(&self.pool))?;
-        Ok(FrameEncoder { session, _weights: HeldWeights(self.model), n_done: 0 })
+        let runner = self.backend.bind(Arc::clone(plan), weights, None)?;
+        let flops = plan.flops();
+        Ok(FrameEncoder { runner, flops, _weights: HeldWeights(self.model), n_done: 0 })
     }
 
     /// Samples one batch of latents, f32 `[rows, channels, T, h, w]`.
@@ -247,13 +242,10 @@ impl<'m> Sampler<'m> {
             }
             state.place_given(ratios, given, latent);
         }
-        let session = match &mut self.denoise {
-            Some(session) => session,
-            empty => empty.insert(Session::new(
-                Arc::clone(&self.plans.denoise),
-                self.model.denoiser.weights(),
-                Arc::clone(&self.pool),
-            )?),
+        let plan = Arc::clone(&self.plans.denoise);
+        let runner = match &mut self.denoise {
+            Some(runner) => runner,
+            empty => empty.insert(self.backend.bind(plan, self.model.denoiser.weights(), None)?),
         };
         let flops = self.plans.denoise.flops();
         let mut draw = 0;
@@ -274,13 +266,13 @@ impl<'m> Sampler<'m> {
                 (conditioning.noise)(draw, &mut state.noise);
             }
             let inputs = state.inputs(&step.coefficients, &self.plans.denoise);
-            watch.run(number as u64 * flops, |control| session.run_with(&inputs, control))?;
-            state.x.copy_from_slice(session.output_f32(0));
+            watch.run(number as u64 * flops, |control| runner.run_with(&inputs, control))?;
+            state.x.copy_from_slice(runner.output_f32(0));
             if matches!(self.scheduler, Scheduler::DpmSolver(_)) {
-                state.start.copy_from_slice(session.output_f32(1));
+                state.start.copy_from_slice(runner.output_f32(1));
             }
         }
-        watch.end(Stage::Denoise, session);
+        watch.end(Stage::Denoise, &**runner);
         Ok(state.x)
     }
 
@@ -298,16 +290,12 @@ impl<'m> Sampler<'m> {
         let [frames, height, width] = self.request.latent(self.model)?;
         let channels = self.model.vae.latent_channels;
         let plane = height * width;
-        let session = match &mut self.decode {
-            Some(session) => session,
-            empty => empty.insert(
-                Session::new(
-                    Arc::clone(&self.plans.decode),
-                    self.model.autoencoder.weights(),
-                    Arc::clone(&self.pool),
-                )
-                .map_err(Error::from)?,
-            ),
+        let (plan, weights) = (Arc::clone(&self.plans.decode), self.model.autoencoder.weights());
+        let runner = match &mut self.decode {
+            Some(runner) => runner,
+            empty => {
+                empty.insert(self.backend.bind(plan, weights, None).map_err(Error::from)?)
+            }
         };
         let flops = self.plans.decode.flops();
         let mut z = vec![0f32; channels * plane];
@@ -319,11 +307,11 @@ impl<'m> Sampler<'m> {
                 }
                 let done = (row * frames + t) as u64 * flops;
                 let inputs: [(&str, &[u8]); 1] = [("z", bytemuck::cast_slice(&z))];
-                watch.run(done, |control| session.run_with(&inputs, control))?;
-                frame(row, t, session.output_f32(0))?;
+                watch.run(done, |control| runner.run_with(&inputs, control))?;
+                frame(row, t, runner.output_f32(0))?;
             }
         }
-        watch.end(Stage::Decode, session);
+        watch.end(Stage::Decode, &**runner);
         Ok(())
     }
 }

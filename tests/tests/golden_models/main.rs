@@ -4,16 +4,16 @@
 
 mod bf16;
 
-use models::config::{AutoencoderKl, Stdit, Stdit1, Stdit2, T5};
+use models::config::{AutoencoderKl, Stdit1, Stdit2, T5};
 use models::sincos::{self, Grid};
 use models::t5::TextBucket;
-use models::vae::FrameBucket;
 use models::{Bucket, Net, module_output, nn, stdit1, stdit2, t5, vae};
 use ops::{Builder, DType, Graph, Tensor, ValueId};
 use serde_json::Value as Json;
 use tests::golden::{
     EXECUTORS, Executor, Folder, Report, Tensors, as_type, folders, relative_l2, wide,
 };
+use tests::model_cases::{frame_bucket, stdit_bucket, stdit_given};
 
 /// Folders of models that are not supported yet.
 const NOT_YET_SUPPORTED: &[&str] = &[
@@ -309,38 +309,6 @@ impl Suite<'_> {
     }
 }
 
-/// Weights, the case's tensors, and its inputs under the names and types of the graph's.
-fn stdit_given(folder: &Folder, case: &str) -> Tensors {
-    let mut given = folder.tensors("weights");
-    let case = folder.tensors(case);
-    for (name, tensor) in &case {
-        let Some(input) = name.strip_prefix("in.") else { continue };
-        let tensor = match input {
-            "timestep" => as_type(tensor, DType::F32),
-            "mask" => as_type(tensor, DType::Bool),
-            _ => tensor.clone(),
-        };
-        given.insert(input.to_string(), tensor);
-    }
-    given.extend(case);
-    given
-}
-
-/// The bucket whose inputs are those of a case.
-fn stdit_bucket(config: &Stdit, given: &Tensors) -> Bucket {
-    let rows = |name: &str| given.get(name).map(|tensor| tensor.shape()[0]);
-    let &[latents, _, t, h, w] = given["x"].shape() else { panic!("x has rank 5") };
-    let pixels = ["height", "width"].map(|name| given.get(name).map_or(1.0, |size| wide(size)[0]));
-    let captions = rows("y").expect("y is given");
-    Bucket {
-        latents,
-        conditions: rows("mask").or(rows("height")).unwrap_or(captions),
-        caption_mask: given.contains_key("mask"),
-        frame_mask: given.contains_key("x_mask"),
-        ..Bucket::new(captions, [t, h, w], pixels, config.model_max_length)
-    }
-}
-
 /// The value of the module that upstream calls `name`, in the order of its elements.
 fn stdit_value(b: &mut Builder, bucket: &Bucket, name: &str, expected: &Tensor) -> ValueId {
     let path = match name.strip_prefix("block") {
@@ -403,9 +371,4 @@ fn position_table(key: &str) -> Tensor {
         "pos2d" => sincos::grid_table(&grid, width_out, DType::F32).unwrap(),
         _ => sincos::grid_table_f64(&grid, width_out).unwrap(),
     }
-}
-
-fn frame_bucket(x: &Tensor) -> FrameBucket {
-    let &[frames, _, height, width] = x.shape() else { panic!("frames have rank 4") };
-    FrameBucket { dtype: DType::F32, frames, height, width }
 }
