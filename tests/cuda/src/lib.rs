@@ -1,6 +1,8 @@
 //! Runs graphs on the emulated CUDA device: compiled for a GPU as users do, each function as the PTX
 //! that NVRTC makes of it.
 
+pub mod case;
+
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -17,6 +19,11 @@ static NVRTC: LazyLock<Nvrtc> =
 
 /// Compiled functions by text and generation: tests of one file share many.
 static COMPILED: Mutex<BTreeMap<(String, Gpu), Compiled>> = Mutex::new(BTreeMap::new());
+
+/// The compiler of all tests.
+pub fn nvrtc() -> &'static Nvrtc {
+    &NVRTC
+}
 
 /// How warps take turns, and when asynchronous copies land.
 pub const ORDERS: [(Order, Arrival); 3] = [
