@@ -59,12 +59,7 @@ pub trait Device: Debug + Send {
     ///
     /// # Errors
     /// [`Error::Misuse`] for another number of pointers, or what the device says.
-    fn launch(
-        &mut self,
-        kernel: KernelId,
-        grid: [u32; 3],
-        pointers: &[u64],
-    ) -> Result<(), Error>;
+    fn launch(&mut self, kernel: KernelId, grid: [u32; 3], pointers: &[u64]) -> Result<(), Error>;
 
     /// Waits for everything before it.
     ///

@@ -77,8 +77,9 @@ impl Device for Emulated {
     }
 
     fn load(&mut self, kernel: &Kernel) -> Result<KernelId, Error> {
-        let is_usable =
-            |image: &&Image| image.kind == ImageKind::Ptx && image.arch.runs_on(self.arch, image.kind);
+        let is_usable = |image: &&Image| {
+            image.kind == ImageKind::Ptx && image.arch.runs_on(self.arch, image.kind)
+        };
         let usable = kernel.images.iter().filter(is_usable);
         let image = usable.max_by_key(|image| (image.arch.is_specific, image.arch));
         let image = image.ok_or_else(|| Error::no_image(kernel, self, " and takes PTX only"))?;
@@ -88,7 +89,9 @@ impl Device for Emulated {
         let program = self.device.load(&module).map_err(doing())?;
         if !program.entries().any(|entry| entry == kernel.entry) {
             let (name, entry) = (&kernel.name, &kernel.entry);
-            return Err(Error::Misuse(format!("the PTX of kernel `{name}` has no entry `{entry}`")));
+            return Err(Error::Misuse(format!(
+                "the PTX of kernel `{name}` has no entry `{entry}`"
+            )));
         }
         self.kernels.push(Loaded {
             program,
@@ -110,8 +113,7 @@ impl Device for Emulated {
             params.push(&loaded.info);
         }
         let Loaded { program, entry, block, shared_bytes, .. } = loaded;
-        let launch =
-            Launch { grid, block: *block, shared_bytes: *shared_bytes, params: &params };
+        let launch = Launch { grid, block: *block, shared_bytes: *shared_bytes, params: &params };
         self.device
             .launch(program, entry, &launch, &self.options)
             .map_err(failed("run a kernel"))?;

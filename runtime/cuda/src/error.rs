@@ -99,7 +99,7 @@ pub enum Error {
     #[error(transparent)]
     Weights(#[from] runtime::Error),
     /// The engine has no such program, or it is not bound. The caller's.
-    #[error("no program `{name}`; there are {known}")]
+    #[error("no program `{name}`; choose one of {known}")]
     NoProgram {
         /// Name asked for.
         name: String,
@@ -149,6 +149,8 @@ impl Error {
         if found == expected as usize {
             return Ok(());
         }
-        Err(Error::Misuse(format!("launch of `{entry}` with {found} pointers, expected {expected}")))
+        Err(Error::Misuse(format!(
+            "launch of `{entry}` with {found} pointers, expected {expected}"
+        )))
     }
 }

@@ -132,8 +132,8 @@ mod tests {
         let out_strides = row_major_strides(&shape);
         let mut out = Vec::new();
         for i in 0..ty.count() {
-            let terms = (0..shape.len())
-                .map(|k| i / out_strides[k] % shape[k] * strides[axes[k] as usize]);
+            let terms =
+                (0..shape.len()).map(|k| i / out_strides[k] % shape[k] * strides[axes[k] as usize]);
             let from = terms.sum::<usize>() * size;
             out.extend(&source[from..from + size]);
         }

@@ -4,7 +4,7 @@
 //! programs of a session use the same arena, as large as the largest of them needs, one after the other, and
 //! share the weights that several of them read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,48 +77,41 @@ impl Session {
             let steps = chosen.iter().flat_map(|&i| &engine.programs[i].steps);
             steps.flat_map(|step| &step.launches)
         };
+        let used: BTreeSet<u32> = launches().map(|launch| launch.kernel).collect();
         let mut kernels: BTreeMap<u32, KernelId> = BTreeMap::new();
-        for launch in launches() {
-            if !kernels.contains_key(&launch.kernel) {
-                let kernel = device.load(&engine.kernels[launch.kernel as usize])?;
-                kernels.insert(launch.kernel, kernel);
-            }
+        for index in used {
+            kernels.insert(index, device.load(&engine.kernels[index as usize])?);
         }
-        let arena_bytes =
-            chosen.iter().map(|&i| engine.programs[i].arena_bytes).max().unwrap_or_default();
+        let arena_bytes = chosen.iter().map(|&i| engine.programs[i].arena_bytes).max();
+        let arena_bytes = arena_bytes.unwrap_or_default();
         // A device gives no empty allocations.
         let arena = device.alloc("arena", arena_bytes.max(1))?;
-        let (mut weights, mut constants) = (BTreeMap::new(), BTreeMap::new());
+        let args = launches().flat_map(|launch| &launch.args);
+        let used: BTreeSet<Space> = args.map(|arg| arg.space).collect();
+        let mut bases: BTreeMap<Space, u64> = BTreeMap::from([(Space::Arena, arena)]);
         let mut weight_bytes = 0;
-        for arg in launches().flat_map(|launch| &launch.args) {
-            match arg.space {
-                Space::Arena => {}
-                Space::Weight(index) if !weights.contains_key(&index) => {
+        for space in used {
+            let base = match space {
+                Space::Arena => arena,
+                Space::Weight(index) => {
                     let weight = &engine.weights[index as usize];
-                    let address = device.alloc("weights", weight.bytes)?;
+                    let base = device.alloc("weights", weight.bytes)?;
+                    weights::upload(&mut *device, base, weight, store)?;
                     weight_bytes += weight.bytes;
-                    weights::upload(&mut *device, address, weight, store)?;
-                    weights.insert(index, address);
+                    base
                 }
-                Space::Constant(index) if !constants.contains_key(&index) => {
+                Space::Constant(index) => {
                     let bytes = &engine.constants[index as usize];
-                    let address = device.alloc("constants", bytes.len() as u64)?;
+                    let base = device.alloc("constants", bytes.len() as u64)?;
+                    device.upload(base, bytes)?;
                     weight_bytes += bytes.len() as u64;
-                    device.upload(address, bytes)?;
-                    constants.insert(index, address);
+                    base
                 }
-                Space::Weight(_) | Space::Constant(_) => {}
-            }
+            };
+            bases.insert(space, base);
         }
         device.synchronize()?;
-        let address = |arg: &engine::Arg| {
-            let base = match arg.space {
-                Space::Arena => arena,
-                Space::Weight(index) => weights[&index],
-                Space::Constant(index) => constants[&index],
-            };
-            base + arg.offset
-        };
+        let address = |arg: &engine::Arg| bases[&arg.space] + arg.offset;
         let bind = |launch: &engine::Launch| BoundLaunch {
             kernel: kernels[&launch.kernel],
             grid: launch.grid,
@@ -155,7 +148,8 @@ impl Session {
     /// [`Error::NoProgram`].
     pub fn find(&self, name: &str) -> Result<ProgramId, Error> {
         let found = self.bound.iter().position(|b| self.engine.programs[b.program].name == name);
-        found.map(ProgramId).ok_or_else(|| no_program(&self.engine, name))
+        let known = || self.bound.iter().map(|bound| bound.program);
+        found.map(ProgramId).ok_or_else(|| no_program(&self.engine, known(), name))
     }
 
     /// What a bound program is.
@@ -294,9 +288,8 @@ impl Session {
     /// Checks that every input of the next run was written, and that it can be only once.
     fn take_inputs(&mut self, id: ProgramId) -> Result<(), Error> {
         let inputs = &self.program(id).inputs;
-        let is_written = |index: usize| {
-            self.contents.program == Some(id.0) && self.contents.is_written[index]
-        };
+        let is_written =
+            |index: usize| self.contents.program == Some(id.0) && self.contents.is_written[index];
         if let Some(index) = (0..inputs.len()).find(|&index| !is_written(index)) {
             let reason = "not written since the last run; call `write_input` first".to_string();
             return Err(self.wrong_port(id, "input", &inputs[index].name, reason));
@@ -327,8 +320,9 @@ impl Session {
     }
 }
 
-fn no_program(engine: &Engine, name: &str) -> Error {
-    let known: Vec<&str> = engine.programs.iter().map(|program| program.name.as_str()).collect();
+fn no_program(engine: &Engine, known: impl Iterator<Item = usize>, name: &str) -> Error {
+    let known: Vec<String> =
+        known.map(|index| format!("`{}`", engine.programs[index].name)).collect();
     Error::NoProgram { name: name.to_string(), known: known.join(", ") }
 }
 
@@ -339,7 +333,7 @@ fn choose(engine: &Engine, names: &[&str]) -> Result<Vec<usize>, Error> {
     }
     let find = |name: &&str| {
         let found = engine.programs.iter().position(|program| program.name == *name);
-        found.ok_or_else(|| no_program(engine, name))
+        found.ok_or_else(|| no_program(engine, 0..engine.programs.len(), name))
     };
     names.iter().map(find).collect()
 }

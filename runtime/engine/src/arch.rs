@@ -73,7 +73,9 @@ mod tests {
         for name in ["sm_80", "sm_86", "sm_90a", "sm_120"] {
             assert_eq!(arch(name).to_string(), name);
         }
-        for name in ["", "80", "sm_", "sm_8", "sm_90b", "sm_+80", "sm_080", "sm_99999", "compute_80"] {
+        for name in
+            ["", "80", "sm_", "sm_8", "sm_90b", "sm_+80", "sm_080", "sm_99999", "compute_80"]
+        {
             assert!(name.parse::<Arch>().is_err(), "{name}");
         }
     }

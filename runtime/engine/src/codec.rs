@@ -6,15 +6,22 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::{Arch, Blob, Error};
 
 /// Blobs and sections begin at multiples of this many bytes: a cache line, and more than any vector needs.
-pub(crate) const ALIGN: usize = 64;
+const ALIGN: usize = 64;
 /// Longest text in bytes.
 const MAX_TEXT: usize = 4096;
 
 /// Records and the blobs that they refer to.
 #[derive(Debug, Default)]
 pub(crate) struct Out {
-    pub(crate) records: Vec<u8>,
+    records: Vec<u8>,
     pub(crate) blobs: Vec<u8>,
+}
+
+impl Out {
+    /// The records since the last call: a section.
+    pub(crate) fn take_records(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.records)
+    }
 }
 
 /// The next aligned position at or after `at`.

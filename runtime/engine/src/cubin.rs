@@ -38,11 +38,13 @@ fn tables(bytes: &[u8]) -> Result<(), String> {
     if machine != EM_CUDA {
         return Err(format!("is for machine {machine}, expected {EM_CUDA} (CUDA)"));
     }
-    let (segments, sections) =
-        (u64_at(32).zip(u16_at(56)), u64_at(40).zip(u16_at(60)));
+    let (segments, sections) = (u64_at(32).zip(u16_at(56)), u64_at(40).zip(u16_at(60)));
     let row_sizes = (u16_at(54), u16_at(58));
-    let (Some((segments, n_segments)), Some((sections, n_sections)), (Some(segment), Some(section))) =
-        (segments, sections, row_sizes)
+    let (
+        Some((segments, n_segments)),
+        Some((sections, n_sections)),
+        (Some(segment), Some(section)),
+    ) = (segments, sections, row_sizes)
     else {
         return Err(cut_off(header));
     };
@@ -53,9 +55,8 @@ fn tables(bytes: &[u8]) -> Result<(), String> {
     {
         return Err("has a table of sections or segments that is not a 64-bit file's".into());
     }
-    let is_inside = |offset: u64, n: u64| {
-        offset.checked_add(n).is_some_and(|end| end <= bytes.len() as u64)
-    };
+    let is_inside =
+        |offset: u64, n: u64| offset.checked_add(n).is_some_and(|end| end <= bytes.len() as u64);
     let row = |table: u64, index: u16, size: u64| table.checked_add(u64::from(index) * size);
     for index in 0..n_sections {
         let at = row(sections, index, SECTION_ROW).filter(|&at| is_inside(at, SECTION_ROW));

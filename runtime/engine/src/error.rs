@@ -34,7 +34,9 @@ pub enum Error {
         expected: u32,
     },
     /// The file ends early, or goes on after its end. A download or copy that failed.
-    #[error("the engine file has {found} bytes, expected {expected}: copy it again, or compile the model again")]
+    #[error(
+        "the engine file has {found} bytes, expected {expected}: copy it again, or compile the model again"
+    )]
     Length {
         /// Bytes in the file.
         found: u64,
@@ -53,7 +55,9 @@ pub enum Error {
         expected: u128,
     },
     /// The bytes are not records of an engine although the hash is right. Whoever wrote the file.
-    #[error("the engine file is not well formed: section {section}, byte {at}: {what}; compile the model again")]
+    #[error(
+        "the engine file is not well formed: section {section}, byte {at}: {what}; compile the model again"
+    )]
     Malformed {
         /// Section.
         section: &'static str,

@@ -149,7 +149,7 @@ pub struct Arg {
 }
 
 /// What an [`Arg`] points into.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Space {
     /// The arena of the program.
     Arena,

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 
+use crate::Error;
 use crate::codec::is_too_long;
 use crate::cubin;
 use crate::model::{
     Engine, Image, ImageKind, Kernel, Launch, MAX_DYNAMIC_SHARED_BYTES, Port, Program, Space, Step,
     Weight,
 };
-use crate::Error;
 
 /// Most threads along each axis of a block, and in all.
 const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
@@ -127,7 +127,9 @@ fn check_kernel(kernel: &Kernel) -> Outcome {
     })?;
     let n_threads: u64 = block.iter().map(|&dim| u64::from(dim)).fold(1, u64::saturating_mul);
     require(is_inside(*block, MAX_BLOCK) && n_threads <= MAX_THREADS, || {
-        format!("block {block:?}, expected 1 to {MAX_THREADS} threads, {MAX_BLOCK:?} along the axes")
+        format!(
+            "block {block:?}, expected 1 to {MAX_THREADS} threads, {MAX_BLOCK:?} along the axes"
+        )
     })?;
     require(*shared_bytes <= MAX_DYNAMIC_SHARED_BYTES, || {
         format!("{shared_bytes} bytes of shared memory, at most {MAX_DYNAMIC_SHARED_BYTES}")

@@ -26,8 +26,20 @@ impl MadeUp {
     /// Dense little-endian bytes for each input of `plan`: floats in -1..1, small integers, and masks
     /// that are true everywhere, which leaves most to do.
     pub fn inputs(plan: &Plan) -> Vec<(String, Vec<u8>)> {
-        let of = |port: &compiler::Port| (port.name.to_string(), repeated(&port.ty, 1.0, 0.0));
+        let of = |port: &compiler::Port| (port.name.to_string(), MadeUp::input(&port.ty));
         plan.inputs.iter().map(of).collect()
+    }
+
+    /// Dense little-endian bytes for an input of any type, as [`MadeUp::inputs`] has them.
+    pub fn input(ty: &TensorType) -> Vec<u8> {
+        repeated(ty, 1.0, 0.0)
+    }
+}
+
+/// Made-up weights by name and type.
+impl FromIterator<(String, TensorType)> for MadeUp {
+    fn from_iter<I: IntoIterator<Item = (String, TensorType)>>(weights: I) -> MadeUp {
+        MadeUp(weights.into_iter().collect())
     }
 }
 

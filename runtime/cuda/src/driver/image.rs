@@ -46,8 +46,7 @@ fn load_module(bytes: &[u8], image: &Image, kernel: &str) -> Result<sys::CUmodul
     let mut module = ptr::null_mut();
     let mut log = [0u8; LOG_BYTES];
     use sys::CUjit_option_enum as Option;
-    let mut options =
-        [Option::CU_JIT_ERROR_LOG_BUFFER, Option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    let mut options = [Option::CU_JIT_ERROR_LOG_BUFFER, Option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
     // The driver takes a number by value where it takes a pointer.
     let mut values: [*mut c_void; 2] =
         [log.as_mut_ptr().cast(), ptr::without_provenance_mut(LOG_BYTES)];

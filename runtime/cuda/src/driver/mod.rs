@@ -99,7 +99,9 @@ fn devices() -> Result<Vec<(sys::CUdevice, String, Arch)>, Error> {
         let arch = Arch::of_device(major.unsigned_abs(), minor.unsigned_abs());
         Ok((device, result::device::get_name(device)?, arch))
     };
-    (0..count).map(|index| describe(index).map_err(failed(format!("look at GPU {index}")))).collect()
+    (0..count)
+        .map(|index| describe(index).map_err(failed(format!("look at GPU {index}"))))
+        .collect()
 }
 
 impl Driver {
@@ -184,7 +186,8 @@ impl Device for Driver {
                 Ok(address)
             }
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (free, total) = result::mem_get_info().map_err(failed("ask for free memory"))?;
+                let (free, total) =
+                    result::mem_get_info().map_err(failed("ask for free memory"))?;
                 let (free, total, device) = (free as u64, total as u64, self.name.clone());
                 Err(Error::OutOfMemory { what, bytes, device, free, total })
             }
@@ -236,9 +239,8 @@ impl Device for Driver {
         });
         use sys::CUfunction_attribute_enum as Attribute;
         let dynamic = kernel.shared_bytes as i32;
-        let doing = || {
-            failed(format!("give kernel `{}` {dynamic} bytes of shared memory", kernel.name))
-        };
+        let doing =
+            || failed(format!("give kernel `{}` {dynamic} bytes of shared memory", kernel.name));
         let attribute = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
         // SAFETY: the function is of a module that stays loaded.
         let fixed = unsafe { result::function::get_function_attribute(function, attribute) };
@@ -336,8 +338,7 @@ impl Device for Driver {
         let instance = *self.graphs.get(graph.0).ok_or_else(unknown)?;
         // SAFETY: graph and stream are of the current context; kernels and memory that the graph refers to live as
         // long as the device.
-        unsafe { result::graph::launch(instance, self.stream) }
-            .map_err(failed("launch a graph"))
+        unsafe { result::graph::launch(instance, self.stream) }.map_err(failed("launch a graph"))
     }
 }
 

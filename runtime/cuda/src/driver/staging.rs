@@ -86,8 +86,8 @@ impl Staging {
             unsafe {
                 result::event::synchronize(buffer.is_free)?;
                 start.copy_from_nonoverlapping(part.as_ptr(), part.len());
-                let pinned = std::slice::from_raw_parts(start, part.len());
-                result::memcpy_htod_async(to, pinned, stream)?;
+                let from = start.cast_const().cast();
+                sys::cuMemcpyHtoDAsync_v2(to, from, part.len(), stream).result()?;
                 result::event::record(buffer.is_free, stream)?;
             }
         }
@@ -107,14 +107,12 @@ impl Staging {
         for (index, part) in bytes.chunks_mut(BUFFER_BYTES).enumerate() {
             let start = self.buffers[0].start.as_ptr();
             let from = address + (index * BUFFER_BYTES) as u64;
-            // SAFETY: earlier copies from the buffer come before this one in the stream, which is waited for; the
-            // pinned memory was zeroed or written, and nobody else has a reference to it.
+            // SAFETY: earlier copies from the buffer come before this one in the stream, which is waited for before
+            // the buffer is read; it is as long as a part. The caller promises the rest.
             unsafe {
-                start.write_bytes(0, part.len());
-                let pinned = std::slice::from_raw_parts_mut(start, part.len());
-                result::memcpy_dtoh_async(pinned, from, stream)?;
+                sys::cuMemcpyDtoHAsync_v2(start.cast(), from, part.len(), stream).result()?;
                 result::stream::synchronize(stream)?;
-                part.copy_from_slice(pinned);
+                start.copy_to_nonoverlapping(part.as_mut_ptr(), part.len());
             }
         }
         Ok(())

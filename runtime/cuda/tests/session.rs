@@ -1,0 +1,204 @@
+//! Engine programs on the emulated device, and what is said when engine, weights and device do not fit.
+
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{N, SHAPE, Tensors, checkpoint, constant, engine, to_bytes, to_f32s, ty, weight};
+use cuda::{Device, Driver, Emulated, Error, Session};
+use emulator::{Arrival, Options, Order};
+use engine::{Arch, Engine};
+use ops::DType;
+use runtime::WeightStore;
+
+fn device() -> Box<dyn Device> {
+    Box::new(Emulated::new(Arch::of_device(8, 0), Options::default()))
+}
+
+fn bind(engine: &Engine, names: &[&str], weights: Tensors) -> Result<Session, Error> {
+    // Through a file, as everybody else does.
+    let engine = Engine::from_bytes(engine.to_bytes().unwrap()).unwrap();
+    Session::new(device(), Arc::new(engine), names, &WeightStore::new(weights))
+}
+
+fn session() -> Session {
+    bind(&engine(&[]), &[], checkpoint(DType::F32)).unwrap()
+}
+
+fn input() -> Vec<f32> {
+    (0..N).map(|i| (i % 17) as f32 - 8.0).collect()
+}
+
+/// What `two steps` gives for a weight in device order.
+fn expected(weight: &[f32]) -> Vec<f32> {
+    let t: Vec<f32> = input().iter().zip(weight).map(|(x, w)| 2.0 * x + w).collect();
+    t.iter().zip(constant()).map(|(t, c)| 0.5 * t + c).collect()
+}
+
+fn run(session: &mut Session) -> Vec<f32> {
+    let program = session.find("two steps").unwrap();
+    session.write_input(program, "x", &to_bytes(&input())).unwrap();
+    session.run(program).unwrap();
+    to_f32s(&session.read_output(program, "y").unwrap())
+}
+
+#[test]
+fn a_program_computes_its_outputs_in_every_order_of_warps() {
+    for order in [Order::Forward, Order::Reverse, Order::Random(3)] {
+        let options = Options {
+            order,
+            arrival: Arrival::Early,
+            checks_block_races: true,
+            ..Options::default()
+        };
+        let device = Box::new(Emulated::new(Arch::of_device(8, 6), options));
+        let store = WeightStore::new(checkpoint(DType::F32));
+        let mut session = Session::new(device, Arc::new(engine(&[])), &[], &store).unwrap();
+        assert_eq!(run(&mut session), expected(&weight()));
+        // The input was overwritten by the output, and is written again.
+        assert_eq!(run(&mut session), expected(&weight()));
+    }
+}
+
+#[test]
+fn weights_are_converted_and_put_into_the_order_of_axes() {
+    let [rows, cols] = SHAPE;
+    let truncated: Vec<f32> =
+        weight().iter().map(|w| f32::from_bits(w.to_bits() & 0xffff_0000)).collect();
+    let transposed: Vec<f32> = (0..N).map(|i| truncated[i % rows * cols + i / rows]).collect();
+    assert_ne!(truncated, weight());
+    let mut session = bind(&engine(&[1, 0]), &[], checkpoint(DType::Bf16)).unwrap();
+    assert_eq!(run(&mut session), expected(&transposed));
+}
+
+#[test]
+fn programs_share_the_arena_one_after_the_other() {
+    let mut session = session();
+    let two = session.find("two steps").unwrap();
+    let one = session.find("one step").unwrap();
+    assert_eq!((session.arena_bytes(), session.weight_bytes()), (8 * N as u64, 8 * N as u64 + 64));
+    assert_eq!(run(&mut session), expected(&weight()));
+    session.write_input(one, "x", &to_bytes(&input())).unwrap();
+    // The arena is the other program's now.
+    let error = session.read_output(two, "y").unwrap_err().to_string();
+    assert!(error.contains("run it first"), "{error}");
+    session.run(one).unwrap();
+    let z: Vec<f32> = input().iter().zip(constant()).map(|(x, c)| 2.0 * x + c).collect();
+    assert_eq!(to_f32s(&session.read_output(one, "z").unwrap()), z);
+}
+
+#[test]
+fn a_program_without_weights_needs_none() {
+    let session = bind(&engine(&[]), &["one step"], Tensors::default()).unwrap();
+    assert_eq!(session.weight_bytes(), 4 * N as u64);
+    let error = session.find("two steps").map(|_| ()).unwrap_err().to_string();
+    assert_eq!(error, "no program `two steps`; choose one of `one step`");
+}
+
+#[test]
+fn every_step_is_timed() {
+    let mut session = session();
+    let program = session.find("two steps").unwrap();
+    session.write_input(program, "x", &to_bytes(&input())).unwrap();
+    let times = session.profile(program).unwrap();
+    assert_eq!(times.len(), 2);
+    assert!(times.iter().all(|time| !time.is_zero()), "{times:?}");
+    assert_eq!(to_f32s(&session.read_output(program, "y").unwrap()), expected(&weight()));
+}
+
+#[test]
+fn inputs_and_outputs_have_their_time() {
+    let mut session = session();
+    let program = session.find("two steps").unwrap();
+    let mut said = |call: &mut dyn FnMut(&mut Session) -> Result<(), Error>| {
+        call(&mut session).unwrap_err().to_string()
+    };
+    let x = to_bytes(&input());
+    let of = |what: &str| format!("{what} of program `two steps`: ");
+    assert_eq!(
+        said(&mut |s| s.run(program).map(drop)),
+        of("input `x`") + "not written since the last run; call `write_input` first"
+    );
+    assert_eq!(
+        said(&mut |s| s.read_output(program, "y").map(drop)),
+        of("output `y`") + "the program has not run since the arena was last written; run it first"
+    );
+    assert_eq!(
+        said(&mut |s| s.write_input(program, "x", &x[4..])),
+        of("input `x`") + "1196 bytes, expected 1200 for f32[30, 10]"
+    );
+    assert_eq!(
+        said(&mut |s| s.write_input(program, "z", &x)),
+        of("input `z`") + "unknown; the program's inputs are x"
+    );
+    said(&mut |s| {
+        s.write_input(program, "x", &x)?;
+        s.run(program)?;
+        // Only once for what was written once.
+        s.run(program).map(drop)
+    });
+}
+
+#[test]
+fn weights_that_do_not_fit_are_named() {
+    let said = |weights| bind(&engine(&[]), &[], weights).unwrap_err().to_string();
+    assert_eq!(said(Tensors::default()), "weight `w` is missing");
+    let mut other = checkpoint(DType::F32);
+    other.0.insert("w".into(), (ty(DType::F32, &[300]), vec![0; 1200]));
+    assert_eq!(said(other), "weight `w` is f32[300], expected f32[30, 10]");
+    let mut other = checkpoint(DType::F32);
+    other.0.insert("w".into(), (ty(DType::I32, &SHAPE), vec![0; 1200]));
+    assert_eq!(said(other), "weight `w` is i32[30, 10], expected f32[30, 10]");
+}
+
+#[test]
+fn an_engine_for_other_devices_is_refused_with_what_it_has() {
+    let older = Box::new(Emulated::new(Arch::of_device(7, 5), Options::default()));
+    let store = WeightStore::new(checkpoint(DType::F32));
+    let error = Session::new(older, Arc::new(engine(&[])), &[], &store).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "kernel `map` was compiled for sm_80 (PTX); the emulated device is sm_75 and takes PTX only: compile \
+         the model for it"
+    );
+}
+
+#[test]
+fn a_fault_is_told_with_its_step() {
+    let mut engine = engine(&[]);
+    // One block more, and no bound: beyond the last element.
+    engine.kernels[1].info[0] |= 0xffff << 32;
+    engine.programs[0].steps[1].launches[0].grid[0] = 30;
+    let mut session = bind(&engine, &[], checkpoint(DType::F32)).unwrap();
+    let program = session.find("two steps").unwrap();
+    session.write_input(program, "x", &to_bytes(&input())).unwrap();
+    let error = session.run_stepwise(program).unwrap_err().to_string();
+    assert!(error.starts_with("program `two steps`, step 1 (map, second): cannot run"), "{error}");
+    assert!(session.read_output(program, "y").is_err());
+}
+
+#[test]
+fn a_device_without_graphs_says_so_and_runs_on() {
+    let mut session = session();
+    let program = session.find("two steps").unwrap();
+    let error = session.capture(program).unwrap_err().to_string();
+    assert_eq!(error, "the emulated device has no graphs of launches: run without one");
+    assert_eq!(run(&mut session), expected(&weight()));
+}
+
+#[test]
+fn a_machine_without_a_driver_is_told_what_is_missing() {
+    match Driver::list() {
+        Err(error @ Error::NoDriver { .. }) => {
+            assert!(error.to_string().contains("libcuda.so.1") || cfg!(windows), "{error}");
+            assert!(matches!(Driver::open(0), Err(Error::NoDriver { .. })));
+        }
+        // A machine with a driver has GPUs up to a number.
+        found => {
+            let n_devices = found.unwrap().len();
+            assert!(matches!(Driver::open(n_devices), Err(Error::NoDevice { .. })));
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! A small engine that has one of everything.
+
+use engine::{
+    Arg, Blob, Engine, Image, ImageKind, Kernel, Launch, Port, Program, Space, Step, Weight,
+};
+use ops::{DType, TensorType};
+
+/// Code that no device runs: an ELF file for CUDA with one empty section.
+pub(crate) fn cubin() -> Vec<u8> {
+    let mut bytes = vec![0; 128];
+    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    bytes[18] = 190;
+    bytes[40] = 64;
+    bytes[58] = 64;
+    bytes[60] = 1;
+    bytes
+}
+
+fn ty(dtype: DType, shape: &[usize]) -> TensorType {
+    TensorType::new(dtype, shape).expect("a small shape")
+}
+
+pub(crate) fn small() -> Engine {
+    let image = |arch: &str, kind, bytes: Vec<u8>| Image {
+        arch: arch.parse().expect("a known name"),
+        kind,
+        registers: 32,
+        spill_bytes: 0,
+        bytes: Blob::from(bytes),
+    };
+    let ptx = b".version 8.0\n.target sm_80\n".to_vec();
+    let arg = |space, offset| Arg { space, offset };
+    Engine {
+        created_by: "kino 0.1.0".into(),
+        model: "a test".into(),
+        dtype: DType::Bf16,
+        kernels: vec![Kernel {
+            name: "matmul".into(),
+            entry: "matmul_0".into(),
+            block: [32, 4, 1],
+            shared_bytes: 65_536,
+            n_pointers: 3,
+            info: vec![7, u64::MAX],
+            images: vec![
+                image("sm_90a", ImageKind::Cubin, cubin()),
+                image("sm_80", ImageKind::Cubin, cubin()),
+                image("sm_80", ImageKind::Ptx, ptx),
+            ],
+        }],
+        weights: vec![Weight {
+            name: "blocks.0.attn.proj.weight".into(),
+            ty: ty(DType::Bf16, &[4, 6]),
+            axes: vec![1, 0],
+            bytes: 64,
+        }],
+        constants: vec![Blob::from(vec![1, 2, 3, 4]), Blob::from(vec![5])],
+        programs: vec![Program {
+            name: "step 240p:16f:9:16".into(),
+            arena_bytes: 256,
+            lower_bound_bytes: 200,
+            inputs: vec![
+                Port { name: "x".into(), ty: ty(DType::Bf16, &[4, 6]), offset: 0 },
+                Port { name: "timestep".into(), ty: ty(DType::F32, &[]), offset: 64 },
+            ],
+            outputs: vec![Port { name: "y".into(), ty: ty(DType::F32, &[4, 4]), offset: 0 }],
+            steps: vec![Step {
+                label: "matmul".into(),
+                scope: "blocks.0.attn".into(),
+                flops: 192,
+                bytes: 160,
+                launches: vec![Launch {
+                    kernel: 0,
+                    grid: [1, 2, 3],
+                    args: vec![
+                        arg(Space::Arena, 255),
+                        arg(Space::Weight(0), 0),
+                        arg(Space::Constant(1), 0),
+                    ],
+                }],
+            }],
+        }],
+    }
+}
