@@ -10,6 +10,7 @@
 //! All unsafe code is in `driver/`. Kernels of an engine are trusted with what the GPU can reach, as an executable
 //! is with a process; the engine's own numbers (addresses, sizes, images) are checked when it is read.
 
+mod backend;
 mod device;
 mod driver;
 mod emulated;
@@ -18,6 +19,7 @@ mod permute;
 mod session;
 mod weights;
 
+pub use backend::{EngineBackend, OpenDevice};
 pub use device::{Device, GraphId, KernelId};
 pub use driver::Driver;
 pub use emulated::Emulated;
