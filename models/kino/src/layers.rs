@@ -57,6 +57,11 @@ pub(crate) fn gather(mut flags: SampleOptions) -> Outcome<(SampleOptions, Option
     options.config = flags.config;
     options.from = flags.from;
     options.profile = flags.profile;
+    #[cfg(feature = "cuda")]
+    {
+        options.engine = flags.engine;
+        options.device = flags.device;
+    }
     Ok((options, earlier))
 }
 

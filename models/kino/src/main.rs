@@ -8,6 +8,8 @@ mod calibrate;
 #[cfg(feature = "compile")]
 mod compile;
 mod config_file;
+#[cfg(feature = "cuda")]
+mod device;
 mod doctor;
 mod dump;
 mod failure;

@@ -146,6 +146,16 @@ pub(crate) struct SampleOptions {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub save_latents: Option<PathBuf>,
 
+    /// Run on a GPU: the model compiled for this size by `kino compile`
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    #[serde(skip)]
+    pub engine: Option<PathBuf>,
+    /// Which GPU runs the engine: cuda:0, cuda:1, ..., or cuda-emulated for none [default: cuda:0]
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "DEVICE", requires = "engine", help_heading = "Run")]
+    #[serde(skip)]
+    pub device: Option<String>,
     /// Threads; does not change the video [default: all]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub threads: Option<usize>,

@@ -9,9 +9,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::Context;
-use kernels::Pool;
+use kernels::{Pool, Target};
 use pipeline::{Plans, Request};
-use runtime::Cpu;
+use runtime::{Backend, Cpu};
 
 use crate::calibrate::Calibration;
 use crate::failure::{Failure, Outcome};
@@ -39,6 +39,7 @@ pub(crate) fn run(
     let n_videos = prompts.len().saturating_mul(options.num_sample.unwrap_or(1));
     outputs::check(&options, n_videos)?;
     let target = machine::target(forced_isa, options.threads)?;
+    let (engine, target) = on_device(&options, target)?;
     let references = references::gather(&options, &prompts, n_listed, interrupt)?;
     if let Some(earlier) = earlier {
         let isa = target.isa.name();
@@ -88,11 +89,13 @@ pub(crate) fn run(
         n_texts: prompts::texts(&prompts).len(),
         n_videos: jobs.len(),
     })?;
-    machine::check_memory(report.peak_bytes as f64, "")?;
+    if engine.is_none() {
+        machine::check_memory(report.peak_bytes as f64, "")?;
+    }
     console.print(&report.plan_text(&jobs));
 
     let pool = Pool::new(target.threads).context("cannot start threads")?;
-    let backend = Cpu::new(Arc::new(pool));
+    let backend = engine.unwrap_or_else(|| Box::new(Cpu::new(Arc::new(pool))));
     let run = Run {
         options: &options,
         model: &model,
@@ -104,7 +107,7 @@ pub(crate) fn run(
         references: &references,
         placed: &placed,
         noise,
-        backend: &backend,
+        backend: &*backend,
         interrupt,
         times: RefCell::default(),
     };
@@ -125,4 +128,22 @@ pub(crate) fn run(
         console.print(&report.result_text());
     }
     Ok(())
+}
+
+/// The engine that runs instead of this CPU, if there is one, and what plans are made for.
+#[cfg(feature = "cuda")]
+fn on_device(
+    options: &SampleOptions,
+    target: Target,
+) -> Outcome<(Option<Box<dyn Backend>>, Target)> {
+    let Some(path) = &options.engine else { return Ok((None, target)) };
+    let (backend, gpu) = crate::device::open(path, options.device.as_deref())?;
+    Ok((Some(Box::new(backend)), Target { gpu: Some(gpu), ..target }))
+}
+
+/// This build has none.
+#[cfg(not(feature = "cuda"))]
+#[expect(clippy::unnecessary_wraps, reason = "the other build can fail")]
+fn on_device(_: &SampleOptions, target: Target) -> Outcome<(Option<Box<dyn Backend>>, Target)> {
+    Ok((None, target))
 }

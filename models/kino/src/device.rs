@@ -1,0 +1,79 @@
+//! `--engine` and `--device`: a GPU, or the emulated one, in place of this CPU.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use cuda::{Device, Driver, Emulated, EngineBackend, OpenDevice};
+use engine::{Arch, Engine};
+use kernels::cuda::Gpu;
+
+use crate::failure::{Failure, Outcome};
+use crate::machine;
+
+/// Where an engine runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// GPU number so and so.
+    Gpu(usize),
+    /// The CPU, instruction by instruction.
+    Emulated,
+}
+
+/// An engine on the device called `device`, and the generation that its plans are for.
+pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<(EngineBackend, Gpu)> {
+    let place = parse(device.unwrap_or("cuda:0"))?;
+    let engine = Engine::open(path).map_err(|error| Failure::Run(error.into()))?;
+    let images = engine.kernels.iter().flat_map(|kernel| &kernel.images);
+    let arch: Arch = images.map(|image| image.arch).min().ok_or_else(|| {
+        Failure::Run(anyhow::anyhow!("{}: it has no code for any GPU", path.display()))
+    })?;
+    let gpu = Gpu::from_name(&arch.to_string()).ok_or_else(|| {
+        Failure::Run(anyhow::anyhow!("{}: {arch} is no generation of this version", path.display()))
+    })?;
+    let threads = NonZeroUsize::new(machine::cores()).unwrap_or(NonZeroUsize::MIN);
+    let open: Box<OpenDevice> = match place {
+        Place::Gpu(index) => {
+            // Found out before anything is prepared.
+            Driver::open(index).map_err(|error| Failure::Run(error.into()))?;
+            Box::new(move || Ok(Box::new(Driver::open(index)?) as Box<dyn Device>))
+        }
+        Place::Emulated => Box::new(move || {
+            let options = emulator::Options { threads, ..emulator::Options::default() };
+            Ok(Box::new(Emulated::new(arch, options)) as Box<dyn Device>)
+        }),
+    };
+    Ok((EngineBackend::new(Arc::new(engine), open), gpu))
+}
+
+fn parse(device: &str) -> Outcome<Place> {
+    let unknown = || {
+        Failure::usage(format!("--device {device}; expected cuda:0, cuda:1, … or cuda-emulated"))
+    };
+    if device == "cuda-emulated" {
+        return Ok(Place::Emulated);
+    }
+    match device.strip_prefix("cuda") {
+        Some("") => Ok(Place::Gpu(0)),
+        Some(rest) => {
+            let index = rest.strip_prefix(':').and_then(|index| index.parse().ok());
+            index.map(Place::Gpu).ok_or_else(unknown)
+        }
+        None => Err(unknown()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_names() {
+        assert_eq!(parse("cuda").unwrap(), Place::Gpu(0));
+        assert_eq!(parse("cuda:3").unwrap(), Place::Gpu(3));
+        assert_eq!(parse("cuda-emulated").unwrap(), Place::Emulated);
+        for text in ["", "cpu", "cuda:", "cuda:x", "cuda3", "cuda:-1"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
