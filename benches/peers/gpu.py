@@ -3,7 +3,7 @@
     python3 benches/peers/gpu.py [--only NAME ...] [--no-compile]
 
 Every row is the median over runs after warm-up, timed by events of the device. `stdit2-step` is one guided step
-(two rows) of STDiT-2 XL/2 in bf16; `compiled` is torch.compile at `max-autotune-no-cudagraphs`; the plain rows are
+(two rows) of STDiT-2 XL/2 in bf16; `compiled` is torch.compile (see --mode); the plain rows are
 eager. Attention is the best backend that `scaled_dot_product_attention` chooses.
 """
 
@@ -86,7 +86,7 @@ def convolutions():
         report("conv3x3", seconds(lambda: F.conv2d(x, w, padding=1), budget=0.3), flops, shape=[side, channels, out])
 
 
-def step(name, compiled):
+def step(name, compiled, mode):
     frames, height, width = BUCKETS[name]
     latent = [frames, height // 8, width // 8]
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def step(name, compiled):
         one = lambda value: torch.full((2,), float(value))
         given = [x, one(500), y, one(height), one(width), one(frames), one(0.56), one(24)]
     net = net.eval().requires_grad_(False)
-    forward = torch.compile(net, mode="max-autotune-no-cudagraphs") if compiled else net
+    forward = torch.compile(net, mode=mode) if compiled else net
     start = time.perf_counter()
     with torch.inference_mode():
         forward(*given)
@@ -116,6 +116,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", default=["ceilings", "products", "attentions", "convolutions", "steps"])
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--mode", default="default", help="of torch.compile")
     options = parser.parse_args()
     print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__}), flush=True)
     for name, measure in [("ceilings", ceilings), ("products", products), ("attentions", attentions),
@@ -126,7 +127,7 @@ def main():
         for compiled in (False, True):
             for bucket in BUCKETS:
                 if not (compiled and options.no_compile):
-                    step(bucket, compiled)
+                    step(bucket, compiled, options.mode)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,30 @@
-//! Writes what a machine with a GPU is to check: the golden models in bf16, as engines with inputs and
-//! outputs. `cargo run -p cuda-tests --example device_cases -- FOLDER [ARCH]`, then on that machine
+//! Writes what a machine with a GPU is to check: small graphs and the golden models in bf16, as engines with inputs and
+//! outputs. `cargo run -p cuda-tests --example device_cases -- FOLDER [ARCH] [--sites-only]`, then on that machine
 //! `gpu_check FOLDER/*.engine`.
 #![allow(clippy::print_stdout, reason = "an example tells what it does")]
 
 use std::path::PathBuf;
 
 use kernels::cuda::Gpu;
+use cuda_tests::sites::sites;
 use tests::model_cases::half_cases;
 
 fn main() {
     let mut args = std::env::args().skip(1);
     let folder = PathBuf::from(args.next().expect("usage: device_cases FOLDER [ARCH]"));
-    let gpu = args.next().map_or(Gpu(90), |name| Gpu::from_name(&name).expect("a known generation"));
+    let sites_only = std::env::args().any(|arg| arg == "--sites-only");
+    let gpu = args.next().filter(|arg| !arg.starts_with("--")).map_or(Gpu(90), |name| Gpu::from_name(&name).expect("a known generation"));
     std::fs::create_dir_all(&folder).expect("the folder can be made");
+    for site in sites() {
+        let given = site.given();
+        let expected = cuda_tests::expected(&site.graph, &given);
+        let name = &site.name;
+        cuda_tests::case::write(&folder, name, &site.graph, &given, &expected, site.limit, gpu);
+        println!("{name}");
+    }
+    if sites_only {
+        return;
+    }
     for case in half_cases() {
         let name = case.name.replace('/', ".");
         let expected = cuda_tests::expected(&case.wide, &case.typed(&case.wide));

@@ -2,6 +2,7 @@
 //! that NVRTC makes of it.
 
 pub mod case;
+pub mod sites;
 
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};

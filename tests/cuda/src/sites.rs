@@ -1,0 +1,65 @@
+//! Small graphs, a kernel or a few each, that every device must compute as the interpreter does.
+
+use std::collections::BTreeMap;
+
+use ops::{Builder, DType, Graph, Tensor, TensorType};
+use tests::Rng;
+
+/// A graph and how far results may be from exact ones.
+#[derive(Debug)]
+pub struct Site {
+    /// Says what it is.
+    pub name: String,
+    /// The graph.
+    pub graph: Graph,
+    /// Largest relative distance.
+    pub limit: f64,
+}
+
+impl Site {
+    /// Inputs and weights, the same in every run.
+    pub fn given(&self) -> BTreeMap<String, Tensor> {
+        let mut rng = Rng::named(&self.name);
+        let declared = self.graph.inputs().chain(self.graph.params());
+        let drawn = declared
+            .map(|(value, name)| (name.to_string(), rng.tensor(self.graph.ty(value), (-2.0, 2.0))));
+        drawn.collect()
+    }
+}
+
+/// All of them.
+pub fn sites() -> Vec<Site> {
+    let mut sites = vec![];
+    for (dtype, shape) in [
+        (DType::F32, vec![3, 5]),
+        (DType::Bf16, vec![4, 16]),
+        (DType::F16, vec![2, 3, 24]),
+        (DType::Bf16, vec![70, 33]),
+        (DType::Bf16, vec![1024, 1152]),
+    ] {
+        sites.push(elementwise(dtype, &shape));
+    }
+    sites
+}
+
+fn rounding(dtype: DType) -> f64 {
+    match dtype {
+        DType::Bf16 => 4e-3,
+        DType::F16 => 5e-4,
+        _ => 1e-6,
+    }
+}
+
+/// Activations with an operand that is repeated.
+fn elementwise(dtype: DType, shape: &[usize]) -> Site {
+    let mut b = Builder::new("elementwise");
+    let ty = |shape: Vec<usize>| TensorType::new(dtype, shape).expect("a valid shape");
+    let x = b.input("x", ty(shape.to_vec()));
+    let width = shape[shape.len() - 1];
+    let row = b.input("row", ty([vec![1; shape.len() - 1], vec![width]].concat()));
+    let y = b.silu(x).expect("floats");
+    let y = b.mul(y, row).expect("shapes fit");
+    let y = b.gelu_tanh(y).expect("floats");
+    let name = format!("elementwise-{dtype}-{shape:?}").replace([' ', '[', ']'], "");
+    Site { name: name.replace(',', "x"), graph: b.finish(&[y]), limit: rounding(dtype) }
+}
