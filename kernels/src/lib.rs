@@ -4,10 +4,12 @@
 //! threads), [`program`] (fused elementwise code), then [`cpu`]. [`cuda`] chooses launches for a
 //! GPU, as plain data; the crate `cuda-kernels` below this folder makes code of them.
 
+mod attention_site;
 pub mod body;
 pub mod cpu;
 pub mod cuda;
 mod error;
+mod head_rows;
 pub mod isa;
 pub mod kernel;
 pub mod layout;

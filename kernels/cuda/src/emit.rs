@@ -12,6 +12,7 @@ use cubecl_cpp::target::Cuda;
 use kernels::cuda::{Function, Gpu};
 
 use crate::error::Error;
+use crate::attention;
 use crate::map;
 use crate::properties::{options, properties};
 use crate::slot::SlotExpand;
@@ -44,6 +45,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
     builder.runtime_properties(TargetProperties::default());
     builder.device_properties(&properties(gpu));
     let pointers = match function {
+        Function::Attention(function) => attention::define(function, &mut builder),
         Function::Map(map) => map::define(map, &mut builder),
     };
     let refuse = |reason: String| Error::Emit { function: function.name().to_owned(), reason };

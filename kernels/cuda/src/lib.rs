@@ -4,6 +4,7 @@
 //! has its code, in CubeCL, one file each. [`emit`] makes CUDA text of it, [`Nvrtc`] machine code of
 //! the text. Neither needs a GPU, and nothing of this is needed where an engine runs.
 
+mod attention;
 mod emit;
 mod error;
 mod evaluate;
@@ -11,6 +12,7 @@ mod map;
 mod nvrtc;
 mod position;
 mod properties;
+mod ptx;
 mod slot;
 
 pub use emit::{Source, emit};

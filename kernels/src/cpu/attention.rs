@@ -14,18 +14,18 @@
 //! Roofline: the multiply-add units, less one exponential per score; memory for short sequences.
 //! The order of sums depends on the keys alone, so bytes do not depend on threads.
 
-use ops::{Attr, DType, Op};
+use ops::{Attr, DType};
 
 use crate::kernel::{KernelDef, Launch, Site};
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::attention_rows::{HeadRows, RowTable};
 use super::attention_softmax::MAX_VECTORS;
 use super::attention_task::{Task, worker_bytes};
 use super::matmul_tile::Words;
 use super::shared::{Shared, aligned};
-use crate::body::operand_view;
+use crate::attention_site::{AttentionSite, Side};
+use crate::head_rows::{HeadRows, RowTable};
 use crate::nest::Nest;
 
 /// Keys of a block: a multiple of every tile height.
@@ -38,14 +38,6 @@ const TASKS: usize = 32;
 const MIN_TASK_BLOCKS: usize = 4;
 /// Largest rows that are asked for early: they lie in the second-level cache beside those in use.
 const AHEAD_BYTES: usize = 384 << 10;
-
-// Layouts of the nest of (batch, head) pairs.
-pub(super) const OUT: usize = 0;
-pub(super) const Q: usize = 1;
-pub(super) const K: usize = 2;
-pub(super) const V: usize = 3;
-pub(super) const MASK: usize = 4;
-pub(super) const BIAS: usize = 5;
 
 /// Which rows lie in memory as attention reads or writes them.
 #[derive(Clone, Copy, Debug)]
@@ -89,67 +81,16 @@ pub struct Attention {
     pub(super) pairs: Nest,
 }
 
-/// An optional operand.
-#[derive(Clone, Debug)]
-pub(super) struct Side {
-    pub(super) operand: usize,
-    pub(super) layout: Layout,
-}
-
 impl Attention {
     /// Takes one `attention`, its result as it is or cast to another float type.
     pub fn select(site: &Site<'_>) -> Option<Attention> {
-        let &[root] = &site.body.outputs[..] else { return None };
-        let mut value = root;
-        while let Some(Op::Cast(_)) = site.body.op(value) {
-            value = site.body.node(value).args[0];
-        }
-        let Some(Op::Attention(op)) = site.body.op(value) else { return None };
-        let types = site.body.arg_types(value);
-        let args = &site.body.node(value).args;
-        let mut tables = vec![];
-        let mut rows = |arg: usize| HeadRows::of(site.body, args[arg], site.operands, &mut tables);
-        let (q, k, v) = (rows(0)?, rows(1)?, rows(2)?);
-        let side = |arg: usize| {
-            let (operand, layout) = operand_view(site.body, args[arg], site.operands)?;
-            Some(Side { operand, layout })
-        };
-        let is_mask = |arg: usize| types[arg].dtype() == DType::Bool;
-        let (bias, mask) = match args.len() {
-            3 => (None, None),
-            4 if is_mask(3) => (None, Some(side(3)?)),
-            4 => (Some(side(3)?), None),
-            _ => (Some(side(3)?), Some(side(4)?)),
-        };
-        let rank = types[0].rank();
-        let batch = rank - 3;
-        let result = site.result.clone();
-        if !result.dtype.is_float() || result.strides[rank - 1] != 1 && result.shape[rank - 1] > 1 {
-            return None;
-        }
-        // [batch.., H, 1]: one row of length 1 per pair.
-        let mut shape = result.shape[..batch].to_vec();
-        shape.extend([result.shape[batch + 1], 1]);
-        let pair = |layout: &Layout, head: Option<usize>| {
-            let mut strides: Vec<usize> = (0..batch)
-                .map(|axis| if layout.shape[axis] == 1 { 0 } else { layout.strides[axis] })
-                .collect();
-            strides.extend([head.map_or(0, |axis| layout.strides[axis]), 0]);
-            Layout { dtype: layout.dtype, shape: shape.clone(), strides, offset: layout.offset }
-        };
-        let mut layouts: Vec<Layout> = [&result, &q.layout, &k.layout, &v.layout]
-            .into_iter()
-            .map(|layout| pair(layout, Some(batch + 1)))
-            .collect();
-        let unused = layouts[OUT].clone();
-        layouts.push(mask.as_ref().map_or(unused.clone(), |mask| pair(&mask.layout, None)));
-        layouts.push(bias.as_ref().map_or(unused, |bias| pair(&bias.layout, Some(batch))));
-        let pairs = Nest::with_row(&layouts.iter().collect::<Vec<_>>(), batch + 1)?;
+        let AttentionSite { dtype, scale, q, k, v, tables, mask, bias, result, pairs, sq, sk, d } =
+            AttentionSite::of(site)?;
+        let rank = result.rank();
         let words = match site.target.isa.bf16_dot() {
-            Some(dot) if types[0].dtype() == DType::Bf16 => Words::Bf16Pairs(dot),
+            Some(dot) if dtype == DType::Bf16 => Words::Bf16Pairs(dot),
             _ => Words::F32,
         };
-        let d = types[0].shape()[rank - 1];
         let is_whole = |elements: &usize| elements.is_multiple_of(words.depths());
         let stored = Stored {
             q: q.are_words(words),
@@ -165,9 +106,9 @@ impl Attention {
             isa: site.target.isa,
             words,
             stored,
-            scale: op.scale,
-            sq: types[0].shape()[batch],
-            sk: types[1].shape()[batch],
+            scale,
+            sq,
+            sk,
             d,
             q,
             k,

@@ -7,12 +7,14 @@ use std::f32::consts::LOG2_E;
 use crate::program::{SlotPtr, load_f32};
 use crate::simd::{Simd, SimdJob};
 
-use super::attention::{Ahead, Attention, BIAS, K, KEY_BLOCK, MASK, OUT, Q, Side, V};
-use super::attention_rows::{HeadRows, padded};
+use super::attention::{Ahead, Attention, KEY_BLOCK};
+use super::attention_rows::padded;
 use super::attention_softmax::Packed;
 use super::attention_task::{Area, Pair};
 use super::lanes::{copy, prefetch_row, scale_to, store_to};
 use super::transpose::transpose_in;
+use crate::attention_site::{BIAS, K, MASK, OUT, Q, Side, V};
+use crate::head_rows::HeadRows;
 
 /// How many rows ahead packing asks for.
 const ROWS_BEYOND: usize = 8;

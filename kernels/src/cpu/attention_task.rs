@@ -7,13 +7,15 @@ use ops::DType;
 use crate::program::store;
 use crate::simd::{Simd, SimdJob};
 
-use super::attention::{Ahead, Attention, BIAS, K, KEY_BLOCK, MASK, OUT, Q, V, table};
-use super::attention_rows::{MAX_TABLES, padded};
+use super::attention::{Ahead, Attention, KEY_BLOCK, table};
+use super::attention_rows::padded;
 use super::attention_softmax::{Accumulate, LOWEST, Packed, Weigh};
 use super::attention_tile::{Factors, Store, product};
 use super::matmul_tile::{Arithmetic, Single, Words};
 use super::shared::{Shared, aligned};
 use super::transpose::transpose_in;
+use crate::attention_site::{BIAS, K, MASK, OUT, Q, V};
+use crate::head_rows::MAX_TABLES;
 
 /// Words of head dims at a time, so that a block's queries stay in the first-level cache.
 const TERMS: usize = 128;

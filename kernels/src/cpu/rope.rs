@@ -9,9 +9,10 @@ use crate::program::store;
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::attention_rows::{HeadRows, MAX_TABLES, RowTable, padded};
+use super::attention_rows::padded;
 use super::lanes::store_to;
 use super::shared::{Shared, aligned};
+use crate::head_rows::{HeadRows, MAX_TABLES, RowTable};
 use crate::nest::Nest;
 
 /// Rows per item of the pool.

@@ -5,6 +5,7 @@ use ops::Attr;
 use crate::kernel::{KernelDef, Packing, Site};
 use crate::pool::Pool;
 
+use super::attention::Attention;
 use super::map::Map;
 use super::{Gpu, Launch};
 
@@ -40,7 +41,7 @@ pub struct Packed {
 
 /// The first kernel of the list that takes this site.
 pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
-    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 1] = [Map::select];
+    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 2] = [Attention::select, Map::select];
     selects.into_iter().find_map(|select| select(site, gpu))
 }
 

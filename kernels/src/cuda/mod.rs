@@ -11,6 +11,7 @@
 //! plain memory can be copied to shared memory asynchronously.
 
 mod access;
+pub mod attention;
 mod kernel;
 pub mod map;
 
@@ -126,6 +127,7 @@ macro_rules! functions {
 }
 
 functions! {
+    "attention" => attention::Attention,
     "map" => map::Map,
 }
 

@@ -1,0 +1,744 @@
+//! `attention`: queries in registers, keys and values through shared memory, on tensor cores.
+//!
+//! A warp's lanes hold matrices as the instructions want them: lane `4 g + t` has of a tile of 16x8
+//! results the rows `g` and `g + 8`, columns `2 t` and `2 t + 1`. Scores of two neighboring tiles are
+//! in that form what the second product takes as its left operand, 16 queries by 16 keys.
+
+use cubecl::prelude::*;
+use kernels::cuda::attention::Attention;
+use ops::DType;
+
+use crate::emit::pointer;
+use crate::position::{coordinates, position};
+use crate::ptx::{
+    Sums, Words4, ballot, commit_copies, copy_16, copy_16_of, exp2, from_lane_xor, global_address,
+    load_global_word, load_matrices, load_matrices_transposed, load_matrix_pair,
+    load_matrix_pair_transposed, max, mma_8, mma_16, pack_halves, shared_address,
+    store_global_words, wait_copies,
+};
+use crate::slot::{Slot, SlotExpand, load, store};
+
+/// Bytes of an element of queries, keys and values.
+const SIZE: u32 = 2;
+/// Bytes that are copied or written at once, and their elements.
+const CHUNK_BYTES: u32 = 16;
+const CHUNK: u32 = CHUNK_BYTES / SIZE;
+/// What the running maximum starts from: below any score, yet finite, so that a difference of two
+/// is a number where all keys so far are masked.
+const LOWEST: f32 = -1e30;
+/// What a masked score is.
+const MASKED: f32 = f32::NEG_INFINITY;
+
+/// Declares the pointers and the body; returns how many pointers there are.
+pub(crate) fn define(attention: &Attention, builder: &mut KernelBuilder) -> usize {
+    let mut result = pointer(builder, attention.result.dtype.size());
+    let [q, k, v] = [&attention.q, &attention.k, &attention.v]
+        .map(|rows| pointer(builder, rows.dtype.size()));
+    let mut sides = Sequence::__expand_new(&builder.scope);
+    let mut n_sides = 0;
+    for side in [&attention.mask, &attention.bias].into_iter().flatten() {
+        let side = pointer(builder, side.dtype.size());
+        sides.__expand_push_method(&builder.scope, side);
+        n_sides += 1;
+    }
+    body::expand(&builder.scope, &mut result, &q, &k, &v, &sides, attention.clone());
+    4 + n_sides
+}
+
+/// Numbers that are known when a function is compiled, and follow from its data.
+impl Geometry {
+    fn of(attention: &Attention) -> Geometry {
+        let chunks = attention.d / CHUNK;
+        // Rows start at odd multiples of 16 bytes, so that 8 of them meet all banks.
+        let row_bytes = (chunks | 1) * CHUNK_BYTES;
+        let tile = attention.tile;
+        let group = if tile.has_pair_per_warp { 32 } else { 32 * tile.warps };
+        let tile_bytes = tile.keys * row_bytes;
+        let stages = attention.key_tiles().min(2);
+        let staged_bytes = attention.queries() * row_bytes;
+        let group_bytes = (2 * stages * tile_bytes).max(staged_bytes);
+        Geometry {
+            chunks,
+            row_bytes,
+            group,
+            tile_bytes,
+            group_bytes,
+            words: group_bytes * (32 * tile.warps / group) / 4,
+        }
+    }
+}
+
+/// Sizes in shared memory, and of the group of threads that share a tile.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Geometry {
+    /// Pieces of 16 bytes of a row.
+    chunks: u32,
+    /// From one row to the next.
+    row_bytes: u32,
+    /// Threads that share a tile.
+    group: u32,
+    /// Bytes of a tile of keys or values.
+    tile_bytes: u32,
+    /// Bytes of a group: two stages of keys and values; later, the outputs.
+    group_bytes: u32,
+    /// 32-bit words of the block.
+    words: u32,
+}
+
+/// What a warp works on.
+#[derive(CubeType, Clone, Copy)]
+struct Task {
+    /// Which (batch, head) pair.
+    pair: usize,
+    /// The warp's first query.
+    query: usize,
+    /// The thread's number among those that share a tile.
+    member: usize,
+    /// Where the group's shared memory is.
+    shared: u32,
+    /// Where the warp's outputs go, in the same memory.
+    staged: u32,
+    /// Row of the thread's sums, the other is 8 further.
+    row: usize,
+    /// Which pair of columns of the thread's sums.
+    column: usize,
+    /// Number within the warp.
+    lane: usize,
+}
+
+#[cube]
+fn body(
+    result: &mut Slot,
+    q: &Slot,
+    k: &Slot,
+    v: &Slot,
+    sides: &Sequence<Slot>,
+    #[comptime] attention: Attention,
+) {
+    let geometry = comptime!(Geometry::of(&attention));
+    let memory = Shared::<[u32]>::new_aligned_slice(comptime!(geometry.words as usize), 16usize);
+    let shared = shared_address(&memory);
+    let thread = UNIT_POS_X as usize;
+    let block = CUBE_POS_X as usize;
+    let warp = thread / 32;
+    let lane = thread % 32;
+    let warps = comptime!(attention.tile.warps as usize);
+    let warp_rows = comptime!(16 * attention.tile.heights);
+    if comptime!(attention.tile.has_pair_per_warp) {
+        let pair = block * warps + warp;
+        let own = shared + warp as u32 * comptime!(geometry.group_bytes);
+        let task = Task {
+            pair,
+            query: 0usize,
+            member: lane,
+            shared: own,
+            staged: own,
+            row: lane / 4,
+            column: lane % 4,
+            lane,
+        };
+        let n = comptime!(attention.n_pairs() as usize);
+        if comptime!(n % warps == 0) {
+            attend(&task, result, q, k, v, sides, attention);
+        } else if pair < n {
+            attend(&task, result, q, k, v, sides, attention);
+        }
+    } else {
+        let n = comptime!(attention.query_blocks() as usize);
+        let task = Task {
+            pair: block / n,
+            query: block % n * comptime!(attention.queries() as usize)
+                + warp * comptime!(warp_rows as usize),
+            member: thread,
+            shared,
+            staged: shared + warp as u32 * comptime!(warp_rows * geometry.row_bytes),
+            row: lane / 4,
+            column: lane % 4,
+            lane,
+        };
+        attend(&task, result, q, k, v, sides, attention);
+    }
+}
+
+/// The type of the operands, as instructions name it.
+fn element(attention: &Attention) -> &'static str {
+    if attention.q.dtype == DType::Bf16 { "bf16" } else { "f16" }
+}
+
+#[cube]
+fn attend(
+    task: &Task,
+    result: &mut Slot,
+    q: &Slot,
+    k: &Slot,
+    v: &Slot,
+    sides: &Sequence<Slot>,
+    #[comptime] attention: Attention,
+) {
+    let geometry = comptime!(Geometry::of(&attention));
+    let heights = comptime!(attention.tile.heights as usize);
+    let keys = comptime!(attention.tile.keys as usize);
+    let tiles = comptime!(attention.key_tiles() as usize);
+    let chunks = comptime!(geometry.chunks as usize);
+    let at = coordinates(task.pair, comptime!(attention.pairs.clone()));
+
+    let row = task.member / chunks;
+    let column = task.member % chunks;
+    let mut k_from = row_address(k, &at, row, comptime!(attention.k.strides.clone()))
+        + (column as u32 * CHUNK_BYTES) as u64;
+    let mut v_from = row_address(v, &at, row, comptime!(attention.v.strides.clone()))
+        + (column as u32 * CHUNK_BYTES) as u64;
+    let copy_to = task.shared + row as u32 * comptime!(geometry.row_bytes)
+        + column as u32 * CHUNK_BYTES;
+    let k_step = comptime!(attention.tile.keys * attention.k.strides.last().expect("rows") * SIZE);
+    let v_step = comptime!(attention.tile.keys * attention.v.strides.last().expect("rows") * SIZE);
+
+    copy_tile(copy_to, 0u32, k_from, row, 0usize, comptime!(attention.clone()), false);
+    copy_tile(copy_to, 0u32, v_from, row, 0usize, comptime!(attention.clone()), true);
+    commit_copies();
+    let queries = load_queries(task, q, &at, comptime!(attention.clone()));
+
+    // Rows of matrices that this lane names: of keys for two tiles of 8 keys and both halves of 16
+    // dims; of values for both halves of 16 keys and two tiles of 8 dims.
+    let lane = task.lane as u32;
+    let row_bytes = comptime!(geometry.row_bytes);
+    let k_lane = task.shared + (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * CHUNK_BYTES;
+    let k_tail = task.shared + lane * row_bytes;
+    let v_lane = task.shared + lane % 16 * row_bytes + lane / 16 * CHUNK_BYTES;
+
+    let mut maxima = Array::<f32>::new(comptime!(2 * heights));
+    let mut sums = Array::<f32>::new(comptime!(2 * heights));
+    #[unroll]
+    for r in 0..comptime!(2 * heights) {
+        maxima[r] = LOWEST;
+        sums[r] = 0.0f32;
+    }
+    let mut outputs = zeros(comptime!(heights * chunks));
+    let mut stage = 0u32;
+    for tile in 0..tiles {
+        wait_copies(0u32);
+        sync_group(comptime!(attention.tile.has_pair_per_warp));
+        if comptime!(tiles > 1) {
+            if tile + 1 < tiles {
+                k_from += k_step as u64;
+                v_from += v_step as u64;
+                let other = comptime!(2 * geometry.tile_bytes) - stage;
+                let first = (tile + 1) * keys;
+                copy_tile(copy_to, other, k_from, row, first, comptime!(attention.clone()), false);
+                copy_tile(copy_to, other, v_from, row, first, comptime!(attention.clone()), true);
+                commit_copies();
+            }
+        }
+        let mut scores = zeros(comptime!(heights * keys / 8));
+        score(&mut scores, &queries, k_lane + stage, k_tail + stage, comptime!(attention.clone()));
+        add_bias(&mut scores, task, sides, &at, tile * keys, comptime!(attention.clone()));
+        mask_keys(&mut scores, task, sides, &at, tile * keys, comptime!(attention.clone()));
+        let weights = weigh(
+            &scores,
+            &mut maxima,
+            &mut sums,
+            &mut outputs,
+            comptime!(attention.clone()),
+        );
+        accumulate(&mut outputs, &weights, v_lane + stage, comptime!(attention.clone()));
+        if comptime!(tiles > 1) {
+            stage = comptime!(2 * geometry.tile_bytes) - stage;
+        }
+    }
+    #[unroll]
+    for r in 0..comptime!(2 * heights) {
+        let half = sums[r] + from_lane_xor(sums[r], 1u32);
+        let sum = half + from_lane_xor(half, 2u32);
+        // No key takes part: the result is 0.
+        sums[r] = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
+    }
+    #[unroll]
+    for height in 0..heights {
+        #[unroll]
+        for chunk in 0..chunks {
+            let tile = outputs[height * chunks + chunk];
+            let mut scaled = Sums::empty();
+            #[unroll]
+            for i in 0..4usize {
+                scaled.insert(i, tile.extract(i) * sums[2 * height + i / 2]);
+            }
+            outputs[height * chunks + chunk] = scaled;
+        }
+    }
+    write(task, result, &at, &outputs, attention);
+}
+
+#[cube]
+fn zeros(#[comptime] n: usize) -> Array<Sums> {
+    let mut sums = Array::<Sums>::new(n);
+    #[unroll]
+    for i in 0..n {
+        sums[i] = Sums::new(0.0f32);
+    }
+    sums
+}
+
+/// Waits for the threads that share tiles.
+#[cube]
+fn sync_group(#[comptime] is_warp: bool) {
+    if comptime!(is_warp) {
+        sync_plane();
+    } else {
+        sync_cube();
+    }
+}
+
+/// Where row `row` of pair `at` starts.
+#[cube]
+fn row_address(slot: &Slot, at: &Array<usize>, row: usize, #[comptime] strides: Vec<u32>) -> u64 {
+    let n = comptime!(strides.len() - 1);
+    let pair = position(at, comptime!(strides[..n].to_vec()));
+    let element = pair + row * comptime!(strides[n] as usize);
+    slot_address(slot) + (element as u32) as u64 * SIZE as u64
+}
+
+#[cube]
+fn slot_address(slot: &Slot) -> u64 {
+    match slot {
+        Slot::Bytes(x) => global_address::<u8>(x),
+        Slot::Halves(x) => global_address::<u16>(x),
+        Slot::Words(x) => global_address::<u32>(x),
+        Slot::Longs(x) => global_address::<u64>(x),
+    }
+}
+
+/// Starts the copy of this thread's part of a tile of keys or values: `from` is its first piece, in
+/// row `row` of the tile that begins with key `first`. Rows beyond the last key become zeros.
+#[cube]
+fn copy_tile(
+    to: u32,
+    stage: u32,
+    from: u64,
+    row: usize,
+    first: usize,
+    #[comptime] attention: Attention,
+    #[comptime] are_values: bool,
+) {
+    let geometry = comptime!(Geometry::of(&attention));
+    let keys = comptime!(attention.tile.keys);
+    let rows = comptime!(geometry.group / geometry.chunks);
+    let passes = comptime!(keys.div_ceil(rows));
+    let stride = comptime!({
+        let access = if are_values { &attention.v } else { &attention.k };
+        *access.strides.last().expect("rows have a stride")
+    });
+    let sk = comptime!(attention.sk as usize);
+    let is_ragged = comptime!(!attention.sk.is_multiple_of(keys));
+    let has_idle = comptime!(!geometry.group.is_multiple_of(geometry.chunks));
+    #[unroll]
+    for pass in 0..passes {
+        let tile_offset = comptime!(if are_values { geometry.tile_bytes } else { 0 });
+        let to_offset = comptime!(tile_offset + pass * rows * geometry.row_bytes);
+        let from_offset = comptime!(pass * rows * stride * SIZE);
+        let key = row + comptime!((pass * rows) as usize);
+        let is_last = comptime!((pass + 1) * rows > keys);
+        // A thread beyond the last whole row of a pass has none, nor one beyond the tile.
+        let limit = comptime!(keys.min((pass + 1) * rows) as usize);
+        if comptime!(has_idle || is_last) {
+            if key < limit {
+                copy_chunk(to + stage, to_offset, from, from_offset, first + key, sk, is_ragged);
+            }
+        } else {
+            copy_chunk(to + stage, to_offset, from, from_offset, first + key, sk, is_ragged);
+        }
+    }
+}
+
+#[cube]
+fn copy_chunk(
+    to: u32,
+    #[comptime] to_offset: u32,
+    from: u64,
+    #[comptime] from_offset: u32,
+    key: usize,
+    #[comptime] sk: usize,
+    #[comptime] is_ragged: bool,
+) {
+    if comptime!(is_ragged) {
+        let bytes = select(key < sk, CHUNK_BYTES, 0u32);
+        copy_16_of(to, to_offset, from, from_offset, bytes);
+    } else {
+        copy_16(to, to_offset, from, from_offset);
+    }
+}
+
+/// Fragments of the warp's queries: for each height and 16 dims, rows `row` and `row + 8` of the
+/// first 8 dims, then of the others, or nothing there if dims end. Rows beyond the last are the last.
+#[cube]
+fn load_queries(
+    task: &Task,
+    q: &Slot,
+    at: &Array<usize>,
+    #[comptime] attention: Attention,
+) -> Array<Words4> {
+    let heights = comptime!(attention.tile.heights as usize);
+    let chunks = comptime!((attention.d / CHUNK) as usize);
+    let steps = comptime!(chunks.div_ceil(2));
+    let last = comptime!(attention.sq as usize - 1);
+    let is_ragged = comptime!(!attention.sq.is_multiple_of(attention.queries()));
+    let mut fragments = Array::<Words4>::new(comptime!(heights * steps));
+    #[unroll]
+    for height in 0..heights {
+        let mut addresses = Sequence::<u64>::new();
+        #[unroll]
+        for half in 0..2usize {
+            let row = task.query + task.row + comptime!(16 * height + 8 * half);
+            let row = if comptime!(is_ragged) { select(row < last, row, last) } else { row };
+            let start = row_address(q, at, row, comptime!(attention.q.strides.clone()));
+            addresses.push(start + (task.column as u32 * 4) as u64);
+        }
+        #[unroll]
+        for step in 0..steps {
+            let mut words = Words4::new(0u32);
+            #[unroll]
+            for part in 0..4usize {
+                let chunk = comptime!(2 * step + part / 2);
+                if comptime!(chunk < chunks) {
+                    let offset = comptime!(chunk as u32 * CHUNK_BYTES);
+                    let word = load_global_word(*addresses.index(comptime!(part % 2)), offset);
+                    words.insert(part, sign(word, comptime!(attention.scale)));
+                }
+            }
+            fragments[height * steps + step] = words;
+        }
+    }
+    fragments
+}
+
+/// Two halves times the sign of the scale, whose size scores are multiplied with later.
+#[cube]
+fn sign(halves: u32, #[comptime] scale: f32) -> u32 {
+    if comptime!(scale < 0.0) {
+        halves ^ 0x8000_8000u32
+    } else if comptime!(scale == 0.0) {
+        halves & 0u32
+    } else {
+        halves
+    }
+}
+
+/// What scores are multiplied with, in units of log 2.
+fn factor(attention: &Attention) -> f32 {
+    let size = if attention.scale == 0.0 { 1.0 } else { attention.scale.abs() };
+    size * std::f32::consts::LOG2_E
+}
+
+/// `scores += queries keys^T`.
+#[cube]
+fn score(
+    scores: &mut Array<Sums>,
+    queries: &Array<Words4>,
+    k_lane: u32,
+    k_tail: u32,
+    #[comptime] attention: Attention,
+) {
+    let geometry = comptime!(Geometry::of(&attention));
+    let element = comptime!(element(&attention));
+    let heights = comptime!(attention.tile.heights as usize);
+    let tiles = comptime!((attention.tile.keys / 8) as usize);
+    let steps = comptime!((geometry.chunks / 2) as usize);
+    let has_tail = comptime!(geometry.chunks % 2 == 1);
+    let all_steps = comptime!(geometry.chunks.div_ceil(2) as usize);
+    #[unroll]
+    for step in 0..steps {
+        #[unroll]
+        for pair in 0..comptime!(tiles / 2) {
+            let offset =
+                comptime!(pair as u32 * 16 * geometry.row_bytes + step as u32 * 2 * CHUNK_BYTES);
+            let b = load_matrices(k_lane, offset);
+            #[unroll]
+            for height in 0..heights {
+                let a = queries[height * all_steps + step];
+                #[unroll]
+                for i in 0..2usize {
+                    let to = comptime!(height * tiles + 2 * pair + i);
+                    scores[to] =
+                        mma_16(a, b.extract(2 * i), b.extract(2 * i + 1), scores[to], element);
+                }
+            }
+        }
+    }
+    if has_tail {
+        // Four tiles of keys at once, or two if there are no more.
+        let at_once = comptime!(if tiles % 4 == 0 { 4 } else { 2usize });
+        #[unroll]
+        for some in 0..comptime!(tiles / at_once) {
+            let offset = comptime!(
+                (some * at_once) as u32 * 8 * geometry.row_bytes
+                    + 2 * steps as u32 * CHUNK_BYTES
+            );
+            let mut b = Sequence::<u32>::new();
+            if comptime!(at_once == 4) {
+                let words = load_matrices(k_tail, offset);
+                #[unroll]
+                for i in 0..4usize {
+                    b.push(words.extract(i));
+                }
+            } else {
+                let words = load_matrix_pair(k_tail, offset);
+                b.push(words.extract(0usize));
+                b.push(words.extract(1usize));
+            }
+            #[unroll]
+            for height in 0..heights {
+                let a = queries[height * all_steps + steps];
+                #[unroll]
+                for i in 0..at_once {
+                    let to = comptime!(height * tiles + some * at_once + i);
+                    let (a0, a1) = (a.extract(0usize), a.extract(1usize));
+                    scores[to] = mma_8(a0, a1, *b.index(i), scores[to], element);
+                }
+            }
+        }
+    }
+}
+
+/// Scales scores and adds the bias, if there is one.
+#[cube]
+fn add_bias(
+    scores: &mut Array<Sums>,
+    task: &Task,
+    sides: &Sequence<Slot>,
+    at: &Array<usize>,
+    first: usize,
+    #[comptime] attention: Attention,
+) {
+    if comptime!(attention.bias.is_some()) {
+        let bias = comptime!(attention.bias.clone().expect("there is a bias"));
+        let slot = sides.index(comptime!(usize::from(attention.mask.is_some())));
+        let factor = comptime!(factor(&attention));
+        let n = comptime!(bias.strides.len() - 2);
+        let (row_step, key_step) =
+            comptime!((bias.strides[n] as usize, bias.strides[n + 1] as usize));
+        let start = position(at, comptime!(bias.strides[..n].to_vec()));
+        let tiles = comptime!((attention.tile.keys / 8) as usize);
+        let (last_row, last_key) =
+            comptime!((attention.sq as usize - 1, attention.sk as usize - 1));
+        #[unroll]
+        for height in 0..comptime!(attention.tile.heights as usize) {
+            #[unroll]
+            for tile in 0..tiles {
+                let index = comptime!(height * tiles + tile);
+                let mut biased = Sums::empty();
+                #[unroll]
+                for i in 0..4usize {
+                    let row = task.query + task.row + comptime!(16 * height + i / 2 * 8);
+                    let key = first + 2 * task.column + comptime!(8 * tile + i % 2);
+                    // What lies beyond is read elsewhere and not used.
+                    let row = select(row < last_row, row, last_row);
+                    let key = select(key < last_key, key, last_key);
+                    let from = start + row * row_step + key * key_step;
+                    let x = load(slot, from, comptime!(bias.dtype));
+                    let y = scores[index].extract(i);
+                    biased.insert(i, y * factor + x * comptime!(std::f32::consts::LOG2_E));
+                }
+                scores[index] = biased;
+            }
+        }
+    }
+}
+
+/// Makes scores of keys that are masked, or beyond the last one, as low as can be.
+#[cube]
+fn mask_keys(
+    scores: &mut Array<Sums>,
+    task: &Task,
+    sides: &Sequence<Slot>,
+    at: &Array<usize>,
+    first: usize,
+    #[comptime] attention: Attention,
+) {
+    let keys = comptime!(attention.tile.keys as usize);
+    let sk = comptime!(attention.sk as usize);
+    let has_mask = comptime!(attention.mask.is_some());
+    if comptime!(has_mask || sk % keys != 0) {
+        let tiles = comptime!(keys / 8);
+        #[unroll]
+        for word in 0..comptime!(keys.div_ceil(32)) {
+            let key = first + task.lane + comptime!(32 * word);
+            let is_key = key < sk;
+            let mut flag = u32::cast_from(is_key);
+            if has_mask {
+                let mask = comptime!(attention.mask.clone().expect("there is a mask"));
+                let start = row_start(at, comptime!(mask.strides.clone()));
+                let step = comptime!(*mask.strides.last().expect("a mask has a stride") as usize);
+                let from = start + select(is_key, key, comptime!(sk - 1)) * step;
+                let x = load(sides.index(0usize), from, comptime!(mask.dtype));
+                flag = select(x != 0.0f32, flag, 0u32);
+            }
+            let flags = ballot(flag);
+            if flags != 0xffff_ffffu32 {
+                let own = flags >> (2 * task.column as u32);
+                #[unroll]
+                for tile in comptime!(4 * word)..comptime!(tiles.min(4 * word + 4)) {
+                    #[unroll]
+                    for height in 0..comptime!(attention.tile.heights as usize) {
+                        let index = comptime!(height * tiles + tile);
+                        let mut masked = Sums::empty();
+                        #[unroll]
+                        for i in 0..4usize {
+                            let bit = comptime!(1u32 << (tile % 4 * 8 + i % 2));
+                            let x = scores[index].extract(i);
+                            masked.insert(i, select(own & bit != 0, x, MASKED));
+                        }
+                        scores[index] = masked;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where the pair's first element lies; the last stride is not of pairs.
+#[cube]
+fn row_start(at: &Array<usize>, #[comptime] strides: Vec<u32>) -> usize {
+    position(at, comptime!(strides[..strides.len() - 1].to_vec()))
+}
+
+/// Weights of a tile's keys as the second product's left operand: for each height and 16 keys.
+/// Where a maximum rises, what was summed so far shrinks.
+#[cube]
+fn weigh(
+    scores: &Array<Sums>,
+    maxima: &mut Array<f32>,
+    sums: &mut Array<f32>,
+    outputs: &mut Array<Sums>,
+    #[comptime] attention: Attention,
+) -> Array<Words4> {
+    let element = comptime!(element(&attention));
+    let heights = comptime!(attention.tile.heights as usize);
+    let tiles = comptime!((attention.tile.keys / 8) as usize);
+    let chunks = comptime!((attention.d / CHUNK) as usize);
+    let factor = comptime!(if attention.bias.is_some() { 1.0f32 } else { factor(&attention) });
+    let mut weights = Array::<Words4>::new(comptime!(heights * tiles / 2));
+    #[unroll]
+    for height in 0..heights {
+        let mut references = Sequence::<f32>::new();
+        #[unroll]
+        for half in 0..2usize {
+            let row = comptime!(2 * height + half);
+            let mut most = maxima[row];
+            #[unroll]
+            for tile in 0..tiles {
+                let score = scores[height * tiles + tile];
+                let pair = max(score.extract(2 * half), score.extract(2 * half + 1));
+                most = max(most, pair);
+            }
+            most = max(most, from_lane_xor(most, 1u32));
+            most = max(most, from_lane_xor(most, 2u32));
+            let shrink = exp2((maxima[row] - most) * factor);
+            maxima[row] = most;
+            sums[row] = sums[row] * shrink;
+            #[unroll]
+            for chunk in 0..chunks {
+                let mut output = outputs[height * chunks + chunk];
+                output.insert(2 * half, output.extract(2 * half) * shrink);
+                output.insert(2 * half + 1, output.extract(2 * half + 1) * shrink);
+                outputs[height * chunks + chunk] = output;
+            }
+            references.push(most * factor);
+        }
+        #[unroll]
+        for step in 0..comptime!(tiles / 2) {
+            let mut words = Words4::empty();
+            #[unroll]
+            for part in 0..4usize {
+                // Rows alternate, tiles come two after two.
+                let half = comptime!(part % 2);
+                let row = comptime!(2 * height + half);
+                let score = scores[height * tiles + 2 * step + comptime!(part / 2)];
+                let reference = *references.index(half);
+                let low = exp2(score.extract(2 * half) * factor - reference);
+                let high = exp2(score.extract(2 * half + 1) * factor - reference);
+                sums[row] = sums[row] + (low + high);
+                words.insert(part, pack_halves(low, high, element));
+            }
+            weights[height * comptime!(tiles / 2) + step] = words;
+        }
+    }
+    weights
+}
+
+/// `outputs += weights values`.
+#[cube]
+fn accumulate(
+    outputs: &mut Array<Sums>,
+    weights: &Array<Words4>,
+    v_lane: u32,
+    #[comptime] attention: Attention,
+) {
+    let geometry = comptime!(Geometry::of(&attention));
+    let element = comptime!(element(&attention));
+    let heights = comptime!(attention.tile.heights as usize);
+    let chunks = comptime!(geometry.chunks as usize);
+    let steps = comptime!((attention.tile.keys / 16) as usize);
+    #[unroll]
+    for step in 0..steps {
+        #[unroll]
+        for pair in 0..comptime!(chunks.div_ceil(2)) {
+            let offset = comptime!(
+                geometry.tile_bytes
+                    + step as u32 * 16 * geometry.row_bytes
+                    + pair as u32 * 2 * CHUNK_BYTES
+            );
+            let mut b = Sequence::<u32>::new();
+            let n = comptime!(2.min(chunks - 2 * pair));
+            if comptime!(n == 2) {
+                let words = load_matrices_transposed(v_lane, offset);
+                #[unroll]
+                for i in 0..4usize {
+                    b.push(words.extract(i));
+                }
+            } else {
+                let words = load_matrix_pair_transposed(v_lane, offset);
+                b.push(words.extract(0usize));
+                b.push(words.extract(1usize));
+            }
+            #[unroll]
+            for height in 0..heights {
+                let a = weights[height * steps + step];
+                #[unroll]
+                for i in 0..n {
+                    let to = comptime!(height * chunks + 2 * pair + i);
+                    let (b0, b1) = (*b.index(2 * i), *b.index(2 * i + 1));
+                    outputs[to] = mma_16(a, b0, b1, outputs[to], element);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the warp's rows.
+#[cube]
+fn write(
+    task: &Task,
+    result: &mut Slot,
+    at: &Array<usize>,
+    outputs: &Array<Sums>,
+    #[comptime] attention: Attention,
+) {
+    let sq = comptime!(attention.sq as usize);
+    let chunks = comptime!((attention.d / CHUNK) as usize);
+    let stride = comptime!(*attention.result.strides.last().expect("rows") as usize);
+    let start = row_start(at, comptime!(attention.result.strides.clone()));
+    #[unroll]
+    for height in 0..comptime!(attention.tile.heights as usize) {
+        #[unroll]
+        for i in 0..4usize {
+            let row = task.query + task.row + comptime!(16 * height + i / 2 * 8);
+            if row < sq {
+                #[unroll]
+                for chunk in 0..chunks {
+                    let column = 2 * task.column + comptime!(8 * chunk + i % 2);
+                    let x = outputs[height * chunks + chunk].extract(i);
+                    store(result, start + row * stride + column, x, comptime!(attention.result.dtype));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! PTX instructions that CubeCL has no form for: tensor cores, matrices from shared memory,
+//! asynchronous copies, exchange within a warp.
+//!
+//! Shared memory is addressed by 32-bit numbers here, global memory by 64-bit ones, both in bytes;
+//! `offset` is part of the instruction. What touches memory is a barrier to the compiler, so that no
+//! access moves across.
+
+use cubecl::prelude::*;
+use cubecl_cpp::cuda::ptx::generic_to_shared;
+
+/// Two 16-bit or one 32-bit register for each of four.
+pub(crate) type Words4 = Vector<u32, Const<4>>;
+/// Sums of a tile of 16x8: two of row `lane / 4`, two of the row 8 below, at `2 (lane % 4)`.
+pub(crate) type Sums = Vector<f32, Const<4>>;
+
+/// The number itself, where a mutable variable would be passed as its address.
+#[cube]
+fn read<T: CubePrimitive>(x: T) -> T {
+    intrinsic!(|scope| x.read_value(scope).into())
+}
+
+/// Where `memory` starts in the block's shared memory.
+#[cube]
+pub(crate) fn shared_address(memory: &Shared<[u32]>) -> u32 {
+    generic_to_shared::<u32>(memory.as_ptr())
+}
+
+/// Where `memory` starts.
+#[cube]
+pub(crate) fn global_address<T: CubePrimitive>(memory: &[T]) -> u64 {
+    let pointer = memory.as_ptr();
+    let address: u64;
+    gpu_asm!("mov.u64 {to}, {from};", to = out(_) address, from = in(_) pointer, options(nomem));
+    address
+}
+
+/// The 4 bytes at `address`, which nothing writes during the launch.
+#[cube]
+pub(crate) fn load_global_word(address: u64, #[comptime] offset: u32) -> u32 {
+    let word: u32;
+    gpu_asm!(
+        "ld.global.nc.b32 {word}, [{address}+{offset}];",
+        word = out(_) word, address = in(_) read::<u64>(address),
+    );
+    word
+}
+
+/// Writes 16 bytes.
+#[cube]
+pub(crate) fn store_global_words(address: u64, words: Words4) {
+    gpu_asm!("st.global.v4.b32 [{address}], {words};", address = in(_) read::<u64>(address), words = in(_) read::<Words4>(words));
+}
+
+/// Copies 16 bytes to shared memory, some time before [`copies_landed`] returns.
+#[cube]
+pub(crate) fn copy_16(to: u32, #[comptime] to_offset: u32, from: u64, #[comptime] from_offset: u32) {
+    gpu_asm!(
+        "cp.async.cg.shared.global [{to}+{to_offset}], [{from}+{from_offset}], 16;",
+        to = in(_) read::<u32>(to), from = in(_) read::<u64>(from),
+    );
+}
+
+/// As [`copy_16`], the last `16 - bytes` as zeros; `bytes` of 0 reads nothing.
+#[cube]
+pub(crate) fn copy_16_of(
+    to: u32,
+    #[comptime] to_offset: u32,
+    from: u64,
+    #[comptime] from_offset: u32,
+    bytes: u32,
+) {
+    gpu_asm!(
+        "cp.async.cg.shared.global [{to}+{to_offset}], [{from}+{from_offset}], 16, {bytes};",
+        to = in(_) read::<u32>(to), from = in(_) read::<u64>(from), bytes = in(_) read::<u32>(bytes),
+    );
+}
+
+/// Makes this thread's copies since the last call a group.
+#[cube]
+pub(crate) fn commit_copies() {
+    gpu_asm!("cp.async.commit_group;");
+}
+
+/// Waits until at most `pending` of this thread's groups are on their way.
+#[cube]
+pub(crate) fn wait_copies(#[comptime] pending: u32) {
+    gpu_asm!("cp.async.wait_group {pending};");
+}
+
+/// Four matrices of 8x8 16-bit elements; lane `8 i + j` gives the address of row `j` of matrix `i`.
+/// Lane `l` gets of each the elements `2 (l % 4)` and the next of row `l / 4`.
+#[cube]
+pub(crate) fn load_matrices(address: u32, #[comptime] offset: u32) -> Words4 {
+    let words: Words4;
+    gpu_asm!(
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {words}, [{address}+{offset}];",
+        words = out(_) words, address = in(_) read::<u32>(address),
+    );
+    words
+}
+
+/// As [`load_matrices`], each transposed.
+#[cube]
+pub(crate) fn load_matrices_transposed(address: u32, #[comptime] offset: u32) -> Words4 {
+    let words: Words4;
+    gpu_asm!(
+        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {words}, [{address}+{offset}];",
+        words = out(_) words, address = in(_) read::<u32>(address),
+    );
+    words
+}
+
+/// Two matrices, whose addresses lanes 0 to 15 give.
+#[cube]
+pub(crate) fn load_matrix_pair(address: u32, #[comptime] offset: u32) -> Vector<u32, Const<2>> {
+    let words: Vector<u32, Const<2>>;
+    gpu_asm!(
+        "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {words}, [{address}+{offset}];",
+        words = out(_) words, address = in(_) read::<u32>(address),
+    );
+    words
+}
+
+/// Two matrices, each transposed.
+#[cube]
+pub(crate) fn load_matrix_pair_transposed(
+    address: u32,
+    #[comptime] offset: u32,
+) -> Vector<u32, Const<2>> {
+    let words: Vector<u32, Const<2>>;
+    gpu_asm!(
+        "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {words}, [{address}+{offset}];",
+        words = out(_) words, address = in(_) read::<u32>(address),
+    );
+    words
+}
+
+/// `sums + a b`, a of 16x16 and b of 16x8 elements of type `element`: `bf16` or `f16`.
+#[cube]
+pub(crate) fn mma_16(
+    a: Words4,
+    b0: u32,
+    b1: u32,
+    sums: Sums,
+    #[comptime] element: &'static str,
+) -> Sums {
+    let to: Sums;
+    gpu_asm!(
+        "mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32 {to}, {a}, {{{b0}, {b1}}}, {sums};",
+        to = out(_) to, a = in(_) read::<Words4>(a), b0 = in(_) read::<u32>(b0), b1 = in(_) read::<u32>(b1), sums = in(_) read::<Sums>(sums),
+        options(nomem),
+    );
+    to
+}
+
+/// `sums + a b`, a of 16x8 and b of 8x8 elements.
+#[cube]
+pub(crate) fn mma_8(
+    a0: u32,
+    a1: u32,
+    b: u32,
+    sums: Sums,
+    #[comptime] element: &'static str,
+) -> Sums {
+    let to: Sums;
+    gpu_asm!(
+        "mma.sync.aligned.m16n8k8.row.col.f32.{element}.{element}.f32 {to}, {{{a0}, {a1}}}, {{{b}}}, {sums};",
+        to = out(_) to, a0 = in(_) read::<u32>(a0), a1 = in(_) read::<u32>(a1), b = in(_) read::<u32>(b), sums = in(_) read::<Sums>(sums),
+        options(nomem),
+    );
+    to
+}
+
+/// Two numbers rounded to `element`, the first in the low half.
+#[cube]
+pub(crate) fn pack_halves(low: f32, high: f32, #[comptime] element: &'static str) -> u32 {
+    let word: u32;
+    gpu_asm!(
+        "cvt.rn.{element}x2.f32 {word}, {high}, {low};",
+        word = out(_) word, high = in(_) read::<f32>(high), low = in(_) read::<f32>(low),
+        options(nomem),
+    );
+    word
+}
+
+/// 2 to the power of `x`, with a relative error of 2e-7; 0 below -126.
+#[cube]
+pub(crate) fn exp2(x: f32) -> f32 {
+    let y: f32;
+    gpu_asm!("ex2.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) read::<f32>(x), options(nomem));
+    y
+}
+
+/// The larger number.
+#[cube]
+pub(crate) fn max(x: f32, y: f32) -> f32 {
+    let z: f32;
+    gpu_asm!("max.f32 {z}, {x}, {y};", z = out(_) z, x = in(_) read::<f32>(x), y = in(_) read::<f32>(y), options(nomem));
+    z
+}
+
+/// What the lane whose number differs by the bits of `lanes` has; all lanes take part.
+#[cube]
+pub(crate) fn from_lane_xor(x: f32, #[comptime] lanes: u32) -> f32 {
+    let y: f32;
+    gpu_asm!(
+        "shfl.sync.bfly.b32 {y}, {x}, {lanes}, 31, 0xffffffff;",
+        y = out(_) y, x = in(_) read::<f32>(x),
+        options(nomem),
+    );
+    y
+}
+
+/// Bit `l` says whether `flag` of lane `l` is not 0; all lanes take part.
+#[cube]
+pub(crate) fn ballot(flag: u32) -> u32 {
+    let bits: u32;
+    gpu_asm!(
+        "{{ .reg .pred p; setp.ne.u32 p, {flag}, 0; vote.sync.ballot.b32 {bits}, p, 0xffffffff; }}",
+        bits = out(_) bits, flag = in(_) read::<u32>(flag),
+        options(nomem),
+    );
+    bits
+}
