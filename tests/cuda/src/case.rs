@@ -19,17 +19,7 @@ pub fn write(
     limit: f64,
     gpu: Gpu,
 ) {
-    let plan = compiler::compile(graph.clone(), &crate::target(gpu))
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
-    let mut builder = Builder::new(gpu);
-    builder.add(name, &plan).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let about = ("tests".to_owned(), name.to_owned(), DType::Bf16);
-    let cache = Cache::in_folder(folder.join("cache"));
-    let engine = builder
-        .build(about, crate::nvrtc(), Some(&cache), 2, &|_| {})
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
-    let path = folder.join(format!("{name}.engine"));
-    engine.save(&path).unwrap_or_else(|error| panic!("{error}"));
+    write_engine(folder, name, graph, gpu);
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = vec![];
     let inputs: Vec<&str> = graph.inputs().map(|(_, name)| name).collect();
     let params = graph.params().map(|(_, name)| name);
@@ -66,4 +56,19 @@ pub fn write(
         .collect();
     let path = folder.join(format!("{name}.safetensors"));
     safetensors::serialize_to_file(views, None, &path).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Writes `NAME.engine` to `folder`.
+pub fn write_engine(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
+    let plan = compiler::compile(graph.clone(), &crate::target(gpu))
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut builder = Builder::new(gpu);
+    builder.add(name, &plan).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let about = ("tests".to_owned(), name.to_owned(), DType::Bf16);
+    let cache = Cache::in_folder(folder.join("cache"));
+    let engine = builder
+        .build(about, crate::nvrtc(), Some(&cache), 2, &|_| {})
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let path = folder.join(format!("{name}.engine"));
+    engine.save(&path).unwrap_or_else(|error| panic!("{error}"));
 }

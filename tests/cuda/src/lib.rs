@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod sites;
+pub mod speed;
 
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
