@@ -13,6 +13,7 @@ mod head_rows;
 pub mod isa;
 pub mod kernel;
 pub mod layout;
+mod matmul_site;
 mod nest;
 pub mod peak;
 pub mod pool;

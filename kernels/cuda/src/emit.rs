@@ -13,6 +13,7 @@ use kernels::cuda::{Function, Gpu};
 
 use crate::error::Error;
 use crate::attention;
+use crate::gemm;
 use crate::map;
 use crate::properties::{options, properties};
 use crate::slot::SlotExpand;
@@ -47,6 +48,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
     let pointers = match function {
         Function::Attention(function) => attention::define(function, &mut builder),
         Function::Map(map) => map::define(map, &mut builder),
+        Function::Matmul(matmul) => gemm::define(&matmul.0, &mut builder),
     };
     let refuse = |reason: String| Error::Emit { function: function.name().to_owned(), reason };
     let compiled = CppCompiler::<Cuda>::default()

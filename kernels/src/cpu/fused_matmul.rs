@@ -16,6 +16,7 @@ use super::matmul::{BOperand, BView, Matmul, MatmulBuffers, MatmulSpec};
 use super::matmul_rows::{Norm, RowView};
 use super::shared::Shared;
 use crate::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
+use crate::matmul_site::MatmulSite;
 
 /// A product and where its parts come from.
 #[derive(Clone, Debug)]
@@ -41,86 +42,47 @@ struct Left {
 impl FusedMatmul {
     /// Takes one `matmul` in the form described above.
     pub fn select(site: &Site<'_>) -> Option<FusedMatmul> {
-        let Site { body, operands, .. } = site;
-        let &[root] = &body.outputs[..] else { return None };
-        let mut found = body.values().filter_map(|value| match body.op(value)? {
-            Op::Matmul(op) => Some((value, op)),
-            _ => None,
-        });
-        let (product, op) = found.next()?;
-        if found.next().is_some() || body.ty(root).shape() != body.ty(product).shape() {
-            return None;
-        }
-        let [a, b] = body.node(product).args[..] else { return None };
-        let shape = body.ty(product).shape();
-        let ([_, columns, depth], _) = op.dims(body.ty(a).shape(), body.ty(b).shape())?;
-
-        let (b_operand, b_layout) = operand_view(body, b, operands)?;
-        let (depth_axis, column_axis) = if op.transpose_b { (1, 0) } else { (0, 1) };
-        let b_rank = b_layout.rank();
-        let b_stride = |axis: usize| b_layout.strides[b_rank - 2 + axis];
-        let is_shared = b_layout.shape[..b_rank - 2].iter().all(|&dim| dim == 1);
-        // Leading dims that B has too are a batch; all others number rows.
-        let n_leading = shape.len() - 1;
-        let n_batch = if is_shared { 0 } else { n_leading - 1 };
-        let weight_strides = (b_stride(depth_axis), b_stride(column_axis));
-        let is_packed = is_shared && site.is_param[b_operand] && b_layout.is_dense();
-        let b = if is_packed {
-            BOperand::Packed(b_layout.dtype)
+        let product = MatmulSite::of(site)?;
+        let weight_strides = product.b_strides();
+        let b = if product.is_weight {
+            BOperand::Packed(product.b_view.dtype)
         } else {
-            let batch =
-                b_layout.broadcast(&[&shape[..n_batch], &b_layout.shape[n_batch..]].concat());
             BOperand::Dense(BView {
-                dtype: b_layout.dtype,
-                batch_strides: if is_shared { vec![] } else { batch.strides[..n_batch].to_vec() },
+                dtype: product.b_view.dtype,
+                batch_strides: product.b_batch_strides(),
                 depth_stride: weight_strides.0,
                 column_stride: weight_strides.1,
-                offset: b_layout.offset,
+                offset: product.b_view.offset,
             })
         };
-
-        let left = left(body, a, operands)?;
-        let a_shape: Vec<usize> = if op.transpose_a {
-            let rank = shape.len();
-            [&shape[..rank - 2], &[depth, shape[rank - 2]]].concat()
-        } else {
-            [&shape[..n_leading], &[depth]].concat()
-        };
-        let a_rows = |leaf: &Leaf| {
-            let mut layout = leaf.layout.broadcast(&a_shape);
-            if op.transpose_a {
-                layout.strides.swap(shape.len() - 2, shape.len() - 1);
-            }
-            rows(&layout)
-        };
-        if op.transpose_a && left.norm.is_some() {
+        let left = left(site.body, product.a, site.operands)?;
+        if product.transposes_a() && left.norm.is_some() {
             return None;
         }
-
-        let code = compile_elementwise(body, root, &[product], operands)?;
+        let code = &product.epilogue;
         let at = code.leaves.iter().position(|leaf| matches!(leaf.source, Source::Frontier(_)))?;
-        let in_place = (0..operands.len())
+        let in_place = (0..site.operands.len())
             .map(|operand| {
                 let elsewhere =
                     left.leaves.iter().any(|leaf| leaf.source == Source::Operand(operand));
-                operand != b_operand && !elsewhere && code.may_alias(operand, site.result)
+                operand != product.b && !elsewhere && code.may_alias(operand, site.result)
             })
             .collect();
-        let (epilogue, leaves) = with_first(&code, at)?;
+        let (epilogue, leaves) = with_first(code, at)?;
 
-        let a_views: Vec<RowView> = left.leaves.iter().map(a_rows).collect();
+        let a_views: Vec<RowView> =
+            left.leaves.iter().map(|leaf| rows(&product.a_rows(&leaf.layout))).collect();
         let epilogue_views: Vec<RowView> =
             leaves[1..].iter().map(|leaf| rows(&leaf.layout)).collect();
-        let (batch, rows_dims) = shape[..n_leading].split_at(n_batch);
         let (a_view, prologue_views) = a_views.split_first()?;
         let spec = joined(MatmulSpec {
-            batch: batch.to_vec(),
-            rows: rows_dims.to_vec(),
-            columns,
-            depth,
+            batch: product.batch,
+            rows: product.rows,
+            columns: product.columns,
+            depth: product.depth,
             a: a_view.clone(),
             b,
-            product: body.ty(a).dtype(),
+            product: product.product,
             norm: left.norm,
             prologue: left.program,
             prologue_operands: prologue_views.to_vec(),
@@ -134,7 +96,7 @@ impl FusedMatmul {
         Some(FusedMatmul {
             matmul,
             a: left.leaves[0].source.clone(),
-            b: b_operand,
+            b: product.b,
             prologue: sources(&left.leaves),
             epilogue: sources(&leaves),
             in_place,

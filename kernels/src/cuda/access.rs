@@ -23,9 +23,10 @@ impl Access {
         match inner {
             0 => true,
             1 => {
-                let size = vector * self.dtype.size();
-                let is_even = |elements: &u32| (*elements as usize).is_multiple_of(vector);
-                offset.is_multiple_of(size.min(MAX_ACCESS_BYTES)) && outer.iter().all(is_even)
+                let size = self.dtype.size();
+                let bytes = (vector * size).min(MAX_ACCESS_BYTES);
+                let is_even = |elements: &u32| (*elements as usize * size).is_multiple_of(bytes);
+                offset.is_multiple_of(bytes) && outer.iter().all(is_even)
             }
             _ => vector == 1,
         }
@@ -43,4 +44,28 @@ pub(crate) fn offset_bytes(layout: &Layout) -> usize {
 /// Whether positions fit the 32 bits that device code counts in.
 pub(crate) fn is_addressable(layout: &Layout) -> bool {
     layout.extent() - layout.offset <= u32::MAX as usize
+}
+
+/// Most elements that a thread takes at a time: 16 bytes of halves, or twice that of f32.
+const MAX_VECTOR: usize = 8;
+
+/// The most consecutive elements, a power of two, that all of these take at a time from their offsets
+/// in bytes, and that a row of `len` consists of.
+pub(crate) fn widest_vector<'a>(
+    accesses: impl Iterator<Item = (&'a Access, usize)>,
+    len: u32,
+) -> u32 {
+    let accesses: Vec<(&Access, usize)> = accesses.collect();
+    let is_run = |access: &Access| access.strides.last() == Some(&1);
+    let runs = accesses.iter().filter(|(access, _)| is_run(access));
+    let smallest = runs.map(|(access, _)| access.dtype.size()).min().unwrap_or(MAX_ACCESS_BYTES);
+    let mut vector = (MAX_ACCESS_BYTES / smallest).min(MAX_VECTOR);
+    let fits = |vector: usize| {
+        (len as usize).is_multiple_of(vector)
+            && accesses.iter().all(|(access, offset)| access.takes_vectors(vector, *offset))
+    };
+    while vector > 1 && !fits(vector) {
+        vector /= 2;
+    }
+    vector as u32
 }

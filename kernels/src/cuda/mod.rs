@@ -12,8 +12,11 @@
 
 mod access;
 pub mod attention;
+mod code;
+pub mod gemm;
 mod kernel;
 pub mod map;
+pub mod matmul;
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +24,7 @@ use std::sync::Arc;
 use crate::body::Source;
 
 pub use access::Access;
+pub use code::Code;
 pub use kernel::{CudaKernel, select};
 
 /// A generation of devices, by compute capability; prints as `sm_90`.
@@ -129,6 +133,7 @@ macro_rules! functions {
 functions! {
     "attention" => attention::Attention,
     "map" => map::Map,
+    "matmul" => matmul::Matmul,
 }
 
 impl Base {

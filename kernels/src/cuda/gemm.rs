@@ -1,0 +1,251 @@
+//! What products and convolutions have in common: a matrix of rows times a matrix of columns, summed
+//! in f32, and fused code of the sums.
+//!
+//! Products of halves run on tensor cores, those of f32 on ordinary units with exact arithmetic; a
+//! few rows are one warp's per column, which reads each weight once and nothing twice. A block of
+//! threads computes a [`Tile`]; which tile is the choice of [`Tile::choose`], from a list.
+
+use ops::DType;
+
+use super::access::widest_vector;
+use super::{Access, Arg, Code, Gpu};
+
+/// Lanes of a warp.
+const WARP: u32 = 32;
+/// Bytes that one asynchronous copy moves.
+const COPY_BYTES: u32 = 16;
+/// Most rows that are computed one warp per column.
+pub const FEW_ROWS: u32 = 8;
+/// Elements that a thread of a warp per column takes at once: 16 bytes of halves.
+pub const FEW_VECTOR: u32 = 8;
+/// Warps of a block of which each computes columns of its own.
+pub const FEW_WARPS: u32 = 4;
+/// Rows and columns of a block of ordinary units.
+pub const SCALAR_TILE: u32 = 64;
+/// Depth of its tile.
+pub const SCALAR_DEPTH: u32 = 16;
+/// Rows and columns of each of its threads.
+pub const SCALAR_RUN: u32 = 4;
+
+/// `result[row, column] = epilogue(sum over k of left[row, k] right[column, k])`. Pointers: left,
+/// right, the result, those of the epilogue's slots that are in memory.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Gemm {
+    /// Dims that both sides have.
+    pub batch: Vec<u32>,
+    /// Dims that rows are numbered over.
+    pub rows: Vec<u32>,
+    /// Number of columns.
+    pub columns: u32,
+    /// Number of products in a sum.
+    pub depth: u32,
+    /// Element type of both factors.
+    pub product: DType,
+    /// The left factor.
+    pub left: Left,
+    /// The right factor over batch, columns and depth.
+    pub right: Access,
+    /// Whether 16 bytes of the right factor along the depth can be copied at once.
+    pub copies_right: bool,
+    /// The result over batch, rows and columns.
+    pub result: Access,
+    /// From the sums to the result; slots over batch, rows and columns.
+    pub epilogue: Code,
+    /// Consecutive elements of a row that are finished at once: at most 8.
+    pub vector: u32,
+    /// Who computes what.
+    pub method: Method,
+}
+
+/// Where rows of the left factor are.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Left {
+    /// A matrix over batch, rows and depth.
+    Matrix {
+        /// Its elements.
+        access: Access,
+        /// Whether 16 bytes along the depth can be copied at once.
+        copies: bool,
+    },
+}
+
+/// How the sums are computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// Halves on tensor cores.
+    Tensor(Tile),
+    /// f32 on ordinary units: [`SCALAR_TILE`] rows and columns a block.
+    Scalar,
+    /// A warp for each column and all rows.
+    Few,
+}
+
+/// What a block of threads computes on tensor cores, in steps along the depth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tile {
+    /// Rows of a block.
+    pub rows: u32,
+    /// Columns of a block.
+    pub columns: u32,
+    /// Depth of a step: 32 or 64.
+    pub depth: u32,
+    /// Warps along the rows.
+    pub warp_rows: u32,
+    /// Warps along the columns; each takes a multiple of 32.
+    pub warp_columns: u32,
+    /// Steps in shared memory at once.
+    pub stages: u32,
+}
+
+impl Tile {
+    /// From the largest to the smallest, with 64x64, 64x32 or 16x32 for each warp.
+    const ALL: [Tile; 7] = [
+        Tile::new(128, 256, 64, [2, 4], 4),
+        Tile::new(256, 128, 64, [4, 2], 4),
+        Tile::new(128, 128, 64, [2, 2], 3),
+        Tile::new(128, 128, 32, [2, 2], 4),
+        Tile::new(64, 128, 64, [1, 4], 3),
+        Tile::new(64, 64, 64, [2, 2], 4),
+        Tile::new(16, 128, 64, [1, 4], 4),
+    ];
+
+    const fn new(rows: u32, columns: u32, depth: u32, warps: [u32; 2], stages: u32) -> Tile {
+        Tile { rows, columns, depth, warp_rows: warps[0], warp_columns: warps[1], stages }
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        self.warp_rows * self.warp_columns * WARP
+    }
+
+    /// Bytes of a row or a column in shared memory.
+    pub fn line_bytes(&self) -> u32 {
+        self.depth * DType::Bf16.size() as u32
+    }
+
+    /// Copies of 16 bytes that fill a row or a column.
+    pub fn line_copies(&self) -> u32 {
+        self.line_bytes() / COPY_BYTES
+    }
+
+    /// Bytes of one step in shared memory.
+    pub fn stage_bytes(&self) -> u32 {
+        (self.rows + self.columns) * self.line_bytes()
+    }
+
+    /// Dynamic shared memory of a block.
+    pub fn shared_bytes(&self) -> u32 {
+        self.stage_bytes() * self.stages
+    }
+
+    /// Blocks that a multiprocessor runs at once; 0 where one does not fit.
+    fn residents(&self, gpu: Gpu) -> u32 {
+        let (of_gpu, of_block) = gpu.shared_bytes();
+        // Each block also takes 1 KiB for the system.
+        let by_memory = of_gpu as u32 / (self.shared_bytes() + 1024);
+        if self.shared_bytes() > of_block as u32 {
+            return 0;
+        }
+        // Registers: sums, fragments of two steps, addresses.
+        let warp_rows = self.rows / self.warp_rows;
+        let warp_columns = self.columns / self.warp_columns;
+        let registers = warp_rows * warp_columns / WARP + warp_rows / 2 + warp_columns / 2 + 48;
+        let by_registers = (64 << 10) / (registers.next_multiple_of(8) * self.threads());
+        by_memory.min(by_registers).min(MAX_RESIDENT_THREADS / self.threads())
+    }
+
+    /// The tile that is expected to be the fastest for `batch` products of `rows` x `columns`.
+    fn choose(batch: u32, rows: u32, columns: u32, depth: u32, gpu: Gpu) -> Option<Tile> {
+        let fitting = Tile::ALL.into_iter().filter(|tile| tile.residents(gpu) > 0);
+        fitting.min_by_key(|tile| tile.cost(batch, rows, columns, depth, gpu))
+    }
+
+    /// Expected time in cycles: how often all multiprocessors are filled, times what a filled one takes
+    /// for a tile, bound by tensor cores or by the memory that feeds them.
+    fn cost(&self, batch: u32, rows: u32, columns: u32, depth: u32, gpu: Gpu) -> u64 {
+        let blocks = u64::from(rows.div_ceil(self.rows))
+            * u64::from(columns.div_ceil(self.columns))
+            * u64::from(batch);
+        let places = gpu.multiprocessors() as u64;
+        let residents = u64::from(self.residents(gpu)).min(blocks.div_ceil(places)).max(1);
+        let waves = blocks.div_ceil(places * residents);
+        let steps = u64::from(depth.div_ceil(self.depth));
+        // A multiprocessor multiplies 1024 pairs in a cycle, and copies 48 bytes to shared memory.
+        let arithmetic = u64::from(self.rows * self.columns * self.depth) / 1024;
+        let copies = u64::from(self.stage_bytes()) / 48;
+        // What a step costs at least, shared by the warps that run meanwhile; the start of a block
+        // and its end are not hidden by other blocks where it is alone.
+        let warps = u64::from(self.threads() / WARP) * residents;
+        let latency = 400 / warps.min(8);
+        let step = (arithmetic.max(copies) * residents).max(latency);
+        waves * (steps * step + 1500)
+    }
+}
+
+/// Threads that a multiprocessor of any generation keeps.
+const MAX_RESIDENT_THREADS: u32 = 1536;
+
+impl Gemm {
+    /// Rows of one product.
+    pub fn n_rows(&self) -> u32 {
+        self.rows.iter().product()
+    }
+
+    /// Products.
+    pub fn n_batch(&self) -> u32 {
+        self.batch.iter().product()
+    }
+
+    /// Threads of a block.
+    pub fn block(&self) -> [u32; 3] {
+        let threads = match self.method {
+            Method::Tensor(tile) => tile.threads(),
+            Method::Scalar => (SCALAR_TILE / SCALAR_RUN) * (SCALAR_TILE / SCALAR_RUN),
+            Method::Few => FEW_WARPS * WARP,
+        };
+        [threads, 1, 1]
+    }
+
+    /// Blocks along x, y, z: tiles, nothing, the batch.
+    pub fn grid(&self) -> Option<[u32; 3]> {
+        let tiles = match self.method {
+            Method::Tensor(tile) => [tile.rows, tile.columns],
+            Method::Scalar => [SCALAR_TILE; 2],
+            Method::Few => [FEW_ROWS, FEW_WARPS],
+        };
+        let n_tiles = self.n_rows().div_ceil(tiles[0]).checked_mul(self.columns.div_ceil(tiles[1]));
+        (self.n_batch() <= u32::from(u16::MAX)).then_some([n_tiles?, 1, self.n_batch()])
+    }
+
+    /// With the method and the vectors that suit `gpu` and the pointers `args`.
+    pub(super) fn tuned(mut self, args: &[Arg], gpu: Gpu) -> Option<Gemm> {
+        let accesses = std::iter::once(&self.result).chain(self.epilogue.memory());
+        let offsets = args[2..].iter().map(|arg| arg.offset);
+        let is_run = self.result.strides.last() == Some(&1);
+        let widest = widest_vector(accesses.zip(offsets), self.columns);
+        let is_half = matches!(self.product, DType::Bf16 | DType::F16);
+        let (n_rows, n_batch) = (self.n_rows(), self.n_batch());
+        self.method = if n_rows <= FEW_ROWS && matches!(self.left, Left::Matrix { .. }) {
+            Method::Few
+        } else if is_half {
+            Method::Tensor(Tile::choose(n_batch, n_rows, self.columns, self.depth, gpu)?)
+        } else {
+            Method::Scalar
+        };
+        let most = match self.method {
+            Method::Tensor(_) => 8,
+            Method::Scalar => SCALAR_RUN,
+            Method::Few => 1,
+        };
+        self.vector = if is_run { widest.min(most) } else { 1 };
+        Some(self)
+    }
+}
+
+/// Whether 16 bytes along the innermost dim, of length `len`, can be copied at once from `offset` bytes.
+pub(super) fn takes_copies(access: &Access, offset: usize, len: usize) -> bool {
+    let elements = COPY_BYTES as usize / access.dtype.size();
+    access.strides.last() == Some(&1)
+        && len.is_multiple_of(elements)
+        && access.takes_vectors(elements, offset)
+}
