@@ -99,7 +99,7 @@ pub struct Tile {
 
 impl Tile {
     /// From the largest to the smallest, with 64x64, 64x32 or 16x32 for each warp.
-    const ALL: [Tile; 7] = [
+    pub const ALL: [Tile; 7] = [
         Tile::new(128, 256, 64, [2, 4], 4),
         Tile::new(256, 128, 64, [4, 2], 4),
         Tile::new(128, 128, 64, [2, 2], 3),

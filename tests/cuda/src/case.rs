@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use aot::{Builder, Cache};
-use kernels::cuda::Gpu;
+use compiler::Plan;
+use kernels::Kernel;
+use kernels::cuda::gemm::{Method, Tile};
+use kernels::cuda::{Function, Gpu};
 use ops::{DType, Graph, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -62,8 +65,33 @@ pub fn write(
 pub fn write_engine(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
     let plan = compiler::compile(graph.clone(), &crate::target(gpu))
         .unwrap_or_else(|error| panic!("{name}: {error}"));
+    write_plan(folder, name, &plan, gpu);
+}
+
+/// Writes an engine for each tile that products can have, `NAME@ROWSxCOLUMNSxDEPTH.engine`.
+pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
+    let plan = compiler::compile(graph.clone(), &crate::target(gpu))
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    for tile in Tile::ALL {
+        let mut plan = plan.clone();
+        let kernels = plan.steps.iter_mut().filter_map(|step| match &mut step.kernel {
+            Kernel::Cuda(kernel) => Some(kernel),
+            _ => None,
+        });
+        for launch in kernels.flat_map(|kernel| &mut kernel.launches) {
+            if let Function::Matmul(matmul) = &mut launch.function {
+                matmul.0.method = Method::Tensor(tile);
+                launch.grid = matmul.0.grid().expect("the grid of the chosen tile fits too");
+            }
+        }
+        let name = format!("{name}@{}x{}x{}", tile.rows, tile.columns, tile.depth);
+        write_plan(folder, &name, &plan, gpu);
+    }
+}
+
+fn write_plan(folder: &Path, name: &str, plan: &Plan, gpu: Gpu) {
     let mut builder = Builder::new(gpu);
-    builder.add(name, &plan).unwrap_or_else(|error| panic!("{name}: {error}"));
+    builder.add(name, plan).unwrap_or_else(|error| panic!("{name}: {error}"));
     let about = ("tests".to_owned(), name.to_owned(), DType::Bf16);
     let cache = Cache::in_folder(folder.join("cache"));
     let engine = builder
