@@ -32,7 +32,7 @@ struct Loaded {
 
 fn failed(doing: impl Into<String>) -> impl FnOnce(emulator::Error) -> Error {
     let doing = doing.into();
-    |source| Error::Emulated { doing, source }
+    |reason| Error::Emulated { doing, reason }
 }
 
 impl Emulated {

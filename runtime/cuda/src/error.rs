@@ -16,6 +16,17 @@ pub enum Error {
         /// Name of the library.
         looked_for: &'static str,
     },
+    /// The driver is older than what is called. The world's.
+    #[error(
+        "the CUDA driver is of version {}.{}, at least {}.{} is needed: install a newer one",
+        found / 1000, found % 1000 / 10, needed / 1000, needed % 1000 / 10
+    )]
+    OldDriver {
+        /// Its version, as 1000 times the first number and 10 times the second.
+        found: u32,
+        /// The least version that works, alike.
+        needed: u32,
+    },
     /// The driver sees no GPU, or not the one that was asked for. The world's, or the caller's.
     #[error(
         "no GPU {index}: the driver shows {n_devices}; choose one of them, and see CUDA_VISIBLE_DEVICES, which \
@@ -71,15 +82,15 @@ pub enum Error {
         meaning: String,
     },
     /// The emulated device refused, or a kernel did what it must not do. The kernel's.
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}: {reason}")]
     Emulated {
         /// What was tried.
         doing: String,
         /// Why.
-        source: emulator::Error,
+        reason: emulator::Error,
     },
     /// A step failed. Says which.
-    #[error("program `{program}`, step {index} ({label}, {scope}): {source}")]
+    #[error("program `{program}`, step {index} ({label}, {scope}): {reason}")]
     Step {
         /// Program.
         program: String,
@@ -90,7 +101,7 @@ pub enum Error {
         /// Where in the model.
         scope: String,
         /// What is wrong.
-        source: Box<Error>,
+        reason: Box<Error>,
     },
     /// A call that does not fit what the device holds. The caller of a [`crate::Device`].
     #[error("{0}")]

@@ -270,7 +270,7 @@ impl Session {
                 }
                 after(&mut *self.device, index)
             };
-            if let Err(source) = run() {
+            if let Err(reason) = run() {
                 let program = &self.engine.programs[bound.program];
                 let step = &program.steps[index];
                 return Err(Error::Step {
@@ -278,7 +278,7 @@ impl Session {
                     index,
                     label: step.label.clone(),
                     scope: step.scope.clone(),
-                    source: Box::new(source),
+                    reason: Box::new(reason),
                 });
             }
         }

@@ -26,7 +26,7 @@ pub struct Blob {
 impl Blob {
     /// Maps a whole file read-only.
     pub(crate) fn map(path: &Path) -> Result<Blob, Error> {
-        let io = |doing| move |source| Error::Io { doing, source };
+        let io = |doing| move |reason| Error::Io { doing, reason };
         let file = File::open(path).map_err(io("open it"))?;
         let meta = file.metadata().map_err(io("read its size"))?;
         if !meta.is_file() {

@@ -9,12 +9,12 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum Error {
     /// The system refused. The world's.
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}: {reason}")]
     Io {
         /// What was tried.
         doing: &'static str,
         /// What the system says.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The bytes are of something else. The caller's.
     #[error("not an engine file: it is {found}; compile the model to get one")]
@@ -70,17 +70,17 @@ pub enum Error {
     #[error("the engine is not valid: {0}; compile the model again")]
     Invalid(String),
     /// One of the above, of a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: Box<Error>,
+        reason: Box<Error>,
     },
 }
 
 impl Error {
     pub(crate) fn within(self, path: &Path) -> Error {
-        Error::File { path: path.to_path_buf(), source: Box::new(self) }
+        Error::File { path: path.to_path_buf(), reason: Box::new(self) }
     }
 }

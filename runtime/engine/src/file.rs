@@ -119,7 +119,7 @@ impl Engine {
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let write = || {
             let bytes = self.to_bytes()?;
-            replace(path, &bytes).map_err(|source| Error::Io { doing: "write it", source })
+            replace(path, &bytes).map_err(|reason| Error::Io { doing: "write it", reason })
         };
         write().map_err(|error| error.within(path))
     }

@@ -23,6 +23,9 @@ use staging::Staging;
 
 /// The library that is looked for; others are names of it on other systems.
 const LIBRARY: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+/// The least version of the driver, as it tells it: 12.0 is the first that knows 9.0, and has every function that is
+/// called here; the binding would panic where one is missing.
+const LEAST_VERSION: u32 = 12_000;
 /// Shared memory of a block that needs no consent.
 const DEFAULT_SHARED_BYTES: i32 = 48 << 10;
 
@@ -80,6 +83,15 @@ fn devices() -> Result<Vec<(sys::CUdevice, String, Arch)>, Error> {
     // SAFETY: loads a library by name, and runs its initializers: the system's driver, as any CUDA program does.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::NoDriver { looked_for: LIBRARY });
+    }
+    let mut version = 0;
+    // SAFETY: writes the one number that it is given.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }
+        .result()
+        .map_err(failed("ask for the driver's version"))?;
+    let (found, needed) = (version.unsigned_abs(), LEAST_VERSION);
+    if found < needed {
+        return Err(Error::OldDriver { found, needed });
     }
     match result::init() {
         // A driver without a GPU.
