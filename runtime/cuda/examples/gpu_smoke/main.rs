@@ -64,8 +64,13 @@ fn main() -> ExitCode {
     let watchdog = Watchdog::start(Duration::from_secs(options.timeout));
     let mut code = ExitCode::SUCCESS;
     for path in &options.engines {
-        if let Err(error) = smoke(&options, path, &watchdog) {
-            eprintln!("{}: FAILED: {error:#}", path.display());
+        watchdog.begin(&format!("opening {}", path.display()));
+        let outcome = Engine::open(path).map_err(anyhow::Error::from).and_then(|engine| {
+            let outcome = smoke(&options, path, &Arc::new(engine), &watchdog);
+            outcome.with_context(|| path.display().to_string())
+        });
+        if let Err(error) = outcome {
+            eprintln!("FAILED: {error:#}");
             code = ExitCode::FAILURE;
         }
     }
@@ -79,9 +84,7 @@ fn open(options: &Options) -> Result<Box<dyn Device>> {
     })
 }
 
-fn smoke(options: &Options, path: &Path, watchdog: &Watchdog) -> Result<()> {
-    watchdog.begin(&format!("opening {}", path.display()));
-    let engine = Arc::new(Engine::open(path)?);
+fn smoke(options: &Options, path: &Path, engine: &Arc<Engine>, watchdog: &Watchdog) -> Result<()> {
     println!("{}", path.display());
     println!("  engine   {} {} by {}", engine.model, engine.dtype, engine.created_by);
     println!("  code     {} kernels for {}", engine.kernels.len(), engine.targets().join(", "));
@@ -94,7 +97,7 @@ fn smoke(options: &Options, path: &Path, watchdog: &Watchdog) -> Result<()> {
     let weights = engine.weights.iter().map(|weight| (weight.name.clone(), weight.ty.clone()));
     let store = WeightStore::new(weights.collect::<MadeUp>());
     let start = Instant::now();
-    let mut session = Session::new(device, Arc::clone(&engine), &names, &store)?;
+    let mut session = Session::new(device, Arc::clone(engine), &names, &store)?;
     let (arena, weights) = (session.arena_bytes(), session.weight_bytes());
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!("  memory   {:.1} MiB arena, {:.1} MiB weights", mib(arena), mib(weights));
