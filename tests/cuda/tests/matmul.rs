@@ -64,3 +64,99 @@ fn halves_are_multiplied_on_tensor_cores_at_every_edge() {
         check(&case.finish(y), Gpu(80));
     }
 }
+
+#[test]
+fn f32_is_multiplied_exactly() {
+    for (m, n, k) in [(64, 64, 32), (70, 37, 19), (9, 130, 64)] {
+        let mut case = Case::new(DType::F32);
+        let (x, w) = (case.input("x", &[m, k]), case.param("w", &[n, k]));
+        let y = case.b.matmul(x, w, false, true).unwrap();
+        check(&case.finish(y), Gpu(80));
+    }
+}
+
+#[test]
+fn a_warp_takes_a_column_of_few_rows() {
+    for (dtype, m, n, k) in [
+        (DType::Bf16, 1, 48, 256),
+        (DType::Bf16, 2, 70, 264),
+        (DType::F16, 8, 9, 24),
+        (DType::F32, 3, 33, 100),
+        (DType::Bf16, 5, 10, 13),
+    ] {
+        let mut case = Case::new(dtype);
+        let (x, w) = (case.input("x", &[m, k]), case.param("w", &[n, k]));
+        let bias = case.param("bias", &[1, n]);
+        let y = case.b.matmul(x, w, false, true).unwrap();
+        let y = case.b.add(y, bias).unwrap();
+        let y = case.b.silu(y).unwrap();
+        check(&case.finish(y), Gpu(80));
+    }
+}
+
+#[test]
+fn factors_may_be_stored_across_the_depth() {
+    // [transpose_a, transpose_b], whether B is a weight.
+    for dtype in [DType::Bf16, DType::F32] {
+        for (flips, is_weight) in
+            [([false, false], true), ([false, false], false), ([true, true], false), ([true, false], true)]
+        {
+            let (m, n, k) = (40, 48, 24);
+            let mut case = Case::new(dtype);
+            let x = case.input("x", &if flips[0] { [k, m] } else { [m, k] });
+            let shape = if flips[1] { [n, k] } else { [k, n] };
+            let w = if is_weight { case.param("w", &shape) } else { case.input("w", &shape) };
+            let y = case.b.matmul(x, w, flips[0], flips[1]).unwrap();
+            check(&case.finish(y), Gpu(80));
+        }
+    }
+}
+
+#[test]
+fn batches_and_strided_rows_are_views() {
+    for dtype in [DType::Bf16, DType::F32] {
+        // A part of each row of a wider operand, [B, T, S, 3 K] sliced.
+        let mut case = Case::new(dtype);
+        let x = case.input("x", &[2, 3, 20, 96]);
+        let w = case.param("w", &[40, 32]);
+        let part = case.b.slice(x, &[0, 0, 2, 32], &[2, 3, 18, 64], &[1; 4]).unwrap();
+        let y = case.b.matmul(part, w, false, true).unwrap();
+        check(&case.finish(y), Gpu(80));
+        // A product for each of a batch, one side repeated.
+        let mut case = Case::new(dtype);
+        let (x, y) = (case.input("x", &[2, 3, 20, 16]), case.input("y", &[1, 3, 24, 16]));
+        let y = case.b.matmul(x, y, false, true).unwrap();
+        check(&case.finish(y), Gpu(80));
+    }
+}
+
+#[test]
+fn code_of_the_models_follows_the_sums() {
+    // Bias; bias and GELU; x + gate (sum + bias), the gate per sample; a product of two results.
+    for (dtype, n) in [(DType::Bf16, 72), (DType::Bf16, 36), (DType::F32, 40)] {
+        let shape = [2, 21, n];
+        for form in ["bias", "gelu", "gate", "glu"] {
+            let mut case = Case::new(dtype);
+            let x = case.input("x", &[2, 21, 48]);
+            let w = case.param("w", &[n, 48]);
+            let y = case.b.matmul(x, w, false, true).unwrap();
+            let bias = case.param("bias", &[1, 1, n]);
+            let y = case.b.add(y, bias).unwrap();
+            let y = match form {
+                "bias" => y,
+                "gelu" => case.b.gelu_tanh(y).unwrap(),
+                "gate" => {
+                    let (gate, residual) =
+                        (case.input("gate", &[2, 1, n]), case.input("residual", &shape));
+                    let y = case.b.mul(y, gate).unwrap();
+                    case.b.add(residual, y).unwrap()
+                }
+                _ => {
+                    let other = case.input("other", &shape);
+                    case.b.mul(y, other).unwrap()
+                }
+            };
+            check(&case.finish(y), Gpu(80));
+        }
+    }
+}
