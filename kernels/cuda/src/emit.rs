@@ -11,8 +11,8 @@ use cubecl_cpp::shared::CppCompiler;
 use cubecl_cpp::target::Cuda;
 use kernels::cuda::{Function, Gpu};
 
-use crate::error::Error;
 use crate::attention;
+use crate::error::Error;
 use crate::gemm;
 use crate::map;
 use crate::properties::{options, properties};

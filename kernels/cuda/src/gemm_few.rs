@@ -7,6 +7,7 @@ use kernels::cuda::gemm::{FEW_ROWS, FEW_VECTOR, FEW_WARPS, Gemm, Left};
 use crate::gemm::{finish, row_coordinates};
 use crate::operands::{load_elements, outer_strides};
 use crate::position::{coordinates, position};
+use crate::ptx::from_lane_xor;
 use crate::slot::Slot;
 
 /// Sums of one column for each warp.
@@ -68,7 +69,11 @@ pub(crate) fn few(
         mine[0] = 0.0;
         #[unroll]
         for row in 0..n_rows {
-            let sum = plane_sum(sums[row]);
+            let mut sum = sums[row];
+            #[unroll]
+            for lanes in 0..5u32 {
+                sum += from_lane_xor(sum, comptime!(16u32 >> lanes));
+            }
             mine[0] = select(lane == comptime!(row as u32), sum, mine[0]);
         }
         if lane < comptime!(gemm.n_rows()) {

@@ -53,7 +53,12 @@ pub(crate) fn store_global_words(address: u64, words: Words4) {
 
 /// Copies 16 bytes to shared memory, some time before [`copies_landed`] returns.
 #[cube]
-pub(crate) fn copy_16(to: u32, #[comptime] to_offset: u32, from: u64, #[comptime] from_offset: u32) {
+pub(crate) fn copy_16(
+    to: u32,
+    #[comptime] to_offset: u32,
+    from: u64,
+    #[comptime] from_offset: u32,
+) {
     gpu_asm!(
         "cp.async.cg.shared.global [{to}+{to_offset}], [{from}+{from_offset}], 16;",
         to = in(_) read::<u32>(to), from = in(_) read::<u64>(from),

@@ -129,7 +129,9 @@ impl Attention {
         let site = AttentionSite::of(site)?;
         let is_half = matches!(site.dtype, DType::Bf16 | DType::F16);
         let rows = [&site.q, &site.k, &site.v];
-        if !is_half || site.d > MAX_HEAD || !rows.into_iter().all(|rows| is_copied(rows, site.dtype))
+        if !is_half
+            || site.d > MAX_HEAD
+            || !rows.into_iter().all(|rows| is_copied(rows, site.dtype))
         {
             return None;
         }
@@ -161,10 +163,8 @@ impl Attention {
             writes_vectors: has_whole_chunks(&site.result),
             tile: Tile::of(site.sq, site.sk, site.d),
         };
-        let arg = |base: Base, layout: &Layout| Arg {
-            base,
-            offset: layout.offset * layout.dtype.size(),
-        };
+        let arg =
+            |base: Base, layout: &Layout| Arg { base, offset: layout.offset * layout.dtype.size() };
         let row_arg = |rows: &HeadRows| arg(Base::Operand(rows.operand), &rows.layout);
         let mut args = vec![arg(Base::Result, &site.result)];
         args.extend(rows.map(row_arg));

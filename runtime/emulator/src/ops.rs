@@ -67,6 +67,9 @@ pub(crate) enum IntOp {
     Prmt,
     /// Four bytes times four bytes plus c; signedness of a and b apart.
     Dp4a,
+    /// Two halves times two bytes, the lower ones of b or the upper, plus c.
+    Dp2aLow,
+    Dp2aHigh,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -5,15 +5,18 @@
 
 use std::path::PathBuf;
 
-use kernels::cuda::Gpu;
 use cuda_tests::sites::sites;
+use kernels::cuda::Gpu;
 use tests::model_cases::half_cases;
 
 fn main() {
     let mut args = std::env::args().skip(1);
     let folder = PathBuf::from(args.next().expect("usage: device_cases FOLDER [ARCH]"));
     let sites_only = std::env::args().any(|arg| arg == "--sites-only");
-    let gpu = args.next().filter(|arg| !arg.starts_with("--")).map_or(Gpu(90), |name| Gpu::from_name(&name).expect("a known generation"));
+    let gpu = args
+        .next()
+        .filter(|arg| !arg.starts_with("--"))
+        .map_or(Gpu(90), |name| Gpu::from_name(&name).expect("a known generation"));
     std::fs::create_dir_all(&folder).expect("the folder can be made");
     for site in sites() {
         let given = site.given();

@@ -98,9 +98,12 @@ fn a_warp_takes_a_column_of_few_rows() {
 fn factors_may_be_stored_across_the_depth() {
     // [transpose_a, transpose_b], whether B is a weight.
     for dtype in [DType::Bf16, DType::F32] {
-        for (flips, is_weight) in
-            [([false, false], true), ([false, false], false), ([true, true], false), ([true, false], true)]
-        {
+        for (flips, is_weight) in [
+            ([false, false], true),
+            ([false, false], false),
+            ([true, true], false),
+            ([true, false], true),
+        ] {
             let (m, n, k) = (40, 48, 24);
             let mut case = Case::new(dtype);
             let x = case.input("x", &if flips[0] { [k, m] } else { [m, k] });

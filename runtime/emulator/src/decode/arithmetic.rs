@@ -25,7 +25,12 @@ impl Lowering<'_> {
             return self.test(inst);
         }
         if inst.opcode[0] == "dp4a" {
-            return self.dp4a(inst);
+            return self.dot(inst, IntOp::Dp4a, &[]);
+        }
+        if inst.opcode[0] == "dp2a" {
+            let is_high = inst.opcode[1] == "hi";
+            let op = if is_high { IntOp::Dp2aHigh } else { IntOp::Dp2aLow };
+            return self.dot(inst, op, &["lo", "hi"]);
         }
         let ty = self.ty(inst)?;
         if types(inst).len() != 1 {
@@ -205,15 +210,15 @@ impl Lowering<'_> {
         self.emit(Op::TestFinite { ty, test, to, from }, Class::Predicate)
     }
 
-    fn dp4a(&mut self, inst: &Instruction) -> Result<(), Error> {
-        self.check_modifiers(inst, &[])?;
+    fn dot(&mut self, inst: &Instruction, op: IntOp, parts: &[&str]) -> Result<(), Error> {
+        self.check_modifiers(inst, parts)?;
         let types = types(inst);
         if types != [Ty::S32, Ty::S32] && types != [Ty::U32, Ty::U32] {
             return self.unknown(inst, "operands of different signedness");
         }
         let ty = types[0];
         let regs = self.regs(inst, ty, &[ty; 3])?;
-        self.emit(Op::Int { op: IntOp::Dp4a, ty, regs }, Class::Integer)
+        self.emit(Op::Int { op, ty, regs }, Class::Integer)
     }
 
     pub(super) fn bits(&mut self, inst: &Instruction) -> Result<(), Error> {

@@ -288,7 +288,7 @@ impl<'m> Lowering<'m> {
         match inst.opcode[0].as_str() {
             "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "abs" | "neg" | "min"
             | "max" | "sad" | "addc" | "subc" | "mul24" | "mad24" | "sqrt" | "rsqrt" | "rcp"
-            | "ex2" | "lg2" | "sin" | "cos" | "tanh" | "copysign" | "testp" | "dp4a" => {
+            | "ex2" | "lg2" | "sin" | "cos" | "tanh" | "copysign" | "testp" | "dp4a" | "dp2a" => {
                 self.arithmetic(inst)
             }
             "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "bfe" | "bfi" | "bfind"

@@ -199,15 +199,26 @@ fn typed<T: Int>(registers: &mut Registers, mask: u32, op: IntOp, regs: [Reg; 4]
         }
         IntOp::Prmt => registers.map3(mask, regs, permute),
         IntOp::Dp4a => registers.map3(mask, regs, |x: u32, y: u32, z: u32| {
-            let is_signed = T::default().sub(T::from_u32(1)).is_negative();
-            let byte = |w: u32, i: usize| {
-                let byte = w.to_le_bytes()[i];
-                if is_signed { i32::from(byte.cast_signed()) } else { i32::from(byte) }
-            };
-            (0..4).fold(z, |sum, i| {
-                sum.wrapping_add(byte(x, i).wrapping_mul(byte(y, i)).cast_unsigned())
-            })
+            let part = |i: u32| field::<T>(x, 8 * i, 8).wrapping_mul(field::<T>(y, 8 * i, 8));
+            (0..4).fold(z, |sum, i| sum.wrapping_add(part(i)))
         }),
+        IntOp::Dp2aLow | IntOp::Dp2aHigh => registers.map3(mask, regs, |x: u32, y: u32, z: u32| {
+            let first = if op == IntOp::Dp2aHigh { 16 } else { 0 };
+            let part =
+                |i: u32| field::<T>(x, 16 * i, 16).wrapping_mul(field::<T>(y, first + 8 * i, 8));
+            (0..2).fold(z, |sum, i| sum.wrapping_add(part(i)))
+        }),
+    }
+}
+
+/// `length` bits of a word from `position` on, as a word of the signedness of `T`.
+fn field<T: Int>(word: u32, position: u32, length: u32) -> u32 {
+    let is_signed = T::default().sub(T::from_u32(1)).is_negative();
+    let at_top = word << (32 - length - position);
+    if is_signed {
+        (at_top.cast_signed() >> (32 - length)).cast_unsigned()
+    } else {
+        at_top >> (32 - length)
     }
 }
 
