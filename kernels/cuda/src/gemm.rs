@@ -177,58 +177,70 @@ fn tensor(
     for i in 0..comptime!(n_left * n_right) {
         sums[i] = Sums::new(0.0);
     }
+    let mut a = Array::<Words4>::new(comptime!(2 * n_left));
+    let mut b = Array::<Words4>::new(n_right);
+    let n_parts = comptime!(tile.depth / 16);
     let mut read = 0u32;
     let mut write = last_stage.runtime();
+    wait_copies(comptime!(stages - 2));
+    sync_cube();
+    load_part(left_at, right_at, &mut a, &mut b, 0u32, tile);
     for step in 0..n_steps {
-        // This thread's copies of the step have landed; after the barrier, all threads' have, and no
-        // thread reads the stage any more that is filled next.
-        wait_copies(comptime!(stages - 2));
-        sync_cube();
         let next = step + comptime!(stages - 1);
-        if next < n_steps {
-            let k = next * comptime!(tile.depth);
-            fill(left, &left_lines, &mut memory, base, write, k, comptime!(left_side.clone()));
-            fill(right, &right_lines, &mut memory, base, write, k, comptime!(right_side.clone()));
-        }
-        commit_copies();
         #[unroll]
-        for part in 0..comptime!(tile.depth / 16) {
-            // Lines are as long as a row of the swizzle, so that the copy's number is the low bits.
-            let flip = comptime!(part * 32);
-            let from_left = left_at + read ^ flip;
-            let from_right = right_at + read ^ flip;
-            let mut a = Array::<Words4>::new(n_left);
-            #[unroll]
-            for i in 0..n_left {
-                a[i] = load_matrices(from_left, comptime!(i as u32 * 16 * line_bytes));
+        for part in 0..n_parts {
+            if comptime!(part + 1 == n_parts) {
+                // This thread's copies of the next step have landed; after the barrier, all threads'
+                // have, and no thread reads the stage any more that is filled next. After the last
+                // step there is none: this one's matrices are read again, for nothing.
+                wait_copies(comptime!(stages - 2));
+                sync_cube();
+                let after = select(read == last_stage, 0, read + stage_bytes);
+                read = select(step + 1 == n_steps, read, after);
+            }
+            // Matrices of the next part are on their way while these are multiplied.
+            let coming = comptime!((part + 1) % n_parts);
+            load_part(left_at + read, right_at + read, &mut a, &mut b, coming, tile);
+            if comptime!(part == 0) {
+                if next < n_steps {
+                    let k = next * comptime!(tile.depth);
+                    fill(
+                        left,
+                        &left_lines,
+                        &mut memory,
+                        base,
+                        write,
+                        k,
+                        comptime!(left_side.clone()),
+                    );
+                    fill(
+                        right,
+                        &right_lines,
+                        &mut memory,
+                        base,
+                        write,
+                        k,
+                        comptime!(right_side.clone()),
+                    );
+                }
+                commit_copies();
+                write = select(write == last_stage, 0, write + stage_bytes);
             }
             #[unroll]
             for pair in 0..comptime!(n_right / 2) {
-                let line = comptime!(pair as u32 / 2 * 32 + pair as u32 % 2 * 4);
-                let b = load_matrices(from_right, comptime!(line * line_bytes));
+                let b = b[comptime!(part as usize % 2 * n_right / 2 + pair)];
                 #[unroll]
                 for i in 0..n_left {
+                    let a = a[comptime!(part as usize % 2 * n_left + i)];
                     let at = comptime!(i * n_right + 2 * pair);
-                    sums[at] = mma_16(
-                        a[i],
-                        b.extract(0usize),
-                        b.extract(1usize),
-                        sums[at],
-                        comptime!(element(gemm.product)),
-                    );
+                    let (b0, b1) = (b.extract(0usize), b.extract(1usize));
+                    sums[at] = mma_16(a, b0, b1, sums[at], comptime!(element(gemm.product)));
                     let at = comptime!(at + 1);
-                    sums[at] = mma_16(
-                        a[i],
-                        b.extract(2usize),
-                        b.extract(3usize),
-                        sums[at],
-                        comptime!(element(gemm.product)),
-                    );
+                    let (b0, b1) = (b.extract(2usize), b.extract(3usize));
+                    sums[at] = mma_16(a, b0, b1, sums[at], comptime!(element(gemm.product)));
                 }
             }
         }
-        read = select(read == last_stage, 0, read + stage_bytes);
-        write = select(write == last_stage, 0, write + stage_bytes);
     }
 
     #[unroll]
@@ -249,5 +261,36 @@ fn tensor(
                 finish(&run, row, column, result, slots, 8u32, comptime!(gemm.clone()));
             }
         }
+    }
+}
+
+/// Loads a warp's matrices of depth `16 part` and the next 15 of the stage where this lane's lines are
+/// at `left_at` and `right_at`, to one half or the other of `a` and `b`.
+#[cube]
+fn load_part(
+    left_at: u32,
+    right_at: u32,
+    a: &mut Array<Words4>,
+    b: &mut Array<Words4>,
+    #[comptime] part: u32,
+    #[comptime] tile: Tile,
+) {
+    let line_bytes = comptime!(tile.line_bytes());
+    let n_left = comptime!((tile.rows / tile.warp_rows / 16) as usize);
+    let n_pairs = comptime!((tile.columns / tile.warp_columns / 16) as usize);
+    let half = comptime!(part as usize % 2);
+    // The number of a copy is in the low bits of an address: lines are aligned to their length.
+    let from_left = left_at ^ comptime!(part * 32);
+    let from_right = right_at ^ comptime!(part * 32);
+    #[unroll]
+    for i in 0..n_left {
+        a[comptime!(half * n_left + i)] =
+            load_matrices(from_left, comptime!(i as u32 * 16 * line_bytes));
+    }
+    #[unroll]
+    for pair in 0..n_pairs {
+        let line = comptime!(pair as u32 / 2 * 32 + pair as u32 % 2 * 4);
+        b[comptime!(half * n_pairs + pair)] =
+            load_matrices(from_right, comptime!(line * line_bytes));
     }
 }

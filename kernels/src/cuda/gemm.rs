@@ -160,25 +160,28 @@ impl Tile {
         fitting.min_by_key(|tile| tile.cost(batch, rows, columns, depth, gpu))
     }
 
-    /// Expected time in cycles: how often all multiprocessors are filled, times what a filled one takes
-    /// for a tile, bound by tensor cores or by the memory that feeds them.
+    /// Expected time in cycles of the multiprocessor with the most blocks: those share its tensor cores,
+    /// its shared memory and its way to the L2 cache, whichever is busiest.
     fn cost(&self, batch: u32, rows: u32, columns: u32, depth: u32, gpu: Gpu) -> u64 {
         let blocks = u64::from(rows.div_ceil(self.rows))
             * u64::from(columns.div_ceil(self.columns))
             * u64::from(batch);
-        let places = gpu.multiprocessors() as u64;
-        let residents = u64::from(self.residents(gpu)).min(blocks.div_ceil(places)).max(1);
-        let waves = blocks.div_ceil(places * residents);
-        let steps = u64::from(depth.div_ceil(self.depth));
-        // A multiprocessor multiplies 1024 pairs in a cycle, and copies 48 bytes to shared memory.
-        let arithmetic = u64::from(self.rows * self.columns * self.depth) / 1024;
-        let copies = u64::from(self.stage_bytes()) / 48;
-        // What a step costs at least, shared by the warps that run meanwhile; the start of a block
-        // and its end are not hidden by other blocks where it is alone.
-        let warps = u64::from(self.threads() / WARP) * residents;
-        let latency = 400 / warps.min(8);
-        let step = (arithmetic.max(copies) * residents).max(latency);
-        waves * (steps * step + 1500)
+        let of_one = blocks.div_ceil(gpu.multiprocessors() as u64);
+        let residents = u64::from(self.residents(gpu)).min(of_one);
+        let products_per_cycle = match gpu.0 {
+            80 => 1024,
+            // What instructions of one warp reach; those of four reach more.
+            90 => 1280,
+            _ => 512,
+        };
+        let arithmetic = u64::from(self.rows * self.columns * self.depth) / products_per_cycle;
+        let read = self.warp_columns * self.rows + self.warp_rows * self.columns;
+        let shared = u64::from(read * self.line_bytes() + self.stage_bytes()) / 128;
+        let cache = u64::from(self.stage_bytes()) / 40;
+        // A step of one block waits for its barrier and its first matrices, unless others work.
+        let step = arithmetic.max(shared).max(cache).max(500 / residents) + 20;
+        let around = (1000 + u64::from(self.rows * self.columns) / 10) / residents;
+        of_one * (u64::from(depth.div_ceil(self.depth)) * step + around)
     }
 }
 
