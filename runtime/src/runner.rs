@@ -14,11 +14,7 @@ pub trait Runner: Debug {
     ///
     /// # Errors
     /// As there, and what a device says.
-    fn run_with(
-        &mut self,
-        inputs: &[(&str, &[u8])],
-        control: Control<'_>,
-    ) -> Result<(), Error>;
+    fn run_with(&mut self, inputs: &[(&str, &[u8])], control: Control<'_>) -> Result<(), Error>;
 
     /// Output `index` of the last run, which must be f32.
     fn output_f32(&self, index: usize) -> &[f32];
@@ -68,11 +64,7 @@ impl Backend for Cpu {
 }
 
 impl Runner for LimitedSession<'_> {
-    fn run_with(
-        &mut self,
-        inputs: &[(&str, &[u8])],
-        control: Control<'_>,
-    ) -> Result<(), Error> {
+    fn run_with(&mut self, inputs: &[(&str, &[u8])], control: Control<'_>) -> Result<(), Error> {
         LimitedSession::run_with(self, inputs, control)
     }
 

@@ -5,6 +5,7 @@
 //! in that form what the second product takes as its left operand, 16 queries by 16 keys.
 
 use cubecl::prelude::*;
+use kernels::cuda::Access;
 use kernels::cuda::attention::Attention;
 use ops::DType;
 
@@ -13,10 +14,11 @@ use crate::position::{coordinates, position};
 use crate::ptx::{
     Sums, Words4, ballot, commit_copies, copy_16, copy_16_of, exp2, from_lane_xor, global_address,
     load_global_word, load_matrices, load_matrices_transposed, load_matrix_pair,
-    load_matrix_pair_transposed, max, mma_8, mma_16, pack_halves, shared_address,
-    store_global_words, wait_copies,
+    load_matrix_pair_transposed, load_shared_words, max, mma_8, mma_16, pack_halves,
+    shared_address, store_global_float, store_global_half, store_global_pair, store_global_words,
+    store_shared_word, wait_copies,
 };
-use crate::slot::{Slot, SlotExpand, load, store};
+use crate::slot::{Slot, SlotExpand, load};
 
 /// Bytes of an element of queries, keys and values.
 const SIZE: u32 = 2;
@@ -26,14 +28,17 @@ const CHUNK: u32 = CHUNK_BYTES / SIZE;
 /// What the running maximum starts from: below any score, yet finite, so that a difference of two
 /// is a number where all keys so far are masked.
 const LOWEST: f32 = -1e30;
+/// How far a maximum may fall behind, as a power of 2: weights stay below 2 to this, which every type
+/// holds, and no sum loses a bit.
+const SLACK: f32 = 8.0;
 /// What a masked score is.
 const MASKED: f32 = f32::NEG_INFINITY;
 
 /// Declares the pointers and the body; returns how many pointers there are.
 pub(crate) fn define(attention: &Attention, builder: &mut KernelBuilder) -> usize {
-    let mut result = pointer(builder, attention.result.dtype.size());
-    let [q, k, v] = [&attention.q, &attention.k, &attention.v]
-        .map(|rows| pointer(builder, rows.dtype.size()));
+    let result = pointer(builder, attention.result.dtype.size());
+    let [q, k, v] =
+        [&attention.q, &attention.k, &attention.v].map(|rows| pointer(builder, rows.dtype.size()));
     let mut sides = Sequence::__expand_new(&builder.scope);
     let mut n_sides = 0;
     for side in [&attention.mask, &attention.bias].into_iter().flatten() {
@@ -41,11 +46,27 @@ pub(crate) fn define(attention: &Attention, builder: &mut KernelBuilder) -> usiz
         sides.__expand_push_method(&builder.scope, side);
         n_sides += 1;
     }
-    body::expand(&builder.scope, &mut result, &q, &k, &v, &sides, attention.clone());
+    body::expand(&builder.scope, &result, &q, &k, &v, &sides, attention.clone());
     4 + n_sides
 }
 
-/// Numbers that are known when a function is compiled, and follow from its data.
+/// Sizes in shared memory, and of the group of threads that share a tile.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Geometry {
+    /// Pieces of 16 bytes of a row.
+    chunks: u32,
+    /// From one row to the next.
+    row_bytes: u32,
+    /// Threads that share a tile.
+    group: u32,
+    /// Bytes of a tile of keys or values.
+    tile_bytes: u32,
+    /// Bytes of a group: two stages of keys and values; later, the outputs.
+    group_bytes: u32,
+    /// 32-bit words of the block.
+    words: u32,
+}
+
 impl Geometry {
     fn of(attention: &Attention) -> Geometry {
         let chunks = attention.d / CHUNK;
@@ -66,23 +87,6 @@ impl Geometry {
             words: group_bytes * (32 * tile.warps / group) / 4,
         }
     }
-}
-
-/// Sizes in shared memory, and of the group of threads that share a tile.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Geometry {
-    /// Pieces of 16 bytes of a row.
-    chunks: u32,
-    /// From one row to the next.
-    row_bytes: u32,
-    /// Threads that share a tile.
-    group: u32,
-    /// Bytes of a tile of keys or values.
-    tile_bytes: u32,
-    /// Bytes of a group: two stages of keys and values; later, the outputs.
-    group_bytes: u32,
-    /// 32-bit words of the block.
-    words: u32,
 }
 
 /// What a warp works on.
@@ -108,7 +112,7 @@ struct Task {
 
 #[cube]
 fn body(
-    result: &mut Slot,
+    result: &Slot,
     q: &Slot,
     k: &Slot,
     v: &Slot,
@@ -162,13 +166,17 @@ fn body(
 
 /// The type of the operands, as instructions name it.
 fn element(attention: &Attention) -> &'static str {
-    if attention.q.dtype == DType::Bf16 { "bf16" } else { "f16" }
+    half_name(attention.q.dtype)
+}
+
+fn half_name(dtype: DType) -> &'static str {
+    if dtype == DType::Bf16 { "bf16" } else { "f16" }
 }
 
 #[cube]
 fn attend(
     task: &Task,
-    result: &mut Slot,
+    result: &Slot,
     q: &Slot,
     k: &Slot,
     v: &Slot,
@@ -184,12 +192,12 @@ fn attend(
 
     let row = task.member / chunks;
     let column = task.member % chunks;
-    let mut k_from = row_address(k, &at, row, comptime!(attention.k.strides.clone()))
+    let mut k_from = row_address(k, &at, row, comptime!(attention.k.clone()))
         + (column as u32 * CHUNK_BYTES) as u64;
-    let mut v_from = row_address(v, &at, row, comptime!(attention.v.strides.clone()))
+    let mut v_from = row_address(v, &at, row, comptime!(attention.v.clone()))
         + (column as u32 * CHUNK_BYTES) as u64;
-    let copy_to = task.shared + row as u32 * comptime!(geometry.row_bytes)
-        + column as u32 * CHUNK_BYTES;
+    let copy_to =
+        task.shared + row as u32 * comptime!(geometry.row_bytes) + column as u32 * CHUNK_BYTES;
     let k_step = comptime!(attention.tile.keys * attention.k.strides.last().expect("rows") * SIZE);
     let v_step = comptime!(attention.tile.keys * attention.v.strides.last().expect("rows") * SIZE);
 
@@ -216,6 +224,7 @@ fn attend(
     let mut outputs = zeros(comptime!(heights * chunks));
     let mut stage = 0u32;
     for tile in 0..tiles {
+        let flags = key_flags(task, sides, &at, tile * keys, comptime!(attention.clone()));
         wait_copies(0u32);
         sync_group(comptime!(attention.tile.has_pair_per_warp));
         if comptime!(tiles > 1) {
@@ -229,18 +238,16 @@ fn attend(
                 commit_copies();
             }
         }
-        let mut scores = zeros(comptime!(heights * keys / 8));
-        score(&mut scores, &queries, k_lane + stage, k_tail + stage, comptime!(attention.clone()));
-        add_bias(&mut scores, task, sides, &at, tile * keys, comptime!(attention.clone()));
-        mask_keys(&mut scores, task, sides, &at, tile * keys, comptime!(attention.clone()));
-        let weights = weigh(
-            &scores,
-            &mut maxima,
-            &mut sums,
-            &mut outputs,
-            comptime!(attention.clone()),
-        );
-        accumulate(&mut outputs, &weights, v_lane + stage, comptime!(attention.clone()));
+        if has_key(&flags, comptime!(attention.clone())) {
+            let mut scores = zeros(comptime!(heights * keys / 8));
+            let (k_lane, k_tail) = (k_lane + stage, k_tail + stage);
+            score(&mut scores, &queries, k_lane, k_tail, comptime!(attention.clone()));
+            add_bias(&mut scores, task, sides, &at, tile * keys, comptime!(attention.clone()));
+            mask_keys(&mut scores, task, &flags, comptime!(attention.clone()));
+            let weights =
+                weigh(&scores, &mut maxima, &mut sums, &mut outputs, comptime!(attention.clone()));
+            accumulate(&mut outputs, &weights, v_lane + stage, comptime!(attention.clone()));
+        }
         if comptime!(tiles > 1) {
             stage = comptime!(2 * geometry.tile_bytes) - stage;
         }
@@ -290,11 +297,10 @@ fn sync_group(#[comptime] is_warp: bool) {
 
 /// Where row `row` of pair `at` starts.
 #[cube]
-fn row_address(slot: &Slot, at: &Array<usize>, row: usize, #[comptime] strides: Vec<u32>) -> u64 {
-    let n = comptime!(strides.len() - 1);
-    let pair = position(at, comptime!(strides[..n].to_vec()));
-    let element = pair + row * comptime!(strides[n] as usize);
-    slot_address(slot) + (element as u32) as u64 * SIZE as u64
+fn row_address(slot: &Slot, at: &Array<usize>, row: usize, #[comptime] access: Access) -> u64 {
+    let start = row_start(at, comptime!(access.strides.clone()));
+    let element = start + row * comptime!(*access.strides.last().expect("rows") as usize);
+    slot_address(slot) + (element as u32) as u64 * comptime!(access.dtype.size() as u64)
 }
 
 #[cube]
@@ -389,7 +395,7 @@ fn load_queries(
         for half in 0..2usize {
             let row = task.query + task.row + comptime!(16 * height + 8 * half);
             let row = if comptime!(is_ragged) { select(row < last, row, last) } else { row };
-            let start = row_address(q, at, row, comptime!(attention.q.strides.clone()));
+            let start = row_address(q, at, row, comptime!(attention.q.clone()));
             addresses.push(start + (task.column as u32 * 4) as u64);
         }
         #[unroll]
@@ -469,8 +475,7 @@ fn score(
         #[unroll]
         for some in 0..comptime!(tiles / at_once) {
             let offset = comptime!(
-                (some * at_once) as u32 * 8 * geometry.row_bytes
-                    + 2 * steps as u32 * CHUNK_BYTES
+                (some * at_once) as u32 * 8 * geometry.row_bytes + 2 * steps as u32 * CHUNK_BYTES
             );
             let mut b = Sequence::<u32>::new();
             if comptime!(at_once == 4) {
@@ -543,27 +548,30 @@ fn add_bias(
     }
 }
 
-/// Makes scores of keys that are masked, or beyond the last one, as low as can be.
+/// Whether some key of a tile may take no part.
+fn is_checked(attention: &Attention) -> bool {
+    attention.mask.is_some() || !attention.sk.is_multiple_of(attention.tile.keys)
+}
+
+/// For each 32 keys of the tile that begins with key `first`, which of them take part.
 #[cube]
-fn mask_keys(
-    scores: &mut Array<Sums>,
+fn key_flags(
     task: &Task,
     sides: &Sequence<Slot>,
     at: &Array<usize>,
     first: usize,
     #[comptime] attention: Attention,
-) {
-    let keys = comptime!(attention.tile.keys as usize);
-    let sk = comptime!(attention.sk as usize);
-    let has_mask = comptime!(attention.mask.is_some());
-    if comptime!(has_mask || sk % keys != 0) {
-        let tiles = comptime!(keys / 8);
+) -> Array<u32> {
+    let words = comptime!(attention.tile.keys.div_ceil(32) as usize);
+    let mut flags = Array::<u32>::new(words);
+    if comptime!(is_checked(&attention)) {
+        let sk = comptime!(attention.sk as usize);
         #[unroll]
-        for word in 0..comptime!(keys.div_ceil(32)) {
+        for word in 0..words {
             let key = first + task.lane + comptime!(32 * word);
             let is_key = key < sk;
             let mut flag = u32::cast_from(is_key);
-            if has_mask {
+            if comptime!(attention.mask.is_some()) {
                 let mask = comptime!(attention.mask.clone().expect("there is a mask"));
                 let start = row_start(at, comptime!(mask.strides.clone()));
                 let step = comptime!(*mask.strides.last().expect("a mask has a stride") as usize);
@@ -571,9 +579,41 @@ fn mask_keys(
                 let x = load(sides.index(0usize), from, comptime!(mask.dtype));
                 flag = select(x != 0.0f32, flag, 0u32);
             }
-            let flags = ballot(flag);
-            if flags != 0xffff_ffffu32 {
-                let own = flags >> (2 * task.column as u32);
+            flags[word] = ballot(flag);
+        }
+    }
+    flags
+}
+
+/// Whether the tile has a key that takes part.
+#[cube]
+fn has_key(flags: &Array<u32>, #[comptime] attention: Attention) -> bool {
+    if comptime!(attention.mask.is_some()) {
+        let mut any = flags[0];
+        #[unroll]
+        for word in 1..comptime!(attention.tile.keys.div_ceil(32) as usize) {
+            any |= flags[word];
+        }
+        any != 0u32
+    } else {
+        true.runtime()
+    }
+}
+
+/// Makes scores of keys that take no part as low as can be.
+#[cube]
+fn mask_keys(
+    scores: &mut Array<Sums>,
+    task: &Task,
+    flags: &Array<u32>,
+    #[comptime] attention: Attention,
+) {
+    let tiles = comptime!((attention.tile.keys / 8) as usize);
+    if comptime!(is_checked(&attention)) {
+        #[unroll]
+        for word in 0..comptime!(tiles.div_ceil(4)) {
+            if flags[word] != 0xffff_ffffu32 {
+                let own = flags[word] >> (2 * task.column as u32);
                 #[unroll]
                 for tile in comptime!(4 * word)..comptime!(tiles.min(4 * word + 4)) {
                     #[unroll]
@@ -601,7 +641,8 @@ fn row_start(at: &Array<usize>, #[comptime] strides: Vec<u32>) -> usize {
 }
 
 /// Weights of a tile's keys as the second product's left operand: for each height and 16 keys.
-/// Where a maximum rises, what was summed so far shrinks.
+/// They are relative to the running maxima, which follow the true ones only when one has fallen
+/// behind by [`SLACK`]: rarely, so that outputs are seldom scaled down.
 #[cube]
 fn weigh(
     scores: &Array<Sums>,
@@ -612,37 +653,47 @@ fn weigh(
 ) -> Array<Words4> {
     let element = comptime!(element(&attention));
     let heights = comptime!(attention.tile.heights as usize);
+    let rows = comptime!(2 * heights);
     let tiles = comptime!((attention.tile.keys / 8) as usize);
     let chunks = comptime!((attention.d / CHUNK) as usize);
     let factor = comptime!(if attention.bias.is_some() { 1.0f32 } else { factor(&attention) });
-    let mut weights = Array::<Words4>::new(comptime!(heights * tiles / 2));
+    let mut largest = Array::<f32>::new(rows);
+    let mut rises = 0u32;
     #[unroll]
-    for height in 0..heights {
-        let mut references = Sequence::<f32>::new();
+    for row in 0..rows {
+        let (height, half) = comptime!((row / 2, row % 2));
+        let mut most = maxima[row];
         #[unroll]
-        for half in 0..2usize {
-            let row = comptime!(2 * height + half);
-            let mut most = maxima[row];
-            #[unroll]
-            for tile in 0..tiles {
-                let score = scores[height * tiles + tile];
-                let pair = max(score.extract(2 * half), score.extract(2 * half + 1));
-                most = max(most, pair);
-            }
-            most = max(most, from_lane_xor(most, 1u32));
-            most = max(most, from_lane_xor(most, 2u32));
-            let shrink = exp2((maxima[row] - most) * factor);
-            maxima[row] = most;
+        for tile in 0..tiles {
+            let score = scores[height * tiles + tile];
+            most = max(most, score.extract(2 * half));
+            most = max(most, score.extract(2 * half + 1));
+        }
+        most = max(most, from_lane_xor(most, 1u32));
+        most = max(most, from_lane_xor(most, 2u32));
+        largest[row] = most;
+        rises = select(most - maxima[row] > comptime!(SLACK / factor), 1u32, rises);
+    }
+    if ballot(rises) != 0u32 {
+        #[unroll]
+        for row in 0..rows {
+            let (height, half) = comptime!((row / 2, row % 2));
+            let shrink = exp2((maxima[row] - largest[row]) * factor);
+            maxima[row] = largest[row];
             sums[row] = sums[row] * shrink;
             #[unroll]
             for chunk in 0..chunks {
-                let mut output = outputs[height * chunks + chunk];
+                let index = comptime!(height * chunks + chunk);
+                let mut output = outputs[index];
                 output.insert(2 * half, output.extract(2 * half) * shrink);
                 output.insert(2 * half + 1, output.extract(2 * half + 1) * shrink);
-                outputs[height * chunks + chunk] = output;
+                outputs[index] = output;
             }
-            references.push(most * factor);
         }
+    }
+    let mut weights = Array::<Words4>::new(comptime!(heights * tiles / 2));
+    #[unroll]
+    for height in 0..heights {
         #[unroll]
         for step in 0..comptime!(tiles / 2) {
             let mut words = Words4::empty();
@@ -652,7 +703,7 @@ fn weigh(
                 let half = comptime!(part % 2);
                 let row = comptime!(2 * height + half);
                 let score = scores[height * tiles + 2 * step + comptime!(part / 2)];
-                let reference = *references.index(half);
+                let reference = maxima[row] * factor;
                 let low = exp2(score.extract(2 * half) * factor - reference);
                 let high = exp2(score.extract(2 * half + 1) * factor - reference);
                 sums[row] = sums[row] + (low + high);
@@ -717,26 +768,122 @@ fn accumulate(
 #[cube]
 fn write(
     task: &Task,
-    result: &mut Slot,
+    result: &Slot,
+    at: &Array<usize>,
+    outputs: &Array<Sums>,
+    #[comptime] attention: Attention,
+) {
+    if comptime!(attention.writes_vectors && attention.result.dtype == DType::F32) {
+        write_pairs(task, result, at, outputs, attention);
+    } else if comptime!(attention.writes_vectors) {
+        write_staged(task, result, at, outputs, attention);
+    } else {
+        write_elements(task, result, at, outputs, attention);
+    }
+}
+
+/// Rows of f32: what a lane has in a row is 8 bytes, and four lanes have 32 of them.
+#[cube]
+fn write_pairs(
+    task: &Task,
+    result: &Slot,
     at: &Array<usize>,
     outputs: &Array<Sums>,
     #[comptime] attention: Attention,
 ) {
     let sq = comptime!(attention.sq as usize);
     let chunks = comptime!((attention.d / CHUNK) as usize);
-    let stride = comptime!(*attention.result.strides.last().expect("rows") as usize);
-    let start = row_start(at, comptime!(attention.result.strides.clone()));
     #[unroll]
-    for height in 0..comptime!(attention.tile.heights as usize) {
+    for row in 0..comptime!(2 * attention.tile.heights as usize) {
+        let (height, half) = comptime!((row / 2, row % 2));
+        let query = task.query + task.row + comptime!(16 * height + 8 * half);
+        if query < sq {
+            let to = row_address(result, at, query, comptime!(attention.result.clone()))
+                + (task.column as u32 * 8) as u64;
+            #[unroll]
+            for chunk in 0..chunks {
+                let tile = outputs[height * chunks + chunk];
+                let (low, high) = (tile.extract(2 * half), tile.extract(2 * half + 1));
+                store_global_pair(to, comptime!(chunk as u32 * 32), low, high);
+            }
+        }
+    }
+}
+
+/// Rows of half types: through shared memory, whose tiles nobody needs any more, so that lanes write
+/// 16 bytes beside each other.
+#[cube]
+fn write_staged(
+    task: &Task,
+    result: &Slot,
+    at: &Array<usize>,
+    outputs: &Array<Sums>,
+    #[comptime] attention: Attention,
+) {
+    let geometry = comptime!(Geometry::of(&attention));
+    let element = comptime!(half_name(attention.result.dtype));
+    let heights = comptime!(attention.tile.heights as usize);
+    let chunks = comptime!(geometry.chunks as usize);
+    let row_bytes = comptime!(geometry.row_bytes);
+    sync_group(comptime!(attention.tile.has_pair_per_warp));
+    let own = task.staged + task.row as u32 * row_bytes + task.column as u32 * 4;
+    #[unroll]
+    for row in 0..comptime!(2 * heights) {
+        let (height, half) = comptime!((row / 2, row % 2));
         #[unroll]
-        for i in 0..4usize {
-            let row = task.query + task.row + comptime!(16 * height + i / 2 * 8);
-            if row < sq {
-                #[unroll]
-                for chunk in 0..chunks {
-                    let column = 2 * task.column + comptime!(8 * chunk + i % 2);
-                    let x = outputs[height * chunks + chunk].extract(i);
-                    store(result, start + row * stride + column, x, comptime!(attention.result.dtype));
+        for chunk in 0..chunks {
+            let tile = outputs[height * chunks + chunk];
+            let (low, high) = (tile.extract(2 * half), tile.extract(2 * half + 1));
+            let offset = comptime!(row as u32 * 8 * row_bytes + chunk as u32 * CHUNK_BYTES);
+            store_shared_word(own, offset, pack_halves(low, high, element));
+        }
+    }
+    sync_plane();
+    let pieces = comptime!(16 * heights * chunks);
+    #[unroll]
+    for pass in 0..comptime!(pieces.div_ceil(32)) {
+        let piece = task.lane + comptime!(32 * pass);
+        let row = piece / chunks;
+        let column = piece % chunks;
+        let query = task.query + row;
+        if query < comptime!(attention.sq as usize) && piece < pieces {
+            let from = task.staged + row as u32 * row_bytes + column as u32 * CHUNK_BYTES;
+            let to = row_address(result, at, query, comptime!(attention.result.clone()))
+                + (column as u32 * CHUNK_BYTES) as u64;
+            store_global_words(to, load_shared_words(from));
+        }
+    }
+}
+
+/// Rows that are not aligned.
+#[cube]
+fn write_elements(
+    task: &Task,
+    result: &Slot,
+    at: &Array<usize>,
+    outputs: &Array<Sums>,
+    #[comptime] attention: Attention,
+) {
+    let chunks = comptime!((attention.d / CHUNK) as usize);
+    let dtype = comptime!(attention.result.dtype);
+    let size = comptime!(dtype.size() as u32);
+    #[unroll]
+    for row in 0..comptime!(2 * attention.tile.heights as usize) {
+        let (height, half) = comptime!((row / 2, row % 2));
+        let query = task.query + task.row + comptime!(16 * height + 8 * half);
+        if query < comptime!(attention.sq as usize) {
+            let to = row_address(result, at, query, comptime!(attention.result.clone()))
+                + (task.column as u32 * 2 * size) as u64;
+            #[unroll]
+            for i in 0..comptime!(2 * chunks) {
+                let (chunk, part) = comptime!((i / 2, i % 2));
+                let offset = comptime!((8 * chunk + part) as u32 * size);
+                let x = outputs[height * chunks + chunk].extract(comptime!(2 * half + part));
+                if comptime!(dtype == DType::F32) {
+                    store_global_float(to, offset, x);
+                } else {
+                    let word = pack_halves(x, 0.0f32, comptime!(half_name(dtype)));
+                    store_global_half(to, offset, word);
                 }
             }
         }

@@ -45,10 +45,58 @@ pub(crate) fn load_global_word(address: u64, #[comptime] offset: u32) -> u32 {
     word
 }
 
+/// Writes the low 2 bytes of a word.
+#[cube]
+pub(crate) fn store_global_half(address: u64, #[comptime] offset: u32, word: u32) {
+    gpu_asm!(
+        "{{ .reg .b16 low; cvt.u16.u32 low, {word}; st.global.b16 [{address}+{offset}], low; }}",
+        address = in(_) read::<u64>(address), word = in(_) read::<u32>(word),
+    );
+}
+
+/// Writes 4 bytes.
+#[cube]
+pub(crate) fn store_global_float(address: u64, #[comptime] offset: u32, x: f32) {
+    gpu_asm!(
+        "st.global.f32 [{address}+{offset}], {x};",
+        address = in(_) read::<u64>(address), x = in(_) read::<f32>(x),
+    );
+}
+
+/// Writes 8 bytes.
+#[cube]
+pub(crate) fn store_global_pair(address: u64, #[comptime] offset: u32, low: f32, high: f32) {
+    gpu_asm!(
+        "st.global.v2.f32 [{address}+{offset}], {{{low}, {high}}};",
+        address = in(_) read::<u64>(address), low = in(_) read::<f32>(low),
+        high = in(_) read::<f32>(high),
+    );
+}
+
 /// Writes 16 bytes.
 #[cube]
 pub(crate) fn store_global_words(address: u64, words: Words4) {
     gpu_asm!("st.global.v4.b32 [{address}], {words};", address = in(_) read::<u64>(address), words = in(_) read::<Words4>(words));
+}
+
+/// Writes 4 bytes of shared memory.
+#[cube]
+pub(crate) fn store_shared_word(address: u32, #[comptime] offset: u32, word: u32) {
+    gpu_asm!(
+        "st.shared.b32 [{address}+{offset}], {word};",
+        address = in(_) read::<u32>(address), word = in(_) read::<u32>(word),
+    );
+}
+
+/// 16 bytes of shared memory.
+#[cube]
+pub(crate) fn load_shared_words(address: u32) -> Words4 {
+    let words: Words4;
+    gpu_asm!(
+        "ld.shared.v4.b32 {words}, [{address}];",
+        words = out(_) words, address = in(_) read::<u32>(address),
+    );
+    words
 }
 
 /// Copies 16 bytes to shared memory, some time before [`copies_landed`] returns.

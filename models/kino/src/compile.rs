@@ -99,11 +99,7 @@ pub(crate) fn run(options: &CompileOptions, cache: Option<PathBuf>) -> Outcome<(
     let stage = console.stage("kernels", builder.kernels() as u64);
     let cache = cache.filter(|_| !options.no_cache);
     let cache = cache.map(|folder| Cache::in_folder(folder.join("kinograph").join("cuda")));
-    let about = (
-        format!("kinograph {VERSION}"),
-        options.model.clone(),
-        options.dtype.dtype(),
-    );
+    let about = (format!("kinograph {VERSION}"), options.model.clone(), options.dtype.dtype());
     let engine = builder
         .build(about, &nvrtc, cache.as_ref(), machine::cores(), &|progress| {
             stage.set(progress.done as u64);
@@ -161,7 +157,8 @@ fn table(engine: &engine::Engine) -> String {
     let mut text = String::new();
     line(&mut text, format_args!("kernel       count  launches  registers  spills  shared"));
     for name in names {
-        let of_kind = || engine.kernels.iter().enumerate().filter(|(_, kernel)| kernel.name == name);
+        let of_kind =
+            || engine.kernels.iter().enumerate().filter(|(_, kernel)| kernel.name == name);
         let images = || of_kind().flat_map(|(_, kernel)| &kernel.images);
         let launches = engine
             .programs
@@ -176,12 +173,17 @@ fn table(engine: &engine::Engine) -> String {
         let (count, shared) = (of_kind().count(), units::bytes(f64::from(shared)));
         line(
             &mut text,
-            format_args!("{name:<12} {count:>5}  {launches:>8}  {registers:>9}  {spills:>6}  {shared}"),
+            format_args!(
+                "{name:<12} {count:>5}  {launches:>8}  {registers:>9}  {spills:>6}  {shared}"
+            ),
         );
     }
     for program in &engine.programs {
         let arena = units::bytes(program.arena_bytes as f64);
-        line(&mut text, format_args!("{}: {} steps, {arena} arena", program.name, program.steps.len()));
+        line(
+            &mut text,
+            format_args!("{}: {} steps, {arena} arena", program.name, program.steps.len()),
+        );
     }
     text
 }

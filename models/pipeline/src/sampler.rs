@@ -293,9 +293,7 @@ impl<'m> Sampler<'m> {
         let (plan, weights) = (Arc::clone(&self.plans.decode), self.model.autoencoder.weights());
         let runner = match &mut self.decode {
             Some(runner) => runner,
-            empty => {
-                empty.insert(self.backend.bind(plan, weights, None).map_err(Error::from)?)
-            }
+            empty => empty.insert(self.backend.bind(plan, weights, None).map_err(Error::from)?),
         };
         let flops = self.plans.decode.flops();
         let mut z = vec![0f32; channels * plane];

@@ -106,8 +106,7 @@ mod tests {
     fn entries_come_back_whole_or_not_at_all() {
         let resources =
             Resources { registers: 40, spill_bytes: 0, stack_bytes: 8, static_shared_bytes: 3 };
-        let compiled =
-            Compiled { ptx: ".version 8.0".to_owned(), cubin: vec![1, 2, 3], resources };
+        let compiled = Compiled { ptx: ".version 8.0".to_owned(), cubin: vec![1, 2, 3], resources };
         let bytes = encode(&compiled);
         assert_eq!(decode(&bytes), Some(compiled));
         for at in 0..bytes.len() {

@@ -101,11 +101,8 @@ impl Runner for EngineRunner {
         self.session.run(self.id).map_err(failed)?;
         let program = self.session.program(self.id);
         let flops = program.flops();
-        let names: Vec<(String, DType)> = program
-            .outputs
-            .iter()
-            .map(|port| (port.name.clone(), port.ty.dtype()))
-            .collect();
+        let names: Vec<(String, DType)> =
+            program.outputs.iter().map(|port| (port.name.clone(), port.ty.dtype())).collect();
         self.outputs.clear();
         for (name, dtype) in names {
             let bytes = self.session.read_output(self.id, &name).map_err(failed)?;

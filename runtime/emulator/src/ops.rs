@@ -67,8 +67,9 @@ pub(crate) enum IntOp {
     Prmt,
     /// Four bytes times four bytes plus c; signedness of a and b apart.
     Dp4a,
-    /// Two halves times two bytes, the lower ones of b or the upper, plus c.
+    /// Two halves of a times the low two bytes of b, plus c.
     Dp2aLow,
+    /// Two halves of a times the high two bytes of b, plus c.
     Dp2aHigh,
 }
 

@@ -99,12 +99,13 @@ fn integer_arithmetic() {
         c.wrapping_add(dot.sum::<i32>() as u32)
     });
     integers("dp2a.lo.u32.u32 %out, %a, %b, %c;", |a, b, c| {
-        c.wrapping_add((a & 0xffff) * (b & 0xff)).wrapping_add((a >> 16) * (b >> 8 & 0xff))
+        let dot = (a & 0xffff) * (b & 0xff) + (a >> 16) * (b >> 8 & 0xff);
+        c.wrapping_add(dot)
     });
     integers("dp2a.hi.s32.s32 %out, %a, %b, %c;", |a, b, c| {
-        let [_, _, low, high] = b.to_le_bytes().map(|byte| i32::from(byte as i8));
-        let (x, y) = (i32::from(a as i16), i32::from((a >> 16) as i16));
-        c.wrapping_add((x * low + y * high) as u32)
+        let byte = |i: usize| i32::from(b.to_le_bytes()[i] as i8);
+        let dot = i32::from(a as i16) * byte(2) + i32::from((a >> 16) as i16) * byte(3);
+        c.wrapping_add(dot as u32)
     });
     integers("add.cc.u32 %r1, %a, %b; addc.u32 %out, %c, 0;", |a, b, c| {
         c.wrapping_add(u32::from(a.checked_add(b).is_none()))

@@ -10,7 +10,8 @@ use kernels::cuda::Gpu;
 fn main() {
     let mut args = std::env::args().skip(1);
     let folder = PathBuf::from(args.next().expect("usage: device_speeds FOLDER [ARCH] [NAME...]"));
-    let gpu = args.next().map_or(Gpu(90), |name| Gpu::from_name(&name).expect("a known generation"));
+    let gpu =
+        args.next().map_or(Gpu(90), |name| Gpu::from_name(&name).expect("a known generation"));
     let names: Vec<String> = args.collect();
     let tiles = names.iter().any(|name| name == "--tiles");
     std::fs::create_dir_all(&folder).expect("the folder can be made");

@@ -24,13 +24,8 @@ impl Lowering<'_> {
         if inst.opcode[0] == "testp" {
             return self.test(inst);
         }
-        if inst.opcode[0] == "dp4a" {
-            return self.dot(inst, IntOp::Dp4a, &[]);
-        }
-        if inst.opcode[0] == "dp2a" {
-            let is_high = inst.opcode[1] == "hi";
-            let op = if is_high { IntOp::Dp2aHigh } else { IntOp::Dp2aLow };
-            return self.dot(inst, op, &["lo", "hi"]);
+        if matches!(inst.opcode[0].as_str(), "dp4a" | "dp2a") {
+            return self.dot_of_parts(inst);
         }
         let ty = self.ty(inst)?;
         if types(inst).len() != 1 {
@@ -210,8 +205,15 @@ impl Lowering<'_> {
         self.emit(Op::TestFinite { ty, test, to, from }, Class::Predicate)
     }
 
-    fn dot(&mut self, inst: &Instruction, op: IntOp, parts: &[&str]) -> Result<(), Error> {
-        self.check_modifiers(inst, parts)?;
+    /// A sum of products of bytes with bytes or with halves.
+    fn dot_of_parts(&mut self, inst: &Instruction) -> Result<(), Error> {
+        let op = match (inst.opcode[0].as_str(), inst.opcode[1].as_str()) {
+            ("dp4a", _) => IntOp::Dp4a,
+            (_, "lo") => IntOp::Dp2aLow,
+            (_, "hi") => IntOp::Dp2aHigh,
+            _ => return self.unknown(inst, "which bytes it takes"),
+        };
+        self.check_modifiers(inst, if op == IntOp::Dp4a { &[] } else { &["lo", "hi"] })?;
         let types = types(inst);
         if types != [Ty::S32, Ty::S32] && types != [Ty::U32, Ty::U32] {
             return self.unknown(inst, "operands of different signedness");
