@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::gemm;
 use crate::map;
 use crate::properties::{options, properties};
+use crate::rows;
 use crate::slot::SlotExpand;
 
 /// A function as CUDA text.
@@ -49,6 +50,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
         Function::Attention(function) => attention::define(function, &mut builder),
         Function::Map(map) => map::define(map, &mut builder),
         Function::Matmul(matmul) => gemm::define(&matmul.0, &mut builder),
+        Function::Rows(rows) => rows::define(rows, &mut builder),
     };
     let refuse = |reason: String| Error::Emit { function: function.name().to_owned(), reason };
     let compiled = CppCompiler::<Cuda>::default()

@@ -5,6 +5,7 @@
 //! the text. Neither needs a GPU, and nothing of this is needed where an engine runs.
 
 mod attention;
+mod collective;
 mod emit;
 mod error;
 mod evaluate;
@@ -18,6 +19,7 @@ mod operands;
 mod position;
 mod properties;
 mod ptx;
+mod rows;
 mod slot;
 
 pub use emit::{Source, emit};

@@ -9,6 +9,7 @@ use ops::DType;
 
 /// Elements behind one pointer, as words of their size.
 #[derive(CubeType)]
+#[expect(dead_code, reason = "only the expanded form of it is ever made")]
 pub(crate) enum Slot {
     /// Of one byte.
     Bytes(Box<[u8]>),

@@ -8,6 +8,7 @@ use crate::pool::Pool;
 use super::attention::Attention;
 use super::map::Map;
 use super::matmul::Matmul;
+use super::rows::Rows;
 use super::{Gpu, Launch};
 
 /// What one step launches.
@@ -42,8 +43,8 @@ pub struct Packed {
 
 /// The first kernel of the list that takes this site.
 pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
-    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 3] =
-        [Attention::select, Matmul::select, Map::select];
+    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 4] =
+        [Attention::select, Matmul::select, Rows::select, Map::select];
     selects.into_iter().find_map(|select| select(site, gpu))
 }
 

@@ -12,7 +12,8 @@ use crate::kernel::Site;
 use crate::nest::Nest;
 use crate::program::Program;
 
-use super::access::{Access, MAX_ACCESS_BYTES, is_addressable, offset_bytes};
+use super::access::{Access, is_addressable, offset_bytes, widest_vector};
+use super::code::leaf_args;
 use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 
 /// Threads of a block.
@@ -66,23 +67,26 @@ impl Map {
                 code.may_alias(operand, site.result)
             })
             .collect();
-        let (map, args) = Map::over(site.result, program, &leaves)?;
+        let to = Arg { base: Base::Result, offset: offset_bytes(site.result) };
+        let launch = Map::launch(site.result, program, &leaves, to)?;
+        let Function::Map(map) = &launch.function else { return None };
         Some(CudaKernel {
             name: "map",
             tunables: vec![("vector", Attr::Int(i64::from(map.vector)))],
-            launches: vec![Launch {
-                grid: [map.threads().div_ceil(BLOCK), 1, 1],
-                function: Function::Map(map),
-                args,
-            }],
+            launches: vec![launch],
             scratch_bytes: 0,
             packed: None,
             in_place,
         })
     }
 
-    /// The function that computes `result` from `leaves`, and its pointers.
-    fn over(result: &Layout, program: Program, leaves: &[Leaf]) -> Option<(Map, Vec<Arg>)> {
+    /// The launch that computes what lies as `result`, from `to` on, of `leaves`.
+    pub(crate) fn launch(
+        result: &Layout,
+        program: Program,
+        leaves: &[Leaf],
+        to: Arg,
+    ) -> Option<Launch> {
         let layouts: Vec<&Layout> =
             std::iter::once(result).chain(leaves.iter().map(|leaf| &leaf.layout)).collect();
         if !layouts.iter().all(|layout| is_addressable(layout)) {
@@ -99,32 +103,24 @@ impl Map {
             strides: (0..nest.rank()).map(|axis| nest.stride(axis, index) as u32).collect(),
         };
         let accesses: Vec<Access> = (0..layouts.len()).map(access).collect();
-        let largest = layouts.iter().map(|layout| layout.dtype.size()).max()?;
-        let mut vector = MAX_ACCESS_BYTES / layouts[0].dtype.size().min(largest);
-        let fits = |vector: usize| {
-            nest.row_len().is_multiple_of(vector)
-                && accesses[0].strides.last() == Some(&1)
-                && accesses
-                    .iter()
-                    .zip(&layouts)
-                    .all(|(access, layout)| access.takes_vectors(vector, offset_bytes(layout)))
+        let vector = if nest.row_stride(0) == 1 {
+            let offsets = layouts[1..].iter().map(|layout| offset_bytes(layout));
+            let offsets = std::iter::once(to.offset).chain(offsets);
+            widest_vector(accesses.iter().zip(offsets), nest.row_len() as u32)
+        } else {
+            1
         };
-        while vector > 1 && !fits(vector) {
-            vector /= 2;
-        }
-        let args = std::iter::once(Arg { base: Base::Result, offset: offset_bytes(result) })
-            .chain(leaves.iter().map(|leaf| Arg {
-                base: Base::of(&leaf.source),
-                offset: offset_bytes(&leaf.layout),
-            }))
-            .collect();
         let map = Map {
             dims: (0..nest.rank()).map(|axis| nest.dim(axis) as u32).collect(),
             result: accesses[0].clone(),
             slots: accesses[1..].to_vec(),
             program,
-            vector: vector as u32,
+            vector,
         };
-        Some((map, args))
+        Some(Launch {
+            grid: [map.threads().div_ceil(BLOCK), 1, 1],
+            args: std::iter::once(to).chain(leaf_args(leaves)).collect(),
+            function: Function::Map(map),
+        })
     }
 }

@@ -17,6 +17,7 @@ pub mod gemm;
 mod kernel;
 pub mod map;
 pub mod matmul;
+pub mod rows;
 
 use std::fmt;
 use std::sync::Arc;
@@ -134,6 +135,7 @@ functions! {
     "attention" => attention::Attention,
     "map" => map::Map,
     "matmul" => matmul::Matmul,
+    "rows" => rows::Rows,
 }
 
 impl Base {

@@ -1,0 +1,116 @@
+//! Norms, softmax and reductions of rows, alone and with code around them.
+
+use std::collections::BTreeMap;
+
+use kernels::cuda::Gpu;
+use ops::{Builder, DType, Graph, Tensor, TensorType, ValueId};
+use tests::{Rng, relative_l2};
+
+fn ty(dtype: DType, shape: &[usize]) -> TensorType {
+    TensorType::new(dtype, shape.to_vec()).unwrap()
+}
+
+fn given(graph: &Graph, range: (f64, f64)) -> BTreeMap<String, Tensor> {
+    let mut rng = Rng::named(&graph.name);
+    let tensor =
+        |(value, name): (ValueId, &str)| (name.to_string(), rng.tensor(graph.ty(value), range));
+    graph.inputs().map(tensor).collect()
+}
+
+/// Runs `graph`, whose kernels must be those of `functions`.
+fn check(graph: &Graph, range: (f64, f64), functions: &[&str]) {
+    for gpu in [Gpu(80), Gpu(90)] {
+        let plan = compiler::compile(graph.clone(), &cuda_tests::target(gpu)).unwrap();
+        let mut found = vec![];
+        for step in &plan.steps {
+            let kernels::Kernel::Cuda(kernel) = &step.kernel else { panic!("a CPU kernel") };
+            for launch in &kernel.launches {
+                found.push(launch.function.name());
+                let (_, compiled) = cuda_tests::compile(&launch.function, gpu);
+                let resources = compiled.resources;
+                assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{launch:?}");
+            }
+        }
+        assert_eq!(found, functions, "{}", graph.name);
+    }
+    let given = given(graph, range);
+    let found = cuda_tests::run(graph, &given, Gpu(80));
+    let expected = cuda_tests::expected(graph, &given);
+    let error = relative_l2(found[0].as_floats(), expected[0].as_floats());
+    let most = if found[0].ty().dtype() == DType::F32 { 2e-6 } else { 4e-3 };
+    assert!(error < most, "{}: {error}", graph.name);
+}
+
+#[test]
+fn norms_of_rows_of_any_length_follow_the_interpreter() {
+    for (dtype, rows, len) in [
+        (DType::F32, 3, 1),
+        (DType::F32, 70, 7),
+        (DType::Bf16, 37, 72),
+        (DType::F16, 5, 1152),
+        (DType::F32, 4, 2048),
+        (DType::Bf16, 2, 2056),
+        (DType::Bf16, 2, 4096),
+        (DType::F32, 1, 4099),
+        (DType::F32, 1, 32_000),
+        (DType::F32, 1, 70_000),
+    ] {
+        for norm in 0..3 {
+            let mut b = Builder::new(format!("{norm}_{dtype}_{rows}x{len}"));
+            let x = b.input("x", ty(dtype, &[rows, len]));
+            let y = match norm {
+                0 => b.layer_norm(x, 1e-6).unwrap(),
+                1 => b.rms_norm(x, 1e-6).unwrap(),
+                _ => b.softmax(x, 1).unwrap(),
+            };
+            check(&b.finish(&[y]), (-2.0, 5.0), &["rows"]);
+        }
+    }
+}
+
+#[test]
+fn code_around_a_norm_is_part_of_its_launch() {
+    for (dtype, n, s, len) in
+        [(DType::F32, 2, 5, 36), (DType::Bf16, 2, 9, 1152), (DType::Bf16, 3, 2, 4096)]
+    {
+        let mut b = Builder::new(format!("modulated_{dtype}_{len}"));
+        let x = b.input("x", ty(dtype, &[n, s, len]));
+        let residual = b.input("residual", ty(dtype, &[n, s, len]));
+        let [scale, shift] = ["scale", "shift"].map(|name| b.input(name, ty(dtype, &[n, 1, len])));
+        let y = b.layer_norm(x, 1e-6).unwrap();
+        let y = b.mul(y, scale).unwrap();
+        let y = b.add(y, shift).unwrap();
+        let y = b.add(y, residual).unwrap();
+        check(&b.finish(&[y]), (-2.0, 5.0), &["rows"]);
+    }
+}
+
+#[test]
+fn softmax_takes_any_axis() {
+    let mut b = Builder::new("columns");
+    let x = b.input("x", ty(DType::F32, &[3, 40, 6]));
+    let y = b.softmax(x, 1).unwrap();
+    check(&b.finish(&[y]), (-8.0, 8.0), &["rows"]);
+}
+
+#[test]
+fn reductions_of_rows_follow_the_interpreter() {
+    for (shape, axes) in [
+        (vec![3, 5, 7], vec![2]),
+        (vec![3, 8, 16], vec![1, 2]),
+        (vec![2, 3000], vec![1]),
+        (vec![40, 33], vec![0, 1]),
+        (vec![5, 12], vec![0]),
+    ] {
+        for dtype in [DType::F32, DType::Bf16] {
+            for is_sum in [true, false] {
+                let mut b = Builder::new(format!("{is_sum}_{dtype}_{shape:?}_{axes:?}"));
+                let x = b.input("x", ty(dtype, &shape));
+                let x = b.square(x).unwrap();
+                let y = if is_sum { b.reduce_sum(x, &axes) } else { b.reduce_max(x, &axes) };
+                let y = b.sqrt(y.unwrap()).unwrap();
+                check(&b.finish(&[y]), (-3.0, 5.0), &["rows"]);
+            }
+        }
+    }
+}
