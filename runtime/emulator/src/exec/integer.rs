@@ -198,19 +198,6 @@ fn typed<T: Int>(registers: &mut Registers, mask: u32, op: IntOp, regs: [Reg; 4]
             });
         }
         IntOp::Prmt => registers.map3(mask, regs, permute),
-        IntOp::Dp2aLow | IntOp::Dp2aHigh => registers.map3(mask, regs, |x: u32, y: u32, z: u32| {
-            let is_signed = T::default().sub(T::from_u32(1)).is_negative();
-            let first = if op == IntOp::Dp2aHigh { 2 } else { 0 };
-            (0..2).fold(z, |sum, i| {
-                let (half, byte) = ((x >> (16 * i)) as u16, y.to_le_bytes()[first + i]);
-                let product = if is_signed {
-                    i32::from(half.cast_signed()) * i32::from(byte.cast_signed())
-                } else {
-                    i32::from(half) * i32::from(byte)
-                };
-                sum.wrapping_add(product.cast_unsigned())
-            })
-        }),
         IntOp::Dp4a => registers.map3(mask, regs, |x: u32, y: u32, z: u32| {
             let part = |i: u32| field::<T>(x, 8 * i, 8).wrapping_mul(field::<T>(y, 8 * i, 8));
             (0..4).fold(z, |sum, i| sum.wrapping_add(part(i)))
