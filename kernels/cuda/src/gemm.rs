@@ -11,6 +11,7 @@ use kernels::cuda::gemm::{Gemm, Left, Method, Tile};
 
 use crate::gemm_few::few;
 use crate::gemm_fill::{Side, element, fill, lines, swizzle_left, swizzle_right};
+use crate::gemm_group::group;
 use crate::gemm_scalar::scalar;
 use crate::operands::{declare, outer_strides, run_code, starts};
 use crate::position::{coordinates, position};
@@ -32,6 +33,29 @@ pub(crate) fn define(gemm: &Gemm, builder: &mut KernelBuilder) -> usize {
     match gemm.method {
         Method::Tensor(tile) => {
             tensor::expand(&builder.scope, &left, &right, &mut result, &slots, gemm.clone(), tile);
+        }
+        Method::Group(tile) => {
+            let (left, right, gemm) = (&left, &right, gemm.clone());
+            match tile.columns {
+                256 => group::expand::<Const<128>>(
+                    &builder.scope,
+                    left,
+                    right,
+                    &mut result,
+                    &slots,
+                    gemm,
+                    tile,
+                ),
+                _ => group::expand::<Const<64>>(
+                    &builder.scope,
+                    left,
+                    right,
+                    &mut result,
+                    &slots,
+                    gemm,
+                    tile,
+                ),
+            }
         }
         Method::Scalar => {
             scalar::expand(&builder.scope, &left, &right, &mut result, &slots, gemm.clone());

@@ -8,7 +8,7 @@
 
 use cubecl::prelude::*;
 use kernels::cuda::Access;
-use kernels::cuda::gemm::{Gemm, Left, Tile};
+use kernels::cuda::gemm::{Gemm, Left, Method, Tile};
 use ops::DType;
 
 use crate::position::{coordinates, position};
@@ -33,6 +33,8 @@ pub(crate) struct Side {
     /// Bytes from the start of a stage.
     offset: u32,
     is_right: bool,
+    /// Whether a group of warps reads the lines, in the hardware's own order.
+    is_group: bool,
     product: DType,
     tile: Tile,
 }
@@ -50,6 +52,7 @@ impl Side {
             lines: tile.rows,
             offset: 0,
             is_right: false,
+            is_group: matches!(gemm.method, Method::Group(_)),
             product: gemm.product,
             tile,
         }
@@ -66,6 +69,7 @@ impl Side {
             lines: tile.columns,
             offset: tile.rows * tile.line_bytes(),
             is_right: true,
+            is_group: matches!(gemm.method, Method::Group(_)),
             product: gemm.product,
             tile,
         }
@@ -99,7 +103,7 @@ impl Side {
     /// of 8 lines.
     fn flip(&self, i: u32) -> u32 {
         let eights = i * self.step() / 8 % 4;
-        match (self.is_right, self.tile.line_copies()) {
+        match (self.is_right && !self.is_group, self.tile.line_copies()) {
             (false, _) => 0,
             (true, 4) => eights,
             (true, _) => 2 * eights,
@@ -132,6 +136,11 @@ pub(crate) fn lines(slot: &Slot, first: u32, #[comptime] side: Side) -> Lines {
     let copies = comptime!(side.tile.line_copies());
     let line = UNIT_POS / copies;
     let copy = UNIT_POS % copies;
+    // Columns of a group of warps are in another order than their lines.
+    let mut source = line;
+    if comptime!(side.is_right && side.is_group) {
+        source = line / 32 * 32 + line % 8 / 2 * 8 + line % 32 / 8 * 2 + line % 2;
+    }
     let base = address(slot);
     let mut found = Sequence::<usize>::new();
     let mut addresses = Sequence::<u64>::new();
@@ -142,14 +151,14 @@ pub(crate) fn lines(slot: &Slot, first: u32, #[comptime] side: Side) -> Lines {
     let n = comptime!(if side.copies && side.even_bytes().is_some() { 1 } else { side.n_copies() });
     #[unroll]
     for i in 0..n {
-        let number = first + line + comptime!(i * side.step());
+        let number = first + source + comptime!(i * side.step());
         let at = coordinates(number as usize, comptime!(side.dims.clone()));
         let strides = comptime!(side.access.strides[n_batch..n_batch + side.dims.len()].to_vec());
         let start = of_batch + position(&at, strides) + of_depth;
         found.push(start);
         addresses.push(base + start as u64 * comptime!(side.access.dtype.size() as u64));
     }
-    Lines { starts: found, addresses, first: first + line, line, copy }
+    Lines { starts: found, addresses, first: first + source, line, copy }
 }
 
 /// Where a slot's elements start.
@@ -177,7 +186,8 @@ pub(crate) fn fill(
 ) {
     let line_bytes = comptime!(side.tile.line_bytes());
     let copies = comptime!(side.tile.line_copies());
-    let place = lines.copy ^ swizzle(lines.line, copies, comptime!(side.is_right));
+    let place =
+        lines.copy ^ swizzle(lines.line, copies, comptime!(side.is_right && !side.is_group));
     let line_at = stage + comptime!(side.offset) + lines.line * line_bytes;
     let has_all_lines = comptime!(side.n_lines() % side.lines == 0);
     let has_all_depth = comptime!(side.depth % side.tile.depth == 0);

@@ -12,6 +12,7 @@ mod evaluate;
 mod gemm;
 mod gemm_few;
 mod gemm_fill;
+mod gemm_group;
 mod gemm_scalar;
 mod map;
 mod nvrtc;

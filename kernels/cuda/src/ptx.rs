@@ -275,3 +275,64 @@ pub(crate) fn ballot(flag: u32) -> u32 {
     );
     bits
 }
+
+/// Makes what this thread's copies wrote visible to tensor cores that read shared memory themselves.
+#[cube]
+pub(crate) fn fence_copies() {
+    gpu_asm!("fence.proxy.async.shared::cta;");
+}
+
+/// How a group of warps finds lines of 128 bytes at `address`, a multiple of 1024 bytes: copies of 16
+/// bytes swizzled over 8 lines, 1024 bytes from one 8 to the next.
+#[cube]
+pub(crate) fn matrix_descriptor(address: u32) -> u64 {
+    const SWIZZLE_128: u64 = 1 << 62;
+    const EIGHTS: u64 = (1024 / 16) << 32;
+    u64::cast_from(address / 16) + comptime!(SWIZZLE_128 | EIGHTS | 1 << 16)
+}
+
+/// `sums + a b` for 64 rows of `a` and `columns` lines of `b`, `parts` times 16 deep, by a group of four
+/// warps; lane `l` of warp `w` has rows `16 w + l / 4` and 8 below, of every 8 columns `2 (l % 4)` and
+/// the next. Returns when the sums are there.
+#[cube]
+pub(crate) fn group_mma<N: Size>(
+    sums: Vector<f32, N>,
+    left: u64,
+    right: u64,
+    #[comptime] columns: u32,
+    #[comptime] parts: u32,
+    #[comptime] element: &'static str,
+) -> Vector<f32, N> {
+    let to: Vector<f32, N>;
+    gpu_asm!(
+        "{{ {text} }} // {to} {sums} {left} {right}",
+        text = const group_mma_text(columns, parts, element),
+        to = out(_) to,
+        sums = in(_) read::<Vector<f32, N>>(sums),
+        left = in(_) read::<u64>(left),
+        right = in(_) read::<u64>(right),
+        options(nomem),
+    );
+    to
+}
+
+/// The instructions. Sums are read and written in place, so they are copied first, which costs nothing:
+/// the assembler gives both the same registers.
+fn group_mma_text(columns: u32, parts: u32, element: &str) -> String {
+    let n = columns / 2;
+    let mut text = String::from(".reg .pred one; .reg .b64 a, b; setp.eq.u32 one, 0, 0; ");
+    for register in 0..n {
+        text += &format!("mov.f32 %{register}, %{}; ", n + register);
+    }
+    text += "wgmma.fence.sync.aligned; ";
+    for part in 0..parts {
+        // 16 elements are 32 bytes, counted in 16.
+        text += &format!(
+            "add.u64 a, $2, {at}; add.u64 b, $3, {at}; \
+             wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{element}.{element} \
+             $0, a, b, one, 1, 1, 0, 0; ",
+            at = 2 * part
+        );
+    }
+    text + "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
+}

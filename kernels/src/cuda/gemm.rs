@@ -72,8 +72,10 @@ pub enum Left {
 /// How the sums are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
-    /// Halves on tensor cores.
+    /// Halves on tensor cores, warp by warp.
     Tensor(Tile),
+    /// Halves on tensor cores that four warps feed together, on sm_90a.
+    Group(Tile),
     /// f32 on ordinary units: [`SCALAR_TILE`] rows and columns a block.
     Scalar,
     /// A warp for each column and all rows.
@@ -107,6 +109,14 @@ impl Tile {
         Tile::new(64, 128, 64, [1, 4], 3),
         Tile::new(64, 64, 64, [2, 2], 4),
         Tile::new(16, 128, 64, [1, 4], 4),
+    ];
+
+    /// Those of groups of four warps, with 64 rows for each.
+    pub const GROUPS: [Tile; 4] = [
+        Tile::new(128, 128, 64, [8, 1], 3),
+        Tile::new(128, 256, 64, [8, 1], 4),
+        Tile::new(128, 256, 64, [8, 1], 3),
+        Tile::new(256, 128, 64, [16, 1], 4),
     ];
 
     const fn new(rows: u32, columns: u32, depth: u32, warps: [u32; 2], stages: u32) -> Tile {
@@ -202,7 +212,7 @@ impl Gemm {
     /// Threads of a block.
     pub fn block(&self) -> [u32; 3] {
         let threads = match self.method {
-            Method::Tensor(tile) => tile.threads(),
+            Method::Tensor(tile) | Method::Group(tile) => tile.threads(),
             Method::Scalar => (SCALAR_TILE / SCALAR_RUN) * (SCALAR_TILE / SCALAR_RUN),
             Method::Few => FEW_WARPS * WARP,
         };
@@ -212,7 +222,7 @@ impl Gemm {
     /// Blocks along x, y, z: tiles, nothing, the batch.
     pub fn grid(&self) -> Option<[u32; 3]> {
         let tiles = match self.method {
-            Method::Tensor(tile) => [tile.rows, tile.columns],
+            Method::Tensor(tile) | Method::Group(tile) => [tile.rows, tile.columns],
             Method::Scalar => [SCALAR_TILE; 2],
             Method::Few => [FEW_ROWS, FEW_WARPS],
         };
@@ -236,7 +246,7 @@ impl Gemm {
             Method::Scalar
         };
         let most = match self.method {
-            Method::Tensor(_) => 8,
+            Method::Tensor(_) | Method::Group(_) => 8,
             Method::Scalar => SCALAR_RUN,
             Method::Few => 1,
         };

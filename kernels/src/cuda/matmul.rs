@@ -123,6 +123,12 @@ pub(super) fn tunables(gemm: &Gemm) -> Vec<(&'static str, Attr)> {
             ("stages", Attr::Int(tile.stages.into())),
             ("way", Attr::Str("tensor".to_owned())),
         ],
+        Method::Group(tile) => vec![
+            ("rows", Attr::Int(tile.rows.into())),
+            ("columns", Attr::Int(tile.columns.into())),
+            ("stages", Attr::Int(tile.stages.into())),
+            ("way", Attr::Str("group".to_owned())),
+        ],
         Method::Scalar => vec![("way", Attr::Str("scalar".to_owned()))],
         Method::Few => vec![("way", Attr::Str("few".to_owned()))],
     }

@@ -24,6 +24,14 @@ fn main() {
         let name = &site.name;
         cuda_tests::case::write(&folder, name, &site.graph, &given, &expected, site.limit, gpu);
         println!("{name}");
+        if name.starts_with("product-") && !name.starts_with("product-1x") {
+            // Every tile computes the same.
+            let case = folder.join(format!("{name}.safetensors"));
+            for tile in cuda_tests::case::write_tiles(&folder, name, &site.graph, gpu) {
+                let of_tile = folder.join(format!("{tile}.safetensors"));
+                std::fs::copy(&case, of_tile).expect("the case can be copied");
+            }
+        }
     }
     if sites_only {
         return;

@@ -16,7 +16,9 @@ fn main() {
     let tiles = names.iter().any(|name| name == "--tiles");
     std::fs::create_dir_all(&folder).expect("the folder can be made");
     for speed in speeds() {
-        if names.iter().all(|name| name == "--tiles") || names.iter().any(|name| speed.name.contains(name)) {
+        if names.iter().all(|name| name == "--tiles")
+            || names.iter().any(|name| speed.name.contains(name))
+        {
             cuda_tests::case::write_engine(&folder, &speed.name, &speed.graph, gpu);
             if speed.name.starts_with("linear-") && tiles {
                 cuda_tests::case::write_tiles(&folder, &speed.name, &speed.graph, gpu);

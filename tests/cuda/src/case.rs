@@ -68,11 +68,15 @@ pub fn write_engine(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
     write_plan(folder, name, &plan, gpu);
 }
 
-/// Writes an engine for each tile that products can have, `NAME@ROWSxCOLUMNSxDEPTH.engine`.
-pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
+/// Writes an engine for each tile that products can have, and returns their names.
+pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) -> Vec<String> {
+    let mut names = vec![];
     let plan = compiler::compile(graph.clone(), &crate::target(gpu))
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    for tile in Tile::ALL {
+    let single = Tile::ALL.into_iter().map(Method::Tensor);
+    let groups = Tile::GROUPS.into_iter().filter(|_| gpu >= Gpu(90)).map(Method::Group);
+    for method in single.chain(groups) {
+        let (Method::Tensor(tile) | Method::Group(tile)) = method else { continue };
         let mut plan = plan.clone();
         let kernels = plan.steps.iter_mut().filter_map(|step| match &mut step.kernel {
             Kernel::Cuda(kernel) => Some(kernel),
@@ -80,13 +84,17 @@ pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
         });
         for launch in kernels.flat_map(|kernel| &mut kernel.launches) {
             if let Function::Matmul(matmul) = &mut launch.function {
-                matmul.0.method = Method::Tensor(tile);
+                matmul.0.method = method;
                 launch.grid = matmul.0.grid().expect("the grid of the chosen tile fits too");
             }
         }
-        let name = format!("{name}@{}x{}x{}", tile.rows, tile.columns, tile.depth);
+        let way = if matches!(method, Method::Group(_)) { "group" } else { "warp" };
+        let Tile { rows, columns, depth, stages, .. } = tile;
+        let name = format!("{name}@{way}-{rows}x{columns}x{depth}x{stages}");
         write_plan(folder, &name, &plan, gpu);
+        names.push(name);
     }
+    names
 }
 
 fn write_plan(folder: &Path, name: &str, plan: &Plan, gpu: Gpu) {

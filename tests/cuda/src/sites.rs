@@ -39,7 +39,27 @@ pub fn sites() -> Vec<Site> {
     ] {
         sites.push(elementwise(dtype, &shape));
     }
+    for dims in [[300, 264, 136], [256, 512, 192], [1, 72, 64], [130, 96, 1152]] {
+        sites.push(product(dims));
+    }
     sites
+}
+
+/// A linear layer with GELU, a gate per column and a residual.
+fn product([m, n, k]: [usize; 3]) -> Site {
+    let mut b = Builder::new("product");
+    let half = |shape: &[usize]| TensorType::new(DType::Bf16, shape).expect("a valid shape");
+    let x = b.input("x", half(&[m, k]));
+    let gate = b.input("gate", half(&[1, n]));
+    let residual = b.input("residual", half(&[m, n]));
+    let weight = b.param("weight", half(&[n, k]));
+    let bias = b.param("bias", half(&[n]));
+    let y = b.linear(x, weight, Some(bias)).expect("shapes fit");
+    let y = b.gelu_tanh(y).expect("a float");
+    let y = b.mul(y, gate).expect("shapes fit");
+    let y = b.add(y, residual).expect("shapes fit");
+    let name = format!("product-{m}x{n}x{k}");
+    Site { name, graph: b.finish(&[y]), limit: rounding(DType::Bf16) }
 }
 
 fn rounding(dtype: DType) -> f64 {
