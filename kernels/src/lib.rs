@@ -6,6 +6,7 @@
 
 mod attention_site;
 pub mod body;
+mod conv_site;
 pub mod cpu;
 pub mod cuda;
 mod error;

@@ -48,6 +48,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
     builder.device_properties(&properties(gpu));
     let pointers = match function {
         Function::Attention(function) => attention::define(function, &mut builder),
+        Function::Conv(conv) => gemm::define(&conv.0, &mut builder),
         Function::Map(map) => map::define(map, &mut builder),
         Function::Matmul(matmul) => gemm::define(&matmul.0, &mut builder),
         Function::Rows(rows) => rows::define(rows, &mut builder),

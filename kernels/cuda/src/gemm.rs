@@ -7,7 +7,7 @@
 //! and the epilogue reads and writes 16 bytes at once without a way through shared memory.
 
 use cubecl::prelude::*;
-use kernels::cuda::gemm::{Gemm, Left, Method, Tile};
+use kernels::cuda::gemm::{Gemm, Method, Tile};
 
 use crate::gemm_few::few;
 use crate::gemm_fill::{Side, element, fill, lines, swizzle_left, swizzle_right};
@@ -23,10 +23,7 @@ const GROUP: u32 = 8;
 
 /// Declares the pointers and the body; returns how many pointers there are.
 pub(crate) fn define(gemm: &Gemm, builder: &mut KernelBuilder) -> usize {
-    let left = match &gemm.left {
-        Left::Matrix { access, copies: _ } => access.dtype,
-    };
-    let left = SlotExpand::declare(builder, left.size());
+    let left = SlotExpand::declare(builder, gemm.left.dtype().size());
     let right = SlotExpand::declare(builder, gemm.right.dtype.size());
     let mut result = SlotExpand::declare(builder, gemm.result.dtype.size());
     let slots = declare(gemm.epilogue.memory(), builder);

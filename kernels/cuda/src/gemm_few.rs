@@ -85,7 +85,9 @@ pub(crate) fn few(
 /// The left factor, and how many elements along the depth are read at once.
 fn shape(gemm: &Gemm) -> (Access, usize) {
     assert!(gemm.n_rows() <= FEW_ROWS, "a lane finishes each row");
-    let Left::Matrix { access, copies } = &gemm.left;
+    let Left::Matrix { access, copies } = &gemm.left else {
+        unreachable!("convolutions are tiled")
+    };
     let vector = if *copies && gemm.copies_right {
         FEW_VECTOR.min(16 / access.dtype.size() as u32)
     } else {

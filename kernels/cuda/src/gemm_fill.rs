@@ -8,9 +8,10 @@
 
 use cubecl::prelude::*;
 use kernels::cuda::Access;
-use kernels::cuda::gemm::{Gemm, Left, Method, Tile};
+use kernels::cuda::gemm::{Gemm, Left, Method, Tile, Windows};
 use ops::DType;
 
+use crate::gemm_windows::{Stand, channels_behind, seen, seen_element, stand, tap};
 use crate::position::{coordinates, position};
 use crate::ptx::{copy_16, copy_16_of, global_address, pack_halves};
 use crate::slot::{Slot, SlotExpand, load};
@@ -22,6 +23,8 @@ const COPY: u32 = 8;
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Side {
     access: Access,
+    /// Lines are what these see, instead of rows of a matrix.
+    windows: Option<Windows>,
     /// Whether copies are asynchronous; else elements are read one by one.
     copies: bool,
     batch: Vec<u32>,
@@ -42,10 +45,14 @@ pub(crate) struct Side {
 impl Side {
     /// Rows.
     pub(crate) fn left(gemm: &Gemm, tile: Tile) -> Side {
-        let Left::Matrix { access, copies } = &gemm.left;
+        let (access, copies, windows) = match &gemm.left {
+            Left::Matrix { access, copies } => (access, *copies, None),
+            Left::Windows(windows) => (&windows.access, windows.copies, Some(windows.clone())),
+        };
         Side {
             access: access.clone(),
-            copies: *copies,
+            windows,
+            copies,
             batch: gemm.batch.clone(),
             dims: gemm.rows.clone(),
             depth: gemm.depth,
@@ -62,6 +69,7 @@ impl Side {
     pub(crate) fn right(gemm: &Gemm, tile: Tile) -> Side {
         Side {
             access: gemm.right.clone(),
+            windows: None,
             copies: gemm.copies_right,
             batch: gemm.batch.clone(),
             dims: vec![gemm.columns],
@@ -95,7 +103,9 @@ impl Side {
     fn even_bytes(&self) -> Option<u32> {
         let stride = self.access.strides[self.batch.len()];
         let bytes = u64::from(stride) * u64::from(self.step()) * self.access.dtype.size() as u64;
-        let is_even = self.dims.len() == 1 && bytes * u64::from(self.n_copies()) < 1 << 31;
+        let is_even = self.windows.is_none()
+            && self.dims.len() == 1
+            && bytes * u64::from(self.n_copies()) < 1 << 31;
         is_even.then_some(bytes as u32)
     }
 
@@ -110,7 +120,22 @@ impl Side {
         }
     }
 
-    /// Bytes of the depth's stride.
+    /// Strides of a matrix from line to line.
+    fn line_strides(&self) -> Vec<u32> {
+        self.access.strides[self.batch.len()..][..self.dims.len()].to_vec()
+    }
+
+    /// What the lines of a convolution are seen by.
+    fn windows(&self) -> Windows {
+        self.windows.clone().expect("only asked where there are some")
+    }
+
+    /// Whether all copies of a step are of one tap.
+    fn has_one_tap(&self) -> bool {
+        self.windows.as_ref().is_some_and(|windows| windows.channels % self.tile.depth == 0)
+    }
+
+    /// Stride along the depth.
     fn depth_stride(&self) -> usize {
         self.access.strides.last().copied().unwrap_or(0) as usize
     }
@@ -121,8 +146,10 @@ impl Side {
 pub(crate) struct Lines {
     /// Where they start at this thread's copy: the first only, if the others are evenly apart.
     starts: Sequence<usize>,
-    /// The same in bytes of global memory.
+    /// The same in bytes of global memory; of windows, where the input starts.
     addresses: Sequence<u64>,
+    /// Where windows stand.
+    stands: Sequence<Stand>,
     /// Number of the first one in the whole factor.
     first: u32,
     /// Number of this thread's first line in the tile, and of its copy in the line.
@@ -149,16 +176,24 @@ pub(crate) fn lines(slot: &Slot, first: u32, #[comptime] side: Side) -> Lines {
     let of_batch = position(&batch, comptime!(side.access.strides[..n_batch].to_vec()));
     let of_depth = copy as usize * comptime!(COPY as usize * side.depth_stride());
     let n = comptime!(if side.copies && side.even_bytes().is_some() { 1 } else { side.n_copies() });
+    let mut stands = Sequence::<Stand>::new();
+    if comptime!(side.windows.is_some()) {
+        addresses.push(base);
+    }
     #[unroll]
     for i in 0..n {
         let number = first + source + comptime!(i * side.step());
-        let at = coordinates(number as usize, comptime!(side.dims.clone()));
-        let strides = comptime!(side.access.strides[n_batch..n_batch + side.dims.len()].to_vec());
-        let start = of_batch + position(&at, strides) + of_depth;
-        found.push(start);
-        addresses.push(base + start as u64 * comptime!(side.access.dtype.size() as u64));
+        if comptime!(side.windows.is_some()) {
+            stands.push(stand(number, comptime!(side.windows())));
+        } else {
+            let at = coordinates(number as usize, comptime!(side.dims.clone()));
+            let strides = comptime!(side.line_strides());
+            let start = of_batch + position(&at, strides) + of_depth;
+            found.push(start);
+            addresses.push(base + start as u64 * comptime!(side.access.dtype.size() as u64));
+        }
     }
-    Lines { starts: found, addresses, first: first + source, line, copy }
+    Lines { starts: found, addresses, stands, first: first + source, line, copy }
 }
 
 /// Where a slot's elements start.
@@ -192,7 +227,6 @@ pub(crate) fn fill(
     let has_all_lines = comptime!(side.n_lines() % side.lines == 0);
     let has_all_depth = comptime!(side.depth % side.tile.depth == 0);
     let depth_left = k + lines.copy * COPY < comptime!(side.depth);
-    let even = comptime!(side.even_bytes());
     #[unroll]
     for i in 0..comptime!(side.n_copies()) {
         let to = line_at + (place ^ comptime!(side.flip(i))) * 16;
@@ -204,7 +238,32 @@ pub(crate) fn fill(
         if comptime!(!has_all_depth) {
             is_there = is_there && depth_left;
         }
-        if comptime!(side.copies) {
+        if comptime!(!side.copies) {
+            let word = (to + to_offset) as usize / 4;
+            let first = k + lines.copy * COPY;
+            #[unroll]
+            for pair in 0..comptime!(COPY / 2) {
+                let at = first + comptime!(2 * pair);
+                let low = element_at(slot, lines, i, is_there, at, comptime!(side.clone()));
+                let high = element_at(slot, lines, i, is_there, at + 1, comptime!(side.clone()));
+                memory[word + comptime!(pair as usize)] =
+                    pack_halves(low, high, comptime!(element(side.product)));
+            }
+        } else if comptime!(side.windows.is_some()) {
+            let windows = comptime!(side.windows());
+            let at = if comptime!(side.has_one_tap()) {
+                let first = tap(k, comptime!(windows.clone()));
+                channels_behind(first, lines.copy * COPY, comptime!(windows.clone()))
+            } else {
+                tap(k + lines.copy * COPY, comptime!(windows.clone()))
+            };
+            let seen = seen(lines.stands.index(comptime!(i as usize)), at, windows);
+            let from = *lines.addresses.index(0usize)
+                + seen.position as u64 * comptime!(side.access.dtype.size() as u64);
+            let bytes = select(is_there && seen.is_inside, 16u32, 0u32);
+            copy_16_of(base + to, to_offset, from, 0u32, bytes);
+        } else {
+            let even = comptime!(side.even_bytes());
             let which = comptime!(if even.is_some() { 0usize } else { i as usize });
             let from_offset = comptime!(even.map_or(0, |bytes| i * bytes));
             let from = *lines.addresses.index(which)
@@ -215,27 +274,33 @@ pub(crate) fn fill(
                 let bytes = select(is_there, 16u32, 0u32);
                 copy_16_of(base + to, to_offset, from, from_offset, bytes);
             }
-        } else {
-            let start = *lines.starts.index(comptime!(i as usize));
-            let stride = comptime!(side.depth_stride());
-            let word = (to + to_offset) as usize / 4;
-            #[unroll]
-            for pair in 0..comptime!(COPY / 2) {
-                let mut low = 0.0f32;
-                let mut high = 0.0f32;
-                let at = k + lines.copy * COPY + comptime!(2 * pair);
-                let from = start + (k + comptime!(2 * pair)) as usize * stride;
-                if is_there && at < comptime!(side.depth) {
-                    low = load(slot, from, comptime!(side.access.dtype));
-                }
-                if is_there && at + 1 < comptime!(side.depth) {
-                    high = load(slot, from + stride, comptime!(side.access.dtype));
-                }
-                memory[word + comptime!(pair as usize)] =
-                    pack_halves(low, high, comptime!(element(side.product)));
-            }
         }
     }
+}
+
+/// Element `at` along the depth of a thread's line `i`; zero where there is none.
+#[cube]
+fn element_at(
+    slot: &Slot,
+    lines: &Lines,
+    #[comptime] i: u32,
+    is_there: bool,
+    at: u32,
+    #[comptime] side: Side,
+) -> f32 {
+    let mut element = 0.0f32;
+    if is_there && at < comptime!(side.depth) {
+        if comptime!(side.windows.is_some()) {
+            let stand = lines.stands.index(comptime!(i as usize));
+            element = seen_element(slot, stand, at, comptime!(side.windows()));
+        } else {
+            // The line starts at this thread's copy.
+            let behind = (at - lines.copy * COPY) as usize * comptime!(side.depth_stride());
+            let from = *lines.starts.index(comptime!(i as usize)) + behind;
+            element = load(slot, from, comptime!(side.access.dtype));
+        }
+    }
+    element
 }
 
 /// What the number of a copy is xored with, by the number of its line.

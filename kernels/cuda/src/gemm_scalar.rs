@@ -3,9 +3,10 @@
 
 use cubecl::prelude::*;
 use kernels::cuda::Access;
-use kernels::cuda::gemm::{Gemm, Left, SCALAR_DEPTH, SCALAR_RUN, SCALAR_TILE};
+use kernels::cuda::gemm::{Gemm, Left, SCALAR_DEPTH, SCALAR_RUN, SCALAR_TILE, Windows};
 
 use crate::gemm::{finish, first_of_tile};
+use crate::gemm_windows::{seen_element, stand};
 use crate::position::{coordinates, position};
 use crate::slot::{Slot, load};
 
@@ -29,8 +30,9 @@ pub(crate) fn scalar(
     let (first_row, first_column) =
         first_of_tile(comptime!(gemm.clone()), comptime!(SCALAR_TILE), comptime!(SCALAR_TILE));
     let (y, x) = (UNIT_POS / THREADS * SCALAR_RUN, UNIT_POS % THREADS * SCALAR_RUN);
-    let left_access = comptime!(match &gemm.left {
-        Left::Matrix { access, copies: _ } => access.clone(),
+    let (left_access, windows) = comptime!(match &gemm.left {
+        Left::Matrix { access, copies: _ } => (access.clone(), None),
+        Left::Windows(windows) => (windows.access.clone(), Some(windows.clone())),
     });
     let mut sums = Array::<f32>::new(comptime!(run * run));
     #[unroll]
@@ -46,6 +48,7 @@ pub(crate) fn scalar(
             first_row,
             k,
             comptime!(left_access.clone()),
+            comptime!(windows.clone()),
             comptime!(gemm.rows.clone()),
             comptime!(gemm.clone()),
         );
@@ -55,6 +58,7 @@ pub(crate) fn scalar(
             first_column,
             k,
             comptime!(gemm.right.clone()),
+            comptime!(None::<Windows>),
             comptime!(vec![gemm.columns]),
             comptime!(gemm.clone()),
         );
@@ -104,6 +108,7 @@ fn fill(
     first: u32,
     k: u32,
     #[comptime] access: Access,
+    #[comptime] windows: Option<Windows>,
     #[comptime] dims: Vec<u32>,
     #[comptime] gemm: Gemm,
 ) {
@@ -123,10 +128,16 @@ fn fill(
         let number = first + line;
         let mut element = 0.0f32;
         if number < comptime!(dims.iter().product::<u32>()) && k + depth < comptime!(gemm.depth) {
-            let at = coordinates(number as usize, comptime!(dims.clone()));
-            let strides = comptime!(access.strides[n_batch..n_batch + dims.len()].to_vec());
-            let from = of_batch + position(&at, strides) + (k + depth) as usize * stride;
-            element = load(slot, from, comptime!(access.dtype));
+            if comptime!(windows.is_some()) {
+                let windows = comptime!(windows.clone().expect("it is some"));
+                let stand = stand(number, comptime!(windows.clone()));
+                element = seen_element(slot, &stand, k + depth, windows);
+            } else {
+                let at = coordinates(number as usize, comptime!(dims.clone()));
+                let strides = comptime!(access.strides[n_batch..n_batch + dims.len()].to_vec());
+                let from = of_batch + position(&at, strides) + (k + depth) as usize * stride;
+                element = load(slot, from, comptime!(access.dtype));
+            }
         }
         to[(depth * SCALAR_TILE + line) as usize] = element;
     }

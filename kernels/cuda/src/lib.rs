@@ -14,6 +14,7 @@ mod gemm_few;
 mod gemm_fill;
 mod gemm_group;
 mod gemm_scalar;
+mod gemm_windows;
 mod map;
 mod nvrtc;
 mod operands;

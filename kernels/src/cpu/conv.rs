@@ -8,8 +8,7 @@
 //! Invariant: sums are taken in an order that depends on shapes alone, so bytes depend neither on
 //! threads nor on how positions are split.
 
-use ops::defs::conv::Window;
-use ops::{Attr, Op};
+use ops::Attr;
 
 use crate::kernel::{KernelDef, Launch, Packing, Site};
 use crate::program::{MAX_SLOTS, SlotPtr};
@@ -20,11 +19,10 @@ use super::conv_direct::Direct;
 use super::conv_input::Input;
 use super::conv_winograd::Winograd;
 use super::shared::Shared;
-use crate::body::{Elementwise, Source, compile_elementwise, operand_view};
+use crate::body::{Elementwise, Source};
+use crate::conv_site::ConvSite;
+pub(super) use crate::conv_site::SPATIAL;
 use crate::nest::Nest;
-
-/// Spatial axes; missing ones count as 1, in front.
-pub(super) const SPATIAL: usize = 3;
 
 /// A convolution with everything that is fused into it.
 #[derive(Clone, Debug)]
@@ -89,47 +87,28 @@ impl Conv {
 
 impl Spec {
     fn of(site: &Site<'_>) -> Option<Spec> {
-        let &[root] = &site.body.outputs[..] else { return None };
-        let mut found = site.body.values().filter_map(|value| match site.body.op(value)? {
-            Op::Conv(conv) => Some((value, &conv.window)),
-            _ => None,
-        });
-        let (value, window) = found.next()?;
-        let shape = site.body.ty(value).shape();
-        if found.next().is_some() || shape != site.result.shape {
-            return None;
-        }
-        let args = &site.body.node(value).args;
-        let input = Input::of(site, args[0])?;
-        let (operand, layout) = operand_view(site.body, args[1], site.operands)?;
+        let conv = ConvSite::of(site)?;
+        let input = Input::of(site, &conv)?;
+        let ConvSite { weight: operand, weight_view: layout, epilogue, .. } = conv;
         let whole = site.operands[operand].clone();
         let is_packed = *site.is_param.get(operand)? && whole.is_dense() && whole.offset == 0;
-        let epilogue = compile_elementwise(site.body, root, &[value], site.operands)?;
         let mut layouts = vec![site.result];
         for leaf in &epilogue.leaves {
             let is_scratch = matches!(leaf.source, Source::Frontier(_));
             layouts.push(if is_scratch { site.result } else { &leaf.layout });
         }
-        let rank = shape.len();
-        let nest = Nest::with_row(&layouts, rank - 1)?;
-        if nest.row_stride(0) != 1 && shape[rank - 1] > 1 {
+        let nest = Nest::with_row(&layouts, site.result.rank() - 1)?;
+        if nest.row_stride(0) != 1 && conv.columns > 1 {
             return None;
         }
-        let spatial = rank - 2;
-        let at_end = |dims: &[usize], fill: usize| {
-            let mut all = [fill; SPATIAL];
-            all[SPATIAL - spatial..].copy_from_slice(dims);
-            all
-        };
-        let Window { stride, pad_low, pad_high: _ } = window;
         Some(Spec {
             isa: site.target.isa,
             input,
-            output: at_end(&shape[1..=spatial], 1),
-            kernel: at_end(&layout.shape[2..], 1),
-            stride: at_end(stride, 1),
-            pad_low: at_end(pad_low, 0),
-            columns: shape[rank - 1],
+            output: conv.output,
+            kernel: conv.kernel,
+            stride: conv.stride,
+            pad_low: conv.pad_low,
+            columns: conv.columns,
             weight: Weight { operand, layout, whole, is_packed },
             result: site.result.clone(),
             epilogue,

@@ -4,14 +4,14 @@
 //! Kernels ask for a *line*: neighboring positions of one row with some of their channels, in f32.
 //! Positions outside the input are zero, whatever the prologue makes of zero.
 
-use ops::{DType, Graph, Op, ValueId};
+use ops::{DType, Op, ValueId};
 
 use crate::Pool;
+use crate::conv_site::{ConvSite, SPATIAL};
 use crate::kernel::Site;
 use crate::program::{MAX_SLOTS, SlotPtr, load_f32};
 use crate::simd::{Simd, SimdJob};
 
-use super::conv::SPATIAL;
 use super::group_stats::GroupStats;
 use super::lanes::copy;
 use super::shared::Shared;
@@ -57,11 +57,10 @@ pub(super) struct Reader<'a> {
 }
 
 impl Input {
-    /// The input that is `value` of the site's body.
-    pub(super) fn of(site: &Site<'_>, value: ValueId) -> Option<Input> {
-        let doubled = doubled_source(site.body, value);
-        let root = doubled.unwrap_or(value);
-        let factor = if doubled.is_some() { [1, 2, 2] } else { [1; SPATIAL] };
+    /// The input of `conv`, a part of the site's body.
+    pub(super) fn of(site: &Site<'_>, conv: &ConvSite) -> Option<Input> {
+        let root = conv.input;
+        let factor = if conv.is_doubled { [1, 2, 2] } else { [1; SPATIAL] };
         let is_norm = |&value: &ValueId| matches!(site.body.op(value), Some(Op::GroupNorm(_)));
         let frontier: Vec<ValueId> = site.body.values().filter(is_norm).collect();
         if frontier.len() > 1 {
@@ -85,23 +84,13 @@ impl Input {
                 Some(stats)
             }
         };
-        let shape = site.body.ty(root).shape();
-        let spatial = shape.len() - 2;
         let leaves = code.leaves.iter().chain(norm.iter().map(|norm| &norm.input().leaves[0]));
-        let strides = leaves.map(|leaf| {
-            let mut all = [0; 2 + SPATIAL];
-            all[0] = leaf.layout.strides[0];
-            all[1 + SPATIAL - spatial..].copy_from_slice(&leaf.layout.strides[1..]);
-            all
-        });
-        let strides = strides.collect();
-        let mut dims = [1; SPATIAL];
-        dims[SPATIAL - spatial..].copy_from_slice(&shape[1..=spatial]);
+        let strides = leaves.map(|leaf| ConvSite::input_strides(&leaf.layout)).collect();
         Some(Input {
-            samples: shape[0],
-            dims: std::array::from_fn(|axis| dims[axis] * factor[axis]),
-            channels: shape[shape.len() - 1],
-            dtype: site.body.ty(value).dtype(),
+            samples: conv.samples,
+            dims: conv.dims,
+            channels: conv.channels,
+            dtype: conv.product,
             factor,
             norm,
             is_plain: is_read_of_operand(&code),
@@ -316,21 +305,4 @@ impl SimdJob for Cells<'_> {
 /// Whether `code` reads one operand and does nothing to it.
 fn is_read_of_operand(code: &Elementwise) -> bool {
     code.program.is_copy() && matches!(code.leaves[0].source, Source::Operand(_))
-}
-
-/// What `value`, `[N, 2 H, 2 W, C]`, repeats twice along height and width: the operand of reshape,
-/// broadcast and reshape.
-fn doubled_source(body: &Graph, value: ValueId) -> Option<ValueId> {
-    let arg = |value: ValueId| body.node(value).args[0];
-    let Some(Op::Reshape(_)) = body.op(value) else { return None };
-    let repeated = arg(value);
-    let Some(Op::Broadcast(_)) = body.op(repeated) else { return None };
-    let spread = arg(repeated);
-    let Some(Op::Reshape(_)) = body.op(spread) else { return None };
-    let source = arg(spread);
-    let &[n, h, w, c] = body.ty(source).shape() else { return None };
-    let is_doubled = body.ty(spread).shape() == [n, h, 1, w, 1, c]
-        && body.ty(repeated).shape() == [n, h, 2, w, 2, c]
-        && body.ty(value).shape() == [n, 2 * h, 2 * w, c];
-    is_doubled.then_some(source)
 }

@@ -67,6 +67,63 @@ pub enum Left {
         /// Whether 16 bytes along the depth can be copied at once.
         copies: bool,
     },
+    /// What a window sees from each of its positions: depth is taps, then channels.
+    Windows(Windows),
+}
+
+impl Left {
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Left::Matrix { access, copies: _ } => access.dtype,
+            Left::Windows(windows) => windows.access.dtype,
+        }
+    }
+}
+
+/// A channels-last input that a window slides over, with zeros outside.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Windows {
+    /// Over samples, three axes of space, channels; before rows and columns are doubled.
+    pub access: Access,
+    /// Whether 16 bytes along the channels can be copied at once.
+    pub copies: bool,
+    /// Number of channels.
+    pub channels: u32,
+    /// Spatial dims as the window sees them.
+    pub dims: [u32; 3],
+    /// Whether rows and columns are each seen twice.
+    pub is_doubled: bool,
+    /// Positions of the window; with the samples before them they number rows.
+    pub output: [u32; 3],
+    /// Taps.
+    pub kernel: [u32; 3],
+    /// Distance between positions.
+    pub stride: [u32; 3],
+    /// Zeros before the first element.
+    pub pad_low: [u32; 3],
+}
+
+impl Windows {
+    /// Bits that hold where the window stands along the last two axes; those before are the first's.
+    pub fn position_bits(&self) -> [u32; 2] {
+        [1, 2].map(|axis| bits(self.last_position(axis)))
+    }
+
+    fn last_position(&self, axis: usize) -> u32 {
+        (self.output[axis] - 1) * self.stride[axis]
+    }
+
+    /// Whether a word holds where the window stands.
+    pub(super) fn fits_a_word(&self) -> bool {
+        let [y, x] = self.position_bits();
+        bits(self.last_position(0)) + y + x <= u32::BITS
+    }
+}
+
+/// Bits of a number.
+fn bits(number: u32) -> u32 {
+    u32::BITS - number.leading_zeros()
 }
 
 /// How the sums are computed.
@@ -101,13 +158,14 @@ pub struct Tile {
 
 impl Tile {
     /// From the largest to the smallest, with 64x64, 64x32 or 16x32 for each warp.
-    pub const ALL: [Tile; 7] = [
+    pub const ALL: [Tile; 8] = [
         Tile::new(128, 256, 64, [2, 4], 4),
         Tile::new(256, 128, 64, [4, 2], 4),
         Tile::new(128, 128, 64, [2, 2], 3),
         Tile::new(128, 128, 32, [2, 2], 4),
         Tile::new(64, 128, 64, [1, 4], 3),
         Tile::new(64, 64, 64, [2, 2], 4),
+        Tile::new(128, 32, 64, [4, 1], 4),
         Tile::new(16, 128, 64, [1, 4], 4),
     ];
 

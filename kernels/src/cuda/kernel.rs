@@ -6,6 +6,7 @@ use crate::kernel::{KernelDef, Packing, Site};
 use crate::pool::Pool;
 
 use super::attention::Attention;
+use super::conv::Conv;
 use super::map::Map;
 use super::matmul::Matmul;
 use super::rows::Rows;
@@ -43,8 +44,8 @@ pub struct Packed {
 
 /// The first kernel of the list that takes this site.
 pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
-    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 4] =
-        [Attention::select, Matmul::select, Rows::select, Map::select];
+    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 5] =
+        [Attention::select, Conv::select, Matmul::select, Rows::select, Map::select];
     selects.into_iter().find_map(|select| select(site, gpu))
 }
 

@@ -13,6 +13,7 @@
 mod access;
 pub mod attention;
 mod code;
+pub mod conv;
 pub mod gemm;
 mod kernel;
 pub mod map;
@@ -133,6 +134,7 @@ macro_rules! functions {
 
 functions! {
     "attention" => attention::Attention,
+    "conv" => conv::Conv,
     "map" => map::Map,
     "matmul" => matmul::Matmul,
     "rows" => rows::Rows,
