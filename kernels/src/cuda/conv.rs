@@ -5,13 +5,13 @@
 //! stored with its channels innermost. Roofline: tensor cores.
 
 use crate::Layout;
-use crate::body::operand_view;
 use crate::conv_site::ConvSite;
 use crate::kernel::Site;
 use crate::nest::Nest;
 
 use super::access::{is_addressable, offset_bytes};
 use super::code::{leaf_args, leaf_layouts, may_alias};
+use super::factor::Factor;
 use super::gemm::{Gemm, Left, Method, Windows, takes_copies};
 use super::kernel::Packed;
 use super::matmul::tunables;
@@ -27,20 +27,20 @@ impl Conv {
         self.0.block()
     }
 
-    /// Takes one `conv` of a view of an operand, which may be doubled in height and width on the way,
-    /// with any elementwise code of its result.
+    /// Takes one `conv` whose input is a view or elementwise code, and may be doubled in height and
+    /// width on the way, with any elementwise code of its result.
     pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
         let conv = ConvSite::of(site)?;
-        let (input, view) = operand_view(site.body, conv.input, site.operands)?;
-        let left = Arg { base: Base::Operand(input), offset: offset_bytes(&view) };
-        let windows = windows(&conv, &view, left.offset)?;
+        let factor = Factor::of(site, conv.input, conv.product, |_| true)?;
+        let left = factor.arg.clone();
+        let windows = windows(&conv, &factor.view, left.offset)?;
         let (right_layout, packed) = weight(site, &conv)?;
         let right = Arg { base: Base::Operand(conv.weight), offset: offset_bytes(&right_layout) };
         let epilogue = &conv.epilogue;
         let mut layouts = vec![site.result];
         layouts.extend(leaf_layouts(&epilogue.leaves, site.result));
         let is_within = |layout: &Layout| is_addressable(layout);
-        if !layouts.iter().all(|layout| is_within(layout)) || !is_within(&view) {
+        if !layouts.iter().all(|layout| is_within(layout)) || !is_within(&factor.view) {
             return None;
         }
         let axes: Vec<usize> = (0..site.result.rank() - 1).collect();
@@ -75,20 +75,19 @@ impl Conv {
         .tuned(&args, gpu)?;
         let in_place = (0..site.operands.len())
             .map(|operand| {
-                operand != input
+                !factor.reads(operand)
                     && operand != conv.weight
                     && may_alias(&[epilogue], operand, site.result)
             })
             .collect();
+        let tunables = tunables(&gemm);
+        let mut launches = factor.launches;
+        launches.push(Launch { grid: gemm.grid()?, function: Function::Conv(Conv(gemm)), args });
         Some(CudaKernel {
             name: "conv",
-            tunables: tunables(&gemm),
-            launches: vec![Launch {
-                grid: gemm.grid()?,
-                function: Function::Conv(Conv(gemm)),
-                args,
-            }],
-            scratch_bytes: 0,
+            tunables,
+            launches,
+            scratch_bytes: factor.scratch_bytes,
             packed,
             in_place,
         })

@@ -14,6 +14,8 @@ use super::{Access, Arg, Code, Gpu};
 const WARP: u32 = 32;
 /// Bytes that one asynchronous copy moves.
 const COPY_BYTES: u32 = 16;
+/// Halves of one copy.
+pub(super) const COPY_ELEMENTS: usize = 8;
 /// Most rows that are computed one warp per column.
 pub const FEW_ROWS: u32 = 8;
 /// Elements that a thread of a warp per column takes at once: 16 bytes of halves.

@@ -1,19 +1,20 @@
 //! `matmul` with what is fused into it.
 //!
-//! A is read where it is if it is a view of an operand. Roofline: tensor cores for many rows, the
+//! A is read where it lies if it is a view whose rows can be copied 16 bytes at a time; what goes
+//! through a norm or elementwise code is made in scratch before, in the product's type. Roofline: tensor cores for many rows, the
 //! memory that weights are read from for few.
 
-use ops::Attr;
+use ops::{Attr, DType};
 
 use crate::Layout;
-use crate::body::operand_view;
 use crate::kernel::Site;
 use crate::matmul_site::MatmulSite;
 use crate::nest::Nest;
 
 use super::access::{is_addressable, offset_bytes};
 use super::code::{leaf_args, leaf_layouts, may_alias};
-use super::gemm::{Gemm, Left, Method, takes_copies};
+use super::factor::Factor;
+use super::gemm::{COPY_ELEMENTS, FEW_ROWS, Gemm, Left, Method, takes_copies};
 use super::kernel::Packed;
 use super::{Access, Arg, Base, Code, CudaKernel, Function, Gpu, Launch};
 
@@ -27,12 +28,19 @@ impl Matmul {
         self.0.block()
     }
 
-    /// Takes one `matmul` whose A is a view of an operand, with any elementwise code of its result.
+    /// Takes one `matmul` with a norm and elementwise code of A, and elementwise code of its result.
     pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
         let product = MatmulSite::of(site)?;
-        let (a, a_view) = operand_view(site.body, product.a, site.operands)?;
-        let left = Arg { base: Base::Operand(a), offset: offset_bytes(&a_view) };
-        let a_rows = product.a_rows(&a_view);
+        // What cannot be copied as it lies is made dense before, unless that would not help.
+        let helps = product.product != DType::F32
+            && product.depth.is_multiple_of(COPY_ELEMENTS)
+            && product.rows.iter().product::<usize>() > FEW_ROWS as usize
+            && !product.transposes_a();
+        let factor = Factor::of(site, product.a, product.product, |view| {
+            !helps || copies_rows(&product, view)
+        })?;
+        let left = factor.arg.clone();
+        let a_rows = product.a_rows(&factor.view);
         let packed = packed(site, &product);
         let (b_depth_stride, b_column_stride) =
             if packed.is_some() { (1, product.depth) } else { product.b_strides() };
@@ -60,7 +68,7 @@ impl Matmul {
             batch.chain(rows).chain(layout.strides.last().map(|&stride| stride as u32)).collect()
         };
         let access = |layout: &Layout, strides| Access { dtype: layout.dtype, strides };
-        let left_access = access(&a_view, strides(1));
+        let left_access = access(&factor.view, strides(1));
         let b_batch = product.b_batch_strides();
         let right_access = access(
             &product.b_view,
@@ -95,22 +103,37 @@ impl Matmul {
         .tuned(&args, gpu)?;
         let in_place = (0..site.operands.len())
             .map(|operand| {
-                operand != a && operand != product.b && may_alias(&[epilogue], operand, site.result)
+                !factor.reads(operand)
+                    && operand != product.b
+                    && may_alias(&[epilogue], operand, site.result)
             })
             .collect();
+        let tunables = tunables(&gemm);
+        let mut launches = factor.launches;
+        launches.push(Launch {
+            grid: gemm.grid()?,
+            function: Function::Matmul(Matmul(gemm)),
+            args,
+        });
         Some(CudaKernel {
             name: "matmul",
-            tunables: tunables(&gemm),
-            launches: vec![Launch {
-                grid: gemm.grid()?,
-                function: Function::Matmul(Matmul(gemm)),
-                args,
-            }],
-            scratch_bytes: 0,
+            tunables,
+            launches,
+            scratch_bytes: factor.scratch_bytes,
             packed,
             in_place,
         })
     }
+}
+
+/// Whether a view of A can be copied 16 bytes at a time along the depth.
+fn copies_rows(product: &MatmulSite<'_>, view: &Layout) -> bool {
+    let rows = product.a_rows(view);
+    let strides = rows.shape.iter().zip(&rows.strides);
+    // An axis of one element is never stepped along.
+    let strides = strides.map(|(&dim, &stride)| if dim == 1 { 0 } else { stride as u32 });
+    let access = Access { dtype: view.dtype, strides: strides.collect() };
+    takes_copies(&access, offset_bytes(view), product.depth)
 }
 
 /// What is printed of the choice.

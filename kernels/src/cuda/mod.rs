@@ -14,6 +14,7 @@ mod access;
 pub mod attention;
 mod code;
 pub mod conv;
+mod factor;
 pub mod gemm;
 mod kernel;
 pub mod map;

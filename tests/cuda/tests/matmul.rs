@@ -163,3 +163,34 @@ fn code_of_the_models_follows_the_sums() {
         }
     }
 }
+
+#[test]
+fn norms_and_code_before_the_product_are_made_in_scratch() {
+    for (dtype, rows) in [(DType::Bf16, 21), (DType::F16, 3), (DType::F32, 21)] {
+        for form in ["layer", "rms", "silu", "modulated"] {
+            let mut case = Case::new(dtype);
+            let x = case.input("x", &[2, rows, 48]);
+            let w = case.param("w", &[72, 48]);
+            let x = match form {
+                "layer" => case.b.layer_norm(x, 1e-5).unwrap(),
+                "rms" => {
+                    let weight = case.param("weight", &[1, 1, 48]);
+                    let x = case.b.rms_norm(x, 1e-6).unwrap();
+                    case.b.mul(x, weight).unwrap()
+                }
+                "silu" => case.b.silu(x).unwrap(),
+                _ => {
+                    let shift = case.input("shift", &[2, 1, 48]);
+                    let scale = case.input("scale", &[2, 1, 48]);
+                    let x = case.b.layer_norm(x, 1e-6).unwrap();
+                    let scaled = case.b.mul(x, scale).unwrap();
+                    case.b.add(scaled, shift).unwrap()
+                }
+            };
+            let y = case.b.matmul(x, w, false, true).unwrap();
+            let graph = case.finish(y);
+            // What is rounded on its way into the product differs by a half's bits.
+            check(&graph, Gpu(80));
+        }
+    }
+}
