@@ -67,9 +67,15 @@ impl Elementwise {
     /// The same, with an f32 result.
     #[must_use]
     pub fn widened(self) -> Elementwise {
+        self.stored_as(DType::F32)
+    }
+
+    /// The same, with a result of type `dtype`.
+    #[must_use]
+    pub fn stored_as(self, dtype: DType) -> Elementwise {
         let Elementwise { program, leaves } = self;
         let instrs = program.instrs().to_vec();
-        let program = Program::new(program.slots().to_vec(), instrs, DType::F32)
+        let program = Program::new(program.slots().to_vec(), instrs, dtype)
             .expect("only the type of the result changes");
         Elementwise { program, leaves }
     }

@@ -27,7 +27,7 @@ pub(crate) fn max(x: f32, y: f32) -> f32 {
 
 /// `x` of `threads` neighboring lanes, joined as a tree.
 #[cube]
-fn join_lanes(x: f32, #[comptime] threads: usize, #[comptime] how: Join) -> f32 {
+pub(crate) fn join_lanes(x: f32, #[comptime] threads: usize, #[comptime] how: Join) -> f32 {
     let mut joined = x;
     #[unroll]
     for i in 0..comptime!(threads.ilog2() as usize) {

@@ -13,7 +13,9 @@ use kernels::cuda::{Function, Gpu};
 
 use crate::attention;
 use crate::error::Error;
+use crate::gather;
 use crate::gemm;
+use crate::group_norm;
 use crate::map;
 use crate::properties::{options, properties};
 use crate::rows;
@@ -49,6 +51,9 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
     let pointers = match function {
         Function::Attention(function) => attention::define(function, &mut builder),
         Function::Conv(conv) => gemm::define(&conv.0, &mut builder),
+        Function::Gather(gather) => gather::define(gather, &mut builder),
+        Function::GroupScale(scale) => group_norm::define_scale(scale, &mut builder),
+        Function::GroupSums(sums) => group_norm::define_sums(sums, &mut builder),
         Function::Map(map) => map::define(map, &mut builder),
         Function::Matmul(matmul) => gemm::define(&matmul.0, &mut builder),
         Function::Rows(rows) => rows::define(rows, &mut builder),

@@ -4,20 +4,16 @@ use cubecl::prelude::*;
 use kernels::cuda::map::Map;
 
 use crate::emit::pointer;
-use crate::evaluate::evaluate;
+use crate::operands::{declare, run_code, starts};
 use crate::position::{coordinates, position};
-use crate::slot::{Slot, load, load_run, store_run};
+use crate::slot::{Slot, copy_run, store_run};
 
 /// Declares the pointers and the body; returns how many pointers there are.
 pub(crate) fn define(map: &Map, builder: &mut KernelBuilder) -> usize {
     let mut result = pointer(builder, map.result.dtype.size());
-    let mut slots = Sequence::__expand_new(&builder.scope);
-    for slot in &map.slots {
-        let slot = pointer(builder, slot.dtype.size());
-        slots.__expand_push_method(&builder.scope, slot);
-    }
+    let slots = declare(map.code.memory(), builder);
     body::expand(&builder.scope, &mut result, &slots, map.clone());
-    1 + map.slots.len()
+    1 + map.code.memory().count()
 }
 
 #[cube]
@@ -26,36 +22,22 @@ fn body(result: &mut Slot, slots: &Sequence<Slot>, #[comptime] map: Map) {
     let threads = comptime!(map.threads() as usize);
     if ABSOLUTE_POS < threads {
         let at = coordinates(ABSOLUTE_POS * vector, comptime!(map.dims.clone()));
+        let index = at[comptime!(map.dims.len() - 1)];
         let to = position(&at, comptime!(map.result.strides.clone()));
-        let n = comptime!(map.slots.len());
-        let mut values = Sequence::<Array<f32>>::new();
-        #[unroll]
-        for i in 0..n {
-            let access = comptime!(map.slots[i].clone());
-            let from = position(&at, comptime!(access.strides.clone()));
-            let is_run = comptime!(access.strides.last() == Some(&1u32));
-            if is_run {
-                values.push(load_run(slots.index(i), from, comptime!(access.dtype), vector));
-            } else {
-                let x = load(slots.index(i), from, comptime!(access.dtype));
-                let mut run = Array::<f32>::new(vector);
-                #[unroll]
-                for j in 0..vector {
-                    run[j] = x;
-                }
-                values.push(run);
-            }
-        }
-        let mut run = Array::<f32>::new(vector);
-        #[unroll]
-        for j in 0..vector {
-            let mut elements = Sequence::<f32>::new();
+        let from = starts(&at, comptime!(map.code.clone()));
+        if comptime!(map.keeps_bits()) {
+            let stride = comptime!(map.code.memory().next().map_or(0, |slot| slot.inner_stride()));
+            let start = *from.index(0usize) + index * stride;
+            let times = comptime!(if stride == 0 { vector } else { 1 });
+            let n = comptime!(vector / times);
             #[unroll]
-            for i in 0..n {
-                elements.push(values.index(i)[j]);
+            for i in 0..times {
+                copy_run(result, to + i, slots.index(0usize), start, n);
             }
-            run[j] = evaluate(&elements, comptime!(map.program.clone()));
+        } else {
+            let nothing = Array::<f32>::new(1usize);
+            let run = run_code(slots, &from, &nothing, index, comptime!(map.code.clone()), vector);
+            store_run(result, to, &run, comptime!(map.result.dtype), vector);
         }
-        store_run(result, to, &run, comptime!(map.result.dtype), vector);
     }
 }

@@ -37,18 +37,8 @@ impl SlotExpand {
 /// Element `index` of a slot, as f32. Integers are converted, bools are 0 or 1.
 #[cube]
 pub(crate) fn load(slot: &Slot, index: usize, #[comptime] dtype: DType) -> f32 {
-    match slot {
-        Slot::Bytes(x) => f32::cast_from(x[index]),
-        Slot::Halves(x) => half_to_f32(x[index], dtype),
-        Slot::Words(x) => {
-            if comptime!(dtype == DType::F32) {
-                f32::reinterpret(x[index])
-            } else {
-                f32::cast_from(i32::reinterpret(x[index]))
-            }
-        }
-        Slot::Longs(x) => f32::cast_from(i64::reinterpret(x[index])),
-    }
+    let run = load_run(slot, index, dtype, 1usize);
+    run[0]
 }
 
 /// `n` elements from `index` on, a multiple of `n`, as f32.
@@ -59,81 +49,62 @@ pub(crate) fn load_run(
     #[comptime] dtype: DType,
     #[comptime] n: usize,
 ) -> Array<f32> {
+    let words = load_words(slot, index, n);
     let mut run = Array::<f32>::new(n);
-    match slot {
-        Slot::Halves(x) => {
-            if comptime!(n == 8) {
-                let words = Vector::<u32, Const<4>>::reinterpret(
-                    x.as_vectorized().with_vector_size::<Const<8>>()[index / 8],
-                );
-                #[unroll]
-                for i in 0..4usize {
-                    let word = words.extract(i);
-                    run[2 * i] = half_to_f32(u16::cast_from(word & 0xffff), dtype);
-                    run[2 * i + 1] = half_to_f32(u16::cast_from(word >> 16), dtype);
-                }
-            } else {
-                #[unroll]
-                for i in 0..n {
-                    run[i] = load(slot, index + i, dtype);
-                }
-            }
-        }
-        Slot::Words(x) => {
-            if comptime!(n % 4 == 0 && dtype == DType::F32) {
-                #[unroll]
-                for j in 0..comptime!(n / 4) {
-                    let words = x.as_vectorized().with_vector_size::<Const<4>>()[index / 4 + j];
-                    #[unroll]
-                    for i in 0..4usize {
-                        run[4 * j + i] = f32::reinterpret(words.extract(i));
-                    }
-                }
-            } else {
-                #[unroll]
-                for i in 0..n {
-                    run[i] = load(slot, index + i, dtype);
-                }
-            }
-        }
-        _ =>
-        {
-            #[unroll]
-            for i in 0..n {
-                run[i] = load(slot, index + i, dtype);
-            }
-        }
+    #[unroll]
+    for i in 0..n {
+        run[i] = if comptime!(dtype.size() == 8) {
+            let high = u64::cast_from(words[2 * i + 1]) << 32;
+            f32::cast_from(i64::reinterpret(u64::cast_from(words[2 * i]) | high))
+        } else if comptime!(dtype.size() == 4) {
+            word_to_f32(words[i], dtype)
+        } else if comptime!(dtype.size() == 2) {
+            half_to_f32(words[i / 2], comptime!(i % 2 == 1), dtype)
+        } else {
+            f32::cast_from((words[i / 4] >> comptime!(8 * (i as u32 % 4))) & 0xff)
+        };
     }
     run
 }
 
 #[cube]
-fn half_to_f32(bits: u16, #[comptime] dtype: DType) -> f32 {
-    if comptime!(dtype == DType::Bf16) {
-        f32::reinterpret(u32::cast_from(bits) << 16)
+fn word_to_f32(word: u32, #[comptime] dtype: DType) -> f32 {
+    if comptime!(dtype == DType::F32) {
+        f32::reinterpret(word)
     } else {
-        f32::cast_from(f16::reinterpret(bits))
+        f32::cast_from(i32::reinterpret(word))
+    }
+}
+
+/// Half of a word, as f32.
+#[cube]
+fn half_to_f32(word: u32, #[comptime] is_high: bool, #[comptime] dtype: DType) -> f32 {
+    if comptime!(dtype == DType::Bf16 && is_high) {
+        f32::reinterpret(word & 0xffff_0000u32)
+    } else if comptime!(dtype == DType::Bf16) {
+        f32::reinterpret(word << 16)
+    } else if is_high {
+        f32::cast_from(f16::reinterpret(u16::cast_from(word >> 16)))
+    } else {
+        f32::cast_from(f16::reinterpret(u16::cast_from(word & 0xffff)))
     }
 }
 
 #[cube]
-fn f32_to_half(x: f32, #[comptime] dtype: DType) -> u16 {
+fn f32_to_half(x: f32, #[comptime] dtype: DType) -> u32 {
     if comptime!(dtype == DType::Bf16) {
-        u16::reinterpret(bf16::cast_from(x))
+        u32::cast_from(u16::reinterpret(bf16::cast_from(x)))
     } else {
-        u16::reinterpret(f16::cast_from(x))
+        u32::cast_from(u16::reinterpret(f16::cast_from(x)))
     }
 }
 
 /// Writes `x` as element `index`, rounded to the element type.
 #[cube]
 pub(crate) fn store(slot: &mut Slot, index: usize, x: f32, #[comptime] dtype: DType) {
-    match slot {
-        Slot::Bytes(to) => to[index] = u8::cast_from(x),
-        Slot::Halves(to) => to[index] = f32_to_half(x, dtype),
-        Slot::Words(to) => to[index] = u32::reinterpret(x),
-        Slot::Longs(to) => to[index] = u64::cast_from(x),
-    }
+    let mut run = Array::<f32>::new(1usize);
+    run[0] = x;
+    store_run(slot, index, &run, dtype, 1usize);
 }
 
 /// Writes `n` elements from `index` on, a multiple of `n`.
@@ -145,49 +116,233 @@ pub(crate) fn store_run(
     #[comptime] dtype: DType,
     #[comptime] n: usize,
 ) {
+    let size = comptime!(dtype.size());
+    let mut words = Array::<u32>::new(comptime!((n * size).div_ceil(4)));
+    #[unroll]
+    for i in 0..n {
+        if comptime!(size == 8) {
+            let x = u64::reinterpret(i64::cast_from(run[i]));
+            words[2 * i] = u32::cast_from(x & 0xffff_ffffu64);
+            words[2 * i + 1] = u32::cast_from(x >> 32);
+        } else if comptime!(dtype == DType::F32) {
+            words[i] = u32::reinterpret(run[i]);
+        } else if comptime!(size == 4) {
+            words[i] = u32::reinterpret(i32::cast_from(run[i]));
+        } else if comptime!(size == 2) {
+            let half = f32_to_half(run[i], dtype);
+            words[i / 2] = if comptime!(i % 2 == 0) { half } else { words[i / 2] | (half << 16) };
+        } else {
+            let byte = u32::cast_from(run[i]);
+            let shift = comptime!(8 * (i as u32 % 4));
+            words[i / 4] =
+                if comptime!(shift == 0) { byte } else { words[i / 4] | (byte << shift) };
+        }
+    }
+    store_words(slot, index, &words, n);
+}
+
+/// Copies `n` elements, bit by bit.
+#[cube]
+pub(crate) fn copy_run(
+    to: &mut Slot,
+    to_index: usize,
+    from: &Slot,
+    from_index: usize,
+    #[comptime] n: usize,
+) {
+    let words = load_words(from, from_index, n);
+    store_words(to, to_index, &words, n);
+}
+
+/// Writes `n` elements that are 0.
+#[cube]
+pub(crate) fn store_zeros(to: &mut Slot, index: usize, #[comptime] n: usize) {
+    // Enough for eight of the largest elements.
+    let zeros = Array::<u32>::new(16usize);
+    store_words(to, index, &zeros, n);
+}
+
+/// An integer of a slot as a row's number; the largest one if it is none.
+#[cube]
+pub(crate) fn load_row_id(slot: &Slot, index: usize) -> u32 {
     match slot {
-        Slot::Halves(to) => {
+        Slot::Longs(x) => {
+            let id = x[index];
+            select(id >> 32 == 0, u32::cast_from(id & 0xffff_ffffu64), 0xffff_ffffu32)
+        }
+        Slot::Words(x) => x[index],
+        Slot::Halves(x) => u32::cast_from(x[index]),
+        Slot::Bytes(x) => u32::cast_from(x[index]),
+    }
+}
+
+/// The bits of `n` elements from `index` on, the first one lowest; of less than a word, the rest is 0.
+#[cube]
+fn load_words(slot: &Slot, index: usize, #[comptime] n: usize) -> Array<u32> {
+    match slot {
+        Slot::Bytes(x) => {
+            let mut words = Array::<u32>::new(comptime!(n.div_ceil(4)));
             if comptime!(n == 8) {
-                let mut words = Vector::<u32, Const<4>>::empty();
-                #[unroll]
-                for i in 0..4usize {
-                    let low = u32::cast_from(f32_to_half(run[2 * i], dtype));
-                    let high = u32::cast_from(f32_to_half(run[2 * i + 1], dtype));
-                    words.insert(i, low | (high << 16));
-                }
-                to.as_vectorized_mut().with_vector_size_mut::<Const<8>>()[index / 8] =
-                    Vector::<u16, Const<8>>::reinterpret(words);
+                let both = Vector::<u32, Const<2>>::reinterpret(
+                    x.as_vectorized().with_vector_size::<Const<8>>()[index / 8],
+                );
+                words[0] = both.extract(0usize);
+                words[1] = both.extract(1usize);
+            } else if comptime!(n == 4) {
+                words[0] =
+                    u32::reinterpret(x.as_vectorized().with_vector_size::<Const<4>>()[index / 4]);
             } else {
                 #[unroll]
                 for i in 0..n {
-                    to[index + i] = f32_to_half(run[i], dtype);
+                    let byte = u32::cast_from(x[index + i]);
+                    words[0] = words[0] | (byte << comptime!(8 * i as u32));
                 }
+            }
+            words
+        }
+        Slot::Halves(x) => {
+            let mut words = Array::<u32>::new(comptime!(n.div_ceil(2)));
+            if comptime!(n == 8) {
+                let all = Vector::<u32, Const<4>>::reinterpret(
+                    x.as_vectorized().with_vector_size::<Const<8>>()[index / 8],
+                );
+                #[unroll]
+                for i in 0..4usize {
+                    words[i] = all.extract(i);
+                }
+            } else if comptime!(n == 4) {
+                let both = Vector::<u32, Const<2>>::reinterpret(
+                    x.as_vectorized().with_vector_size::<Const<4>>()[index / 4],
+                );
+                words[0] = both.extract(0usize);
+                words[1] = both.extract(1usize);
+            } else if comptime!(n == 2) {
+                words[0] =
+                    u32::reinterpret(x.as_vectorized().with_vector_size::<Const<2>>()[index / 2]);
+            } else {
+                words[0] = u32::cast_from(x[index]);
+            }
+            words
+        }
+        Slot::Words(x) => {
+            let mut words = Array::<u32>::new(n);
+            if comptime!(n % 4 == 0) {
+                #[unroll]
+                for j in 0..comptime!(n / 4) {
+                    let all = x.as_vectorized().with_vector_size::<Const<4>>()[index / 4 + j];
+                    #[unroll]
+                    for i in 0..4usize {
+                        words[4 * j + i] = all.extract(i);
+                    }
+                }
+            } else if comptime!(n == 2) {
+                let both = x.as_vectorized().with_vector_size::<Const<2>>()[index / 2];
+                words[0] = both.extract(0usize);
+                words[1] = both.extract(1usize);
+            } else {
+                words[0] = x[index];
+            }
+            words
+        }
+        Slot::Longs(x) => {
+            let mut words = Array::<u32>::new(comptime!(2 * n));
+            if comptime!(n % 2 == 0) {
+                #[unroll]
+                for j in 0..comptime!(n / 2) {
+                    let all = Vector::<u32, Const<4>>::reinterpret(
+                        x.as_vectorized().with_vector_size::<Const<2>>()[index / 2 + j],
+                    );
+                    #[unroll]
+                    for i in 0..4usize {
+                        words[4 * j + i] = all.extract(i);
+                    }
+                }
+            } else {
+                words[0] = u32::cast_from(x[index] & 0xffff_ffffu64);
+                words[1] = u32::cast_from(x[index] >> 32);
+            }
+            words
+        }
+    }
+}
+
+/// Writes what [`load_words`] reads.
+#[cube]
+fn store_words(slot: &mut Slot, index: usize, words: &Array<u32>, #[comptime] n: usize) {
+    match slot {
+        Slot::Bytes(to) => {
+            if comptime!(n == 8) {
+                let mut both = Vector::<u32, Const<2>>::empty();
+                both.insert(0usize, words[0]);
+                both.insert(1usize, words[1]);
+                to.as_vectorized_mut().with_vector_size_mut::<Const<8>>()[index / 8] =
+                    Vector::<u8, Const<8>>::reinterpret(both);
+            } else if comptime!(n == 4) {
+                to.as_vectorized_mut().with_vector_size_mut::<Const<4>>()[index / 4] =
+                    Vector::<u8, Const<4>>::reinterpret(words[0]);
+            } else {
+                #[unroll]
+                for i in 0..n {
+                    to[index + i] = u8::cast_from((words[0] >> comptime!(8 * i as u32)) & 0xff);
+                }
+            }
+        }
+        Slot::Halves(to) => {
+            if comptime!(n == 8) {
+                let mut all = Vector::<u32, Const<4>>::empty();
+                #[unroll]
+                for i in 0..4usize {
+                    all.insert(i, words[i]);
+                }
+                to.as_vectorized_mut().with_vector_size_mut::<Const<8>>()[index / 8] =
+                    Vector::<u16, Const<8>>::reinterpret(all);
+            } else if comptime!(n == 4) {
+                let mut both = Vector::<u32, Const<2>>::empty();
+                both.insert(0usize, words[0]);
+                both.insert(1usize, words[1]);
+                to.as_vectorized_mut().with_vector_size_mut::<Const<4>>()[index / 4] =
+                    Vector::<u16, Const<4>>::reinterpret(both);
+            } else if comptime!(n == 2) {
+                to.as_vectorized_mut().with_vector_size_mut::<Const<2>>()[index / 2] =
+                    Vector::<u16, Const<2>>::reinterpret(words[0]);
+            } else {
+                to[index] = u16::cast_from(words[0] & 0xffff);
             }
         }
         Slot::Words(to) => {
             if comptime!(n % 4 == 0) {
                 #[unroll]
                 for j in 0..comptime!(n / 4) {
-                    let mut words = Vector::<u32, Const<4>>::empty();
+                    let mut all = Vector::<u32, Const<4>>::empty();
                     #[unroll]
                     for i in 0..4usize {
-                        words.insert(i, u32::reinterpret(run[4 * j + i]));
+                        all.insert(i, words[4 * j + i]);
                     }
-                    to.as_vectorized_mut().with_vector_size_mut::<Const<4>>()[index / 4 + j] =
-                        words;
+                    to.as_vectorized_mut().with_vector_size_mut::<Const<4>>()[index / 4 + j] = all;
                 }
+            } else if comptime!(n == 2) {
+                let mut both = Vector::<u32, Const<2>>::empty();
+                both.insert(0usize, words[0]);
+                both.insert(1usize, words[1]);
+                to.as_vectorized_mut().with_vector_size_mut::<Const<2>>()[index / 2] = both;
             } else {
-                #[unroll]
-                for i in 0..n {
-                    to[index + i] = u32::reinterpret(run[i]);
-                }
+                to[index] = words[0];
             }
         }
-        _ =>
-        {
-            #[unroll]
-            for i in 0..n {
-                store(slot, index + i, run[i], dtype);
+        Slot::Longs(to) => {
+            if comptime!(n % 2 == 0) {
+                #[unroll]
+                for j in 0..comptime!(n / 2) {
+                    let mut all = Vector::<u32, Const<4>>::empty();
+                    #[unroll]
+                    for i in 0..4usize {
+                        all.insert(i, words[4 * j + i]);
+                    }
+                    to.as_vectorized_mut().with_vector_size_mut::<Const<2>>()[index / 2 + j] =
+                        Vector::<u64, Const<2>>::reinterpret(all);
+                }
+            } else {
+                to[index] = u64::cast_from(words[0]) | (u64::cast_from(words[1]) << 32);
             }
         }
     }

@@ -15,6 +15,11 @@ pub struct Access {
 }
 
 impl Access {
+    /// The distance between neighbors of the innermost dim.
+    pub fn inner_stride(&self) -> usize {
+        self.strides.last().map_or(0, |&stride| stride as usize)
+    }
+
     /// Whether `vector` consecutive elements of the innermost dim can be read at once from
     /// `offset` bytes: they lie one after the other, or are one and the same, and every run of them
     /// starts at a multiple of its size.

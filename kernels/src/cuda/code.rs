@@ -2,7 +2,7 @@
 
 use crate::Layout;
 use crate::body::{Elementwise, Leaf, Source};
-use crate::program::Program;
+use crate::program::{Instr, Program, ProgramBuilder, Value};
 
 use super::access::{Access, is_addressable, offset_bytes};
 use super::{Arg, Base};
@@ -42,6 +42,24 @@ impl Code {
     pub fn memory(&self) -> impl Iterator<Item = &Access> {
         self.slots.iter().flatten()
     }
+}
+
+/// Appends `code`, whose slots are these values.
+pub(crate) fn inline(builder: &mut ProgramBuilder, code: &Program, slots: &[Value]) -> Value {
+    let mut values: Vec<Value> = Vec::with_capacity(code.instrs().len());
+    for instr in code.instrs() {
+        let of = |value: Value| values[value.index()];
+        let value = match *instr {
+            Instr::Load { slot } => slots[slot],
+            Instr::Const(x) => builder.constant(x),
+            Instr::Unary { op, x } => builder.unary(op, of(x)),
+            Instr::Binary { op, x, y } => builder.binary(op, of(x), of(y)),
+            Instr::Select { condition, x, y } => builder.select(of(condition), of(x), of(y)),
+            Instr::Round { dtype, x } => builder.round(dtype, of(x)),
+        };
+        values.push(value);
+    }
+    values[values.len() - 1]
 }
 
 /// Pointers of the leaves that are in memory, in order.

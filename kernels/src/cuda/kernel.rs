@@ -7,10 +7,11 @@ use crate::pool::Pool;
 
 use super::attention::Attention;
 use super::conv::Conv;
+use super::gather::Gather;
 use super::map::Map;
 use super::matmul::Matmul;
 use super::rows::Rows;
-use super::{Gpu, Launch};
+use super::{Gpu, Launch, group_norm, join};
 
 /// What one step launches.
 #[derive(Clone, PartialEq, Debug)]
@@ -44,8 +45,17 @@ pub struct Packed {
 
 /// The first kernel of the list that takes this site.
 pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
-    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 5] =
-        [Attention::select, Conv::select, Matmul::select, Rows::select, Map::select];
+    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 9] = [
+        Attention::select,
+        Conv::select,
+        Matmul::select,
+        group_norm::select,
+        Rows::select,
+        Gather::select,
+        join::concat,
+        join::pad,
+        Map::select,
+    ];
     selects.into_iter().find_map(|select| select(site, gpu))
 }
 

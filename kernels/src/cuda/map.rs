@@ -10,10 +10,10 @@ use crate::Layout;
 use crate::body::{Leaf, Source, compile_elementwise, operand_view};
 use crate::kernel::Site;
 use crate::nest::Nest;
-use crate::program::Program;
+use crate::program::{Instr, Program};
 
 use super::access::{Access, is_addressable, offset_bytes, widest_vector};
-use super::code::leaf_args;
+use super::code::{Code, leaf_args};
 use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 
 /// Threads of a block.
@@ -26,10 +26,8 @@ pub struct Map {
     pub dims: Vec<u32>,
     /// What is written.
     pub result: Access,
-    /// What each slot of the program reads.
-    pub slots: Vec<Access>,
-    /// The code; a copy of one element type is a copy of bits.
-    pub program: Program,
+    /// What is computed; a copy of one element type is a copy of bits.
+    pub code: Code,
     /// Consecutive elements of the innermost dim for each thread.
     pub vector: u32,
 }
@@ -43,6 +41,12 @@ impl Map {
     /// Runs of elements, each a thread's.
     pub fn threads(&self) -> u32 {
         self.dims.iter().product::<u32>() / self.vector
+    }
+
+    /// Whether elements are moved as they are.
+    pub fn keeps_bits(&self) -> bool {
+        let program = &self.code.program;
+        program.is_copy() && program.slots()[0] == program.result()
     }
 
     /// Takes elementwise bodies and views.
@@ -68,7 +72,8 @@ impl Map {
             })
             .collect();
         let to = Arg { base: Base::Result, offset: offset_bytes(site.result) };
-        let launch = Map::launch(site.result, program, &leaves, to)?;
+        let slots = leaf_slots(&leaves);
+        let launch = Map::launch(site.result, program, &slots, to)?;
         let Function::Map(map) = &launch.function else { return None };
         Some(CudaKernel {
             name: "map",
@@ -80,32 +85,45 @@ impl Map {
         })
     }
 
-    /// The launch that computes what lies as `result`, from `to` on, of `leaves`.
+    /// The launch that copies what lies as `from`, of operand `operand`, to what lies as `to`.
+    pub(crate) fn copy(to: &Layout, base: Base, operand: usize, from: &Layout) -> Option<Launch> {
+        let program = Program::copy(from.dtype, to.dtype);
+        let arg = Arg { base: Base::Operand(operand), offset: offset_bytes(from) };
+        let to_arg = Arg { base, offset: offset_bytes(to) };
+        Map::launch(to, program, &[(from, arg)], to_arg)
+    }
+
+    /// The launch that fills `to` with zeros.
+    pub(crate) fn zeros(to: &Layout, base: Base) -> Option<Launch> {
+        let program = Program::new(vec![], vec![Instr::Const(0.0)], to.dtype).ok()?;
+        Map::launch(to, program, &[], Arg { base, offset: offset_bytes(to) })
+    }
+
+    /// The launch that computes what lies as `result`, from `to` on, of `slots`. Layouts' offsets are
+    /// in the arguments already. Takes integers only where their bits are copied, or all are 0.
     pub(crate) fn launch(
         result: &Layout,
         program: Program,
-        leaves: &[Leaf],
+        slots: &[(&Layout, Arg)],
         to: Arg,
     ) -> Option<Launch> {
         let layouts: Vec<&Layout> =
-            std::iter::once(result).chain(leaves.iter().map(|leaf| &leaf.layout)).collect();
+            std::iter::once(result).chain(slots.iter().map(|(layout, _)| *layout)).collect();
         if !layouts.iter().all(|layout| is_addressable(layout)) {
-            return None;
-        }
-        let is_exact = |dtype: DType| dtype.is_float() || dtype == DType::Bool;
-        let keeps_bits = program.is_copy() && program.slots()[0] == program.result();
-        if !keeps_bits && !is_exact(program.result()) {
             return None;
         }
         let nest = Nest::new(&layouts)?;
         let access = |index: usize| Access {
             dtype: layouts[index].dtype,
-            strides: (0..nest.rank()).map(|axis| nest.stride(axis, index) as u32).collect(),
+            strides: (0..nest.rank())
+                .map(|axis| if nest.dim(axis) == 1 { 0 } else { nest.stride(axis, index) as u32 })
+                .collect(),
         };
+        let args: Vec<Arg> =
+            std::iter::once(to).chain(slots.iter().map(|(_, arg)| arg.clone())).collect();
         let accesses: Vec<Access> = (0..layouts.len()).map(access).collect();
         let vector = if nest.row_stride(0) == 1 {
-            let offsets = layouts[1..].iter().map(|layout| offset_bytes(layout));
-            let offsets = std::iter::once(to.offset).chain(offsets);
+            let offsets = args.iter().map(|arg| arg.offset);
             widest_vector(accesses.iter().zip(offsets), nest.row_len() as u32)
         } else {
             1
@@ -113,14 +131,24 @@ impl Map {
         let map = Map {
             dims: (0..nest.rank()).map(|axis| nest.dim(axis) as u32).collect(),
             result: accesses[0].clone(),
-            slots: accesses[1..].to_vec(),
-            program,
+            code: Code { program, slots: accesses[1..].iter().cloned().map(Some).collect() },
             vector,
         };
+        let is_number = |dtype: DType| dtype.is_float() || dtype == DType::Bool;
+        let is_zero = slots.is_empty();
+        if !map.keeps_bits() && !is_number(result.dtype) && !is_zero {
+            return None;
+        }
         Some(Launch {
             grid: [map.threads().div_ceil(BLOCK), 1, 1],
-            args: std::iter::once(to).chain(leaf_args(leaves)).collect(),
+            args,
             function: Function::Map(map),
         })
     }
+}
+
+/// Layouts and pointers of leaves in memory.
+pub(crate) fn leaf_slots(leaves: &[Leaf]) -> Vec<(&Layout, Arg)> {
+    let in_memory = leaves.iter().filter(|leaf| !matches!(leaf.source, Source::Frontier(_)));
+    in_memory.map(|leaf| &leaf.layout).zip(leaf_args(leaves)).collect()
 }

@@ -15,7 +15,10 @@ pub mod attention;
 mod code;
 pub mod conv;
 mod factor;
+pub mod gather;
 pub mod gemm;
+pub mod group_norm;
+mod join;
 mod kernel;
 pub mod map;
 pub mod matmul;
@@ -136,6 +139,9 @@ macro_rules! functions {
 functions! {
     "attention" => attention::Attention,
     "conv" => conv::Conv,
+    "gather" => gather::Gather,
+    "group_scale" => group_norm::GroupScale,
+    "group_sums" => group_norm::GroupSums,
     "map" => map::Map,
     "matmul" => matmul::Matmul,
     "rows" => rows::Rows,

@@ -13,11 +13,10 @@ use crate::Layout;
 use crate::body::{Elementwise, compile_elementwise};
 use crate::kernel::Site;
 use crate::nest::Nest;
-use crate::program::Program;
 
 use super::access::{Access, is_addressable, offset_bytes, widest_vector};
 use super::code::{Code, leaf_args, leaf_layouts, may_alias};
-use super::map::Map;
+use super::map::{Map, leaf_slots};
 use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 
 /// Lanes of a warp.
@@ -176,14 +175,9 @@ impl Rows {
     pub fn materialize(site: &Site<'_>, value: ValueId, dtype: DType, to: Arg) -> Option<Launch> {
         let ty = site.body.ty(value).with_dtype(dtype);
         let dense = Layout::dense(&ty);
-        let stored = |code: Elementwise| {
-            let instrs = code.program.instrs().to_vec();
-            let program = Program::new(code.program.slots().to_vec(), instrs, dtype).ok()?;
-            Some(Elementwise { program, leaves: code.leaves })
-        };
         if let Some(code) = compile_elementwise(site.body, value, &[], site.operands) {
-            let code = stored(code)?;
-            return Map::launch(&dense, code.program, &code.leaves, to);
+            let code = code.stored_as(dtype);
+            return Map::launch(&dense, code.program, &leaf_slots(&code.leaves), to);
         }
         let (norm, op, axes) = row_op_before(site.body, value)?;
         if op.is_reduction() || site.body.ty(norm).shape() != ty.shape() {
@@ -191,7 +185,8 @@ impl Rows {
         }
         let input = site.body.node(norm).args[0];
         let prologue = compile_elementwise(site.body, input, &[], site.operands)?.widened();
-        let epilogue = stored(compile_elementwise(site.body, value, &[norm], site.operands)?)?;
+        let epilogue =
+            compile_elementwise(site.body, value, &[norm], site.operands)?.stored_as(dtype);
         let rows = Rows::along(op, axes[0], &dense, &prologue, &epilogue)?;
         rows.launch(to, &prologue, &epilogue)
     }
@@ -314,7 +309,7 @@ impl Rows {
 }
 
 /// Step of `layout` along `axis`; 0 where there is only one element, which any vector fits.
-fn step(nest: &Nest, axis: usize, layout: usize) -> u32 {
+pub(super) fn step(nest: &Nest, axis: usize, layout: usize) -> u32 {
     if nest.dim(axis) == 1 { 0 } else { nest.stride(axis, layout) as u32 }
 }
 

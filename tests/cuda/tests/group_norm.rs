@@ -1,0 +1,78 @@
+//! Group norms, alone and with code around them.
+
+use std::collections::BTreeMap;
+
+use kernels::cuda::Gpu;
+use ops::{Builder, DType, Graph, Tensor, TensorType, ValueId};
+use tests::{Rng, relative_l2};
+
+fn given(graph: &Graph, range: (f64, f64)) -> BTreeMap<String, Tensor> {
+    let mut rng = Rng::named(&graph.name);
+    let tensor =
+        |(value, name): (ValueId, &str)| (name.to_string(), rng.tensor(graph.ty(value), range));
+    graph.inputs().map(tensor).collect()
+}
+
+/// A norm of `shape` and what follows it in the decoder.
+fn graph(dtype: DType, shape: &[usize], groups: usize) -> Graph {
+    let mut b = Builder::new(format!("group_norm_{dtype}_{shape:?}_{groups}"));
+    let ty = |shape: &[usize]| TensorType::new(dtype, shape.to_vec()).unwrap();
+    let channels = shape[shape.len() - 1];
+    let x = b.input("x", ty(shape));
+    let weight = b.input("weight", ty(&[channels]));
+    let bias = b.input("bias", ty(&[channels]));
+    let y = b.group_norm(x, weight, bias, groups, 1e-6).unwrap();
+    let y = b.silu(y).unwrap();
+    b.finish(&[y])
+}
+
+#[test]
+fn groups_of_any_size_follow_the_interpreter() {
+    for (dtype, shape, groups) in [
+        (DType::F32, vec![1, 1, 2], 2),
+        (DType::F32, vec![2, 5, 3, 12], 3),
+        (DType::Bf16, vec![2, 13, 7, 32], 32),
+        (DType::Bf16, vec![1, 40, 64], 4),
+        (DType::F16, vec![1, 9, 9, 320], 32),
+        (DType::Bf16, vec![1, 300, 128], 32),
+        (DType::F32, vec![1, 6, 2048], 1),
+    ] {
+        let graph = graph(dtype, &shape, groups);
+        let given = given(&graph, (-2.0, 5.0));
+        let found = cuda_tests::run(&graph, &given, Gpu(80));
+        let expected = cuda_tests::expected(&graph, &given);
+        let error = relative_l2(found[0].as_floats(), expected[0].as_floats());
+        let most = if dtype == DType::F32 { 2e-6 } else { 4e-3 };
+        assert!(error < most, "{}: {error}", graph.name);
+    }
+}
+
+#[test]
+fn a_mean_far_above_the_deviation_costs_no_more_than_its_own_rounding() {
+    let graph = graph(DType::F32, &[1, 37, 21, 32], 8);
+    let given = given(&graph, (1000.0, 1001.0));
+    let found = cuda_tests::run(&graph, &given, Gpu(80));
+    let expected = cuda_tests::expected(&graph, &given);
+    let error = relative_l2(found[0].as_floats(), expected[0].as_floats());
+    assert!(error < 2e-4, "{error}");
+}
+
+#[test]
+fn code_fits_registers() {
+    let graph = graph(DType::Bf16, &[2, 64, 64, 128], 32);
+    for gpu in [Gpu(80), Gpu(90)] {
+        let plan = compiler::compile(graph.clone(), &cuda_tests::target(gpu)).unwrap();
+        let mut names = vec![];
+        for step in &plan.steps {
+            let kernels::Kernel::Cuda(kernel) = &step.kernel else { panic!("a CPU kernel") };
+            for launch in &kernel.launches {
+                let (_, compiled) = cuda_tests::compile(&launch.function, gpu);
+                let resources = compiled.resources;
+                assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{launch:?}");
+                assert!(resources.registers <= 64, "{resources:?} {launch:?}");
+                names.push(launch.function.name());
+            }
+        }
+        assert_eq!(names, ["group_sums", "group_scale", "map"]);
+    }
+}
