@@ -74,34 +74,16 @@ impl AttentionSite {
             _ => (Some(side(3)?), Some(side(4)?)),
         };
         let rank = types[0].rank();
-        let batch = rank - 3;
         let result = site.result.clone();
         if !result.dtype.is_float() || result.strides[rank - 1] != 1 && result.shape[rank - 1] > 1 {
             return None;
         }
-        // [batch.., H, 1]: one row of length 1 per pair.
-        let mut shape = result.shape[..batch].to_vec();
-        shape.extend([result.shape[batch + 1], 1]);
-        let pair = |layout: &Layout, head: Option<usize>| {
-            let mut strides: Vec<usize> = (0..batch)
-                .map(|axis| if layout.shape[axis] == 1 { 0 } else { layout.strides[axis] })
-                .collect();
-            strides.extend([head.map_or(0, |axis| layout.strides[axis]), 0]);
-            Layout { dtype: layout.dtype, shape: shape.clone(), strides, offset: layout.offset }
-        };
-        let mut layouts: Vec<Layout> = [&result, &q.layout, &k.layout, &v.layout]
-            .into_iter()
-            .map(|layout| pair(layout, Some(batch + 1)))
-            .collect();
-        let unused = layouts[OUT].clone();
-        layouts.push(mask.as_ref().map_or(unused.clone(), |mask| pair(&mask.layout, None)));
-        layouts.push(bias.as_ref().map_or(unused, |bias| pair(&bias.layout, Some(batch))));
-        let pairs = Nest::with_row(&layouts.iter().collect::<Vec<_>>(), batch + 1)?;
+        let pairs = pairs(&result, [&q.layout, &k.layout, &v.layout], &mask, &bias)?;
         Some(AttentionSite {
             dtype: types[0].dtype(),
             scale: op.scale,
-            sq: types[0].shape()[batch],
-            sk: types[1].shape()[batch],
+            sq: types[0].shape()[rank - 3],
+            sk: types[1].shape()[rank - 3],
             d: types[0].shape()[rank - 1],
             q,
             k,
@@ -113,4 +95,32 @@ impl AttentionSite {
             pairs,
         })
     }
+}
+
+/// Loops over (batch, head) pairs, one row of length 1 each, of layouts `[batch.., S, H, D]` and of
+/// those of the mask and the bias; where one of these is missing, its place counts nothing.
+pub(crate) fn pairs(
+    result: &Layout,
+    rows: [&Layout; 3],
+    mask: &Option<Side>,
+    bias: &Option<Side>,
+) -> Option<Nest> {
+    let batch = result.rank() - 3;
+    // [batch.., H, 1]
+    let mut shape = result.shape[..batch].to_vec();
+    shape.extend([result.shape[batch + 1], 1]);
+    let pair = |layout: &Layout, head: Option<usize>| {
+        let mut strides: Vec<usize> = (0..batch)
+            .map(|axis| if layout.shape[axis] == 1 { 0 } else { layout.strides[axis] })
+            .collect();
+        strides.extend([head.map_or(0, |axis| layout.strides[axis]), 0]);
+        Layout { dtype: layout.dtype, shape: shape.clone(), strides, offset: layout.offset }
+    };
+    let [q, k, v] = rows;
+    let mut layouts: Vec<Layout> =
+        [result, q, k, v].into_iter().map(|layout| pair(layout, Some(batch + 1))).collect();
+    let unused = layouts[OUT].clone();
+    layouts.push(mask.as_ref().map_or(unused.clone(), |mask| pair(&mask.layout, None)));
+    layouts.push(bias.as_ref().map_or(unused, |bias| pair(&bias.layout, Some(batch))));
+    Nest::with_row(&layouts.iter().collect::<Vec<_>>(), batch + 1)
 }

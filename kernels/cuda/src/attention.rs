@@ -6,10 +6,11 @@
 
 use cubecl::prelude::*;
 use kernels::cuda::Access;
-use kernels::cuda::attention::Attention;
+use kernels::cuda::attention::{Attention, Problem};
 use ops::DType;
 
 use crate::emit::pointer;
+use crate::operands;
 use crate::position::{coordinates, position};
 use crate::ptx::{
     Sums, Words4, ballot, commit_copies, copy_16, copy_16_of, exp2, from_lane_xor, global_address,
@@ -27,27 +28,43 @@ const CHUNK_BYTES: u32 = 16;
 const CHUNK: u32 = CHUNK_BYTES / SIZE;
 /// What the running maximum starts from: below any score, yet finite, so that a difference of two
 /// is a number where all keys so far are masked.
-const LOWEST: f32 = -1e30;
+pub(crate) const LOWEST: f32 = -1e30;
 /// How far a maximum may fall behind, as a power of 2: weights stay below 2 to this, which every type
 /// holds, and no sum loses a bit.
 const SLACK: f32 = 8.0;
 /// What a masked score is.
-const MASKED: f32 = f32::NEG_INFINITY;
+pub(crate) const MASKED: f32 = f32::NEG_INFINITY;
 
 /// Declares the pointers and the body; returns how many pointers there are.
 pub(crate) fn define(attention: &Attention, builder: &mut KernelBuilder) -> usize {
-    let result = pointer(builder, attention.result.dtype.size());
-    let [q, k, v] =
-        [&attention.q, &attention.k, &attention.v].map(|rows| pointer(builder, rows.dtype.size()));
-    let mut sides = Sequence::__expand_new(&builder.scope);
-    let mut n_sides = 0;
-    for side in [&attention.mask, &attention.bias].into_iter().flatten() {
-        let side = pointer(builder, side.dtype.size());
-        sides.__expand_push_method(&builder.scope, side);
-        n_sides += 1;
-    }
-    body::expand(&builder.scope, &result, &q, &k, &v, &sides, attention.clone());
-    4 + n_sides
+    let operands = declare(&attention.problem, builder);
+    body::expand(&builder.scope, &operands, attention.clone());
+    n_pointers(&attention.problem)
+}
+
+/// What attention reads and writes.
+#[derive(CubeType)]
+pub(crate) struct Operands {
+    pub(crate) result: Slot,
+    pub(crate) q: Slot,
+    pub(crate) k: Slot,
+    pub(crate) v: Slot,
+    /// The mask and the bias, if there are any.
+    pub(crate) sides: Sequence<Slot>,
+}
+
+/// Declares the pointers.
+pub(crate) fn declare(problem: &Problem, builder: &mut KernelBuilder) -> OperandsExpand {
+    let mut rows = |access: &Access| pointer(builder, access.dtype.size());
+    let (result, q) = (rows(&problem.result), rows(&problem.q));
+    let (k, v) = (rows(&problem.k), rows(&problem.v));
+    let sides = [&problem.mask, &problem.bias].into_iter().flatten();
+    OperandsExpand { result, q, k, v, sides: operands::declare(sides, builder) }
+}
+
+/// How many pointers those are.
+pub(crate) fn n_pointers(problem: &Problem) -> usize {
+    4 + [&problem.mask, &problem.bias].into_iter().flatten().count()
 }
 
 /// Sizes in shared memory, and of the group of threads that share a tile.
@@ -69,7 +86,7 @@ struct Geometry {
 
 impl Geometry {
     fn of(attention: &Attention) -> Geometry {
-        let chunks = attention.d / CHUNK;
+        let chunks = attention.problem.d / CHUNK;
         // Rows start at odd multiples of 16 bytes, so that 8 of them meet all banks.
         let row_bytes = (chunks | 1) * CHUNK_BYTES;
         let tile = attention.tile;
@@ -111,14 +128,7 @@ struct Task {
 }
 
 #[cube]
-fn body(
-    result: &Slot,
-    q: &Slot,
-    k: &Slot,
-    v: &Slot,
-    sides: &Sequence<Slot>,
-    #[comptime] attention: Attention,
-) {
+fn body(operands: &Operands, #[comptime] attention: Attention) {
     let geometry = comptime!(Geometry::of(&attention));
     let memory = Shared::<[u32]>::new_aligned_slice(comptime!(geometry.words as usize), 16usize);
     let shared = shared_address(&memory);
@@ -141,11 +151,11 @@ fn body(
             column: lane % 4,
             lane,
         };
-        let n = comptime!(attention.n_pairs() as usize);
+        let n = comptime!(attention.problem.n_pairs() as usize);
         if comptime!(n % warps == 0) {
-            attend(&task, result, q, k, v, sides, attention);
+            attend(&task, operands, attention);
         } else if pair < n {
-            attend(&task, result, q, k, v, sides, attention);
+            attend(&task, operands, attention);
         }
     } else {
         let n = comptime!(attention.query_blocks() as usize);
@@ -160,13 +170,13 @@ fn body(
             column: lane % 4,
             lane,
         };
-        attend(&task, result, q, k, v, sides, attention);
+        attend(&task, operands, attention);
     }
 }
 
 /// The type of the operands, as instructions name it.
 fn element(attention: &Attention) -> &'static str {
-    half_name(attention.q.dtype)
+    half_name(attention.problem.q.dtype)
 }
 
 fn half_name(dtype: DType) -> &'static str {
@@ -174,37 +184,31 @@ fn half_name(dtype: DType) -> &'static str {
 }
 
 #[cube]
-fn attend(
-    task: &Task,
-    result: &Slot,
-    q: &Slot,
-    k: &Slot,
-    v: &Slot,
-    sides: &Sequence<Slot>,
-    #[comptime] attention: Attention,
-) {
+fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     let geometry = comptime!(Geometry::of(&attention));
     let heights = comptime!(attention.tile.heights as usize);
     let keys = comptime!(attention.tile.keys as usize);
     let tiles = comptime!(attention.key_tiles() as usize);
     let chunks = comptime!(geometry.chunks as usize);
-    let at = coordinates(task.pair, comptime!(attention.pairs.clone()));
+    let at = coordinates(task.pair, comptime!(attention.problem.pairs.clone()));
 
     let row = task.member / chunks;
     let column = task.member % chunks;
-    let mut k_from = row_address(k, &at, row, comptime!(attention.k.clone()))
+    let mut k_from = row_address(&operands.k, &at, row, comptime!(attention.problem.k.clone()))
         + (column as u32 * CHUNK_BYTES) as u64;
-    let mut v_from = row_address(v, &at, row, comptime!(attention.v.clone()))
+    let mut v_from = row_address(&operands.v, &at, row, comptime!(attention.problem.v.clone()))
         + (column as u32 * CHUNK_BYTES) as u64;
     let copy_to =
         task.shared + row as u32 * comptime!(geometry.row_bytes) + column as u32 * CHUNK_BYTES;
-    let k_step = comptime!(attention.tile.keys * attention.k.strides.last().expect("rows") * SIZE);
-    let v_step = comptime!(attention.tile.keys * attention.v.strides.last().expect("rows") * SIZE);
+    let k_step =
+        comptime!(attention.tile.keys * attention.problem.k.strides.last().expect("rows") * SIZE);
+    let v_step =
+        comptime!(attention.tile.keys * attention.problem.v.strides.last().expect("rows") * SIZE);
 
     copy_tile(copy_to, 0u32, k_from, row, 0usize, comptime!(attention.clone()), false);
     copy_tile(copy_to, 0u32, v_from, row, 0usize, comptime!(attention.clone()), true);
     commit_copies();
-    let queries = load_queries(task, q, &at, comptime!(attention.clone()));
+    let queries = load_queries(task, &operands.q, &at, comptime!(attention.clone()));
 
     // Rows of matrices that this lane names: of keys for two tiles of 8 keys and both halves of 16
     // dims; of values for both halves of 16 keys and two tiles of 8 dims.
@@ -224,7 +228,8 @@ fn attend(
     let mut outputs = zeros(comptime!(heights * chunks));
     let mut stage = 0u32;
     for tile in 0..tiles {
-        let flags = key_flags(task, sides, &at, tile * keys, comptime!(attention.clone()));
+        let flags =
+            key_flags(task, &operands.sides, &at, tile * keys, comptime!(attention.clone()));
         wait_copies(0u32);
         sync_group(comptime!(attention.tile.has_pair_per_warp));
         if comptime!(tiles > 1) {
@@ -242,7 +247,14 @@ fn attend(
             let mut scores = zeros(comptime!(heights * keys / 8));
             let (k_lane, k_tail) = (k_lane + stage, k_tail + stage);
             score(&mut scores, &queries, k_lane, k_tail, comptime!(attention.clone()));
-            add_bias(&mut scores, task, sides, &at, tile * keys, comptime!(attention.clone()));
+            add_bias(
+                &mut scores,
+                task,
+                &operands.sides,
+                &at,
+                tile * keys,
+                comptime!(attention.clone()),
+            );
             mask_keys(&mut scores, task, &flags, comptime!(attention.clone()));
             let weights =
                 weigh(&scores, &mut maxima, &mut sums, &mut outputs, comptime!(attention.clone()));
@@ -272,7 +284,7 @@ fn attend(
             outputs[height * chunks + chunk] = scaled;
         }
     }
-    write(task, result, &at, &outputs, attention);
+    write(task, &operands.result, &at, &outputs, attention);
 }
 
 #[cube]
@@ -330,11 +342,11 @@ fn copy_tile(
     let rows = comptime!(geometry.group / geometry.chunks);
     let passes = comptime!(keys.div_ceil(rows));
     let stride = comptime!({
-        let access = if are_values { &attention.v } else { &attention.k };
+        let access = if are_values { &attention.problem.v } else { &attention.problem.k };
         *access.strides.last().expect("rows have a stride")
     });
-    let sk = comptime!(attention.sk as usize);
-    let is_ragged = comptime!(!attention.sk.is_multiple_of(keys));
+    let sk = comptime!(attention.problem.sk as usize);
+    let is_ragged = comptime!(!attention.problem.sk.is_multiple_of(keys));
     let has_idle = comptime!(!geometry.group.is_multiple_of(geometry.chunks));
     #[unroll]
     for pass in 0..passes {
@@ -383,10 +395,10 @@ fn load_queries(
     #[comptime] attention: Attention,
 ) -> Array<Words4> {
     let heights = comptime!(attention.tile.heights as usize);
-    let chunks = comptime!((attention.d / CHUNK) as usize);
+    let chunks = comptime!((attention.problem.d / CHUNK) as usize);
     let steps = comptime!(chunks.div_ceil(2));
-    let last = comptime!(attention.sq as usize - 1);
-    let is_ragged = comptime!(!attention.sq.is_multiple_of(attention.queries()));
+    let last = comptime!(attention.problem.sq as usize - 1);
+    let is_ragged = comptime!(!attention.problem.sq.is_multiple_of(attention.queries()));
     let mut fragments = Array::<Words4>::new(comptime!(heights * steps));
     #[unroll]
     for height in 0..heights {
@@ -395,7 +407,7 @@ fn load_queries(
         for half in 0..2usize {
             let row = task.query + task.row + comptime!(16 * height + 8 * half);
             let row = if comptime!(is_ragged) { select(row < last, row, last) } else { row };
-            let start = row_address(q, at, row, comptime!(attention.q.clone()));
+            let start = row_address(q, at, row, comptime!(attention.problem.q.clone()));
             addresses.push(start + (task.column as u32 * 4) as u64);
         }
         #[unroll]
@@ -407,7 +419,7 @@ fn load_queries(
                 if comptime!(chunk < chunks) {
                     let offset = comptime!(chunk as u32 * CHUNK_BYTES);
                     let word = load_global_word(*addresses.index(comptime!(part % 2)), offset);
-                    words.insert(part, sign(word, comptime!(attention.scale)));
+                    words.insert(part, sign(word, comptime!(attention.problem.scale)));
                 }
             }
             fragments[height * steps + step] = words;
@@ -430,7 +442,8 @@ fn sign(halves: u32, #[comptime] scale: f32) -> u32 {
 
 /// What scores are multiplied with, in units of log 2.
 fn factor(attention: &Attention) -> f32 {
-    let size = if attention.scale == 0.0 { 1.0 } else { attention.scale.abs() };
+    let scale = attention.problem.scale;
+    let size = if scale == 0.0 { 1.0 } else { scale.abs() };
     size * std::f32::consts::LOG2_E
 }
 
@@ -513,9 +526,9 @@ fn add_bias(
     first: usize,
     #[comptime] attention: Attention,
 ) {
-    if comptime!(attention.bias.is_some()) {
-        let bias = comptime!(attention.bias.clone().expect("there is a bias"));
-        let slot = sides.index(comptime!(usize::from(attention.mask.is_some())));
+    if comptime!(attention.problem.bias.is_some()) {
+        let bias = comptime!(attention.problem.bias.clone().expect("there is a bias"));
+        let slot = sides.index(comptime!(usize::from(attention.problem.mask.is_some())));
         let factor = comptime!(factor(&attention));
         let n = comptime!(bias.strides.len() - 2);
         let (row_step, key_step) =
@@ -523,7 +536,7 @@ fn add_bias(
         let start = position(at, comptime!(bias.strides[..n].to_vec()));
         let tiles = comptime!((attention.tile.keys / 8) as usize);
         let (last_row, last_key) =
-            comptime!((attention.sq as usize - 1, attention.sk as usize - 1));
+            comptime!((attention.problem.sq as usize - 1, attention.problem.sk as usize - 1));
         #[unroll]
         for height in 0..comptime!(attention.tile.heights as usize) {
             #[unroll]
@@ -550,7 +563,7 @@ fn add_bias(
 
 /// Whether some key of a tile may take no part.
 fn is_checked(attention: &Attention) -> bool {
-    attention.mask.is_some() || !attention.sk.is_multiple_of(attention.tile.keys)
+    attention.problem.mask.is_some() || !attention.problem.sk.is_multiple_of(attention.tile.keys)
 }
 
 /// For each 32 keys of the tile that begins with key `first`, which of them take part.
@@ -565,14 +578,14 @@ fn key_flags(
     let words = comptime!(attention.tile.keys.div_ceil(32) as usize);
     let mut flags = Array::<u32>::new(words);
     if comptime!(is_checked(&attention)) {
-        let sk = comptime!(attention.sk as usize);
+        let sk = comptime!(attention.problem.sk as usize);
         #[unroll]
         for word in 0..words {
             let key = first + task.lane + comptime!(32 * word);
             let is_key = key < sk;
             let mut flag = u32::cast_from(is_key);
-            if comptime!(attention.mask.is_some()) {
-                let mask = comptime!(attention.mask.clone().expect("there is a mask"));
+            if comptime!(attention.problem.mask.is_some()) {
+                let mask = comptime!(attention.problem.mask.clone().expect("there is a mask"));
                 let start = row_start(at, comptime!(mask.strides.clone()));
                 let step = comptime!(*mask.strides.last().expect("a mask has a stride") as usize);
                 let from = start + select(is_key, key, comptime!(sk - 1)) * step;
@@ -588,7 +601,7 @@ fn key_flags(
 /// Whether the tile has a key that takes part.
 #[cube]
 fn has_key(flags: &Array<u32>, #[comptime] attention: Attention) -> bool {
-    if comptime!(attention.mask.is_some()) {
+    if comptime!(attention.problem.mask.is_some()) {
         let mut any = flags[0];
         #[unroll]
         for word in 1..comptime!(attention.tile.keys.div_ceil(32) as usize) {
@@ -655,8 +668,9 @@ fn weigh(
     let heights = comptime!(attention.tile.heights as usize);
     let rows = comptime!(2 * heights);
     let tiles = comptime!((attention.tile.keys / 8) as usize);
-    let chunks = comptime!((attention.d / CHUNK) as usize);
-    let factor = comptime!(if attention.bias.is_some() { 1.0f32 } else { factor(&attention) });
+    let chunks = comptime!((attention.problem.d / CHUNK) as usize);
+    let factor =
+        comptime!(if attention.problem.bias.is_some() { 1.0f32 } else { factor(&attention) });
     let mut largest = Array::<f32>::new(rows);
     let mut rises = 0u32;
     #[unroll]
@@ -773,7 +787,7 @@ fn write(
     outputs: &Array<Sums>,
     #[comptime] attention: Attention,
 ) {
-    if comptime!(attention.writes_vectors && attention.result.dtype == DType::F32) {
+    if comptime!(attention.writes_vectors && attention.problem.result.dtype == DType::F32) {
         write_pairs(task, result, at, outputs, attention);
     } else if comptime!(attention.writes_vectors) {
         write_staged(task, result, at, outputs, attention);
@@ -791,14 +805,14 @@ fn write_pairs(
     outputs: &Array<Sums>,
     #[comptime] attention: Attention,
 ) {
-    let sq = comptime!(attention.sq as usize);
-    let chunks = comptime!((attention.d / CHUNK) as usize);
+    let sq = comptime!(attention.problem.sq as usize);
+    let chunks = comptime!((attention.problem.d / CHUNK) as usize);
     #[unroll]
     for row in 0..comptime!(2 * attention.tile.heights as usize) {
         let (height, half) = comptime!((row / 2, row % 2));
         let query = task.query + task.row + comptime!(16 * height + 8 * half);
         if query < sq {
-            let to = row_address(result, at, query, comptime!(attention.result.clone()))
+            let to = row_address(result, at, query, comptime!(attention.problem.result.clone()))
                 + (task.column as u32 * 8) as u64;
             #[unroll]
             for chunk in 0..chunks {
@@ -821,7 +835,7 @@ fn write_staged(
     #[comptime] attention: Attention,
 ) {
     let geometry = comptime!(Geometry::of(&attention));
-    let element = comptime!(half_name(attention.result.dtype));
+    let element = comptime!(half_name(attention.problem.result.dtype));
     let heights = comptime!(attention.tile.heights as usize);
     let chunks = comptime!(geometry.chunks as usize);
     let row_bytes = comptime!(geometry.row_bytes);
@@ -846,9 +860,9 @@ fn write_staged(
         let row = piece / chunks;
         let column = piece % chunks;
         let query = task.query + row;
-        if query < comptime!(attention.sq as usize) && piece < pieces {
+        if query < comptime!(attention.problem.sq as usize) && piece < pieces {
             let from = task.staged + row as u32 * row_bytes + column as u32 * CHUNK_BYTES;
-            let to = row_address(result, at, query, comptime!(attention.result.clone()))
+            let to = row_address(result, at, query, comptime!(attention.problem.result.clone()))
                 + (column as u32 * CHUNK_BYTES) as u64;
             store_global_words(to, load_shared_words(from));
         }
@@ -864,15 +878,15 @@ fn write_elements(
     outputs: &Array<Sums>,
     #[comptime] attention: Attention,
 ) {
-    let chunks = comptime!((attention.d / CHUNK) as usize);
-    let dtype = comptime!(attention.result.dtype);
+    let chunks = comptime!((attention.problem.d / CHUNK) as usize);
+    let dtype = comptime!(attention.problem.result.dtype);
     let size = comptime!(dtype.size() as u32);
     #[unroll]
     for row in 0..comptime!(2 * attention.tile.heights as usize) {
         let (height, half) = comptime!((row / 2, row % 2));
         let query = task.query + task.row + comptime!(16 * height + 8 * half);
-        if query < comptime!(attention.sq as usize) {
-            let to = row_address(result, at, query, comptime!(attention.result.clone()))
+        if query < comptime!(attention.problem.sq as usize) {
+            let to = row_address(result, at, query, comptime!(attention.problem.result.clone()))
                 + (task.column as u32 * 2 * size) as u64;
             #[unroll]
             for i in 0..comptime!(2 * chunks) {

@@ -12,10 +12,12 @@ use cubecl_cpp::target::Cuda;
 use kernels::cuda::{Function, Gpu};
 
 use crate::attention;
+use crate::attention_fma;
 use crate::error::Error;
 use crate::gather;
 use crate::gemm;
 use crate::group_norm;
+use crate::heads;
 use crate::map;
 use crate::properties::{options, properties};
 use crate::rows;
@@ -54,6 +56,8 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
         Function::Gather(gather) => gather::define(gather, &mut builder),
         Function::GroupScale(scale) => group_norm::define_scale(scale, &mut builder),
         Function::GroupSums(sums) => group_norm::define_sums(sums, &mut builder),
+        Function::AttentionFma(function) => attention_fma::define(function, &mut builder),
+        Function::Heads(heads) => heads::define(heads, &mut builder),
         Function::Map(map) => map::define(map, &mut builder),
         Function::Matmul(matmul) => gemm::define(&matmul.0, &mut builder),
         Function::Rows(rows) => rows::define(rows, &mut builder),

@@ -4,7 +4,9 @@
 //! has its code, in CubeCL, one file each. [`emit`] makes CUDA text of it, [`Nvrtc`] machine code of
 //! the text. Neither needs a GPU, and nothing of this is needed where an engine runs.
 
+mod angle;
 mod attention;
+mod attention_fma;
 mod collective;
 mod emit;
 mod error;
@@ -17,6 +19,7 @@ mod gemm_group;
 mod gemm_scalar;
 mod gemm_windows;
 mod group_norm;
+mod heads;
 mod map;
 mod nvrtc;
 mod operands;

@@ -13,11 +13,11 @@
 use ops::{Attr, DType};
 
 use crate::Layout;
-use crate::attention_site::{AttentionSite, BIAS, K, MASK, OUT, Q, Side, V};
-use crate::head_rows::HeadRows;
+use crate::attention_site::{AttentionSite, BIAS, K, MASK, OUT, Q, Side, V, pairs};
 use crate::kernel::Site;
 
-use super::access::{Access, MAX_ACCESS_BYTES, is_addressable};
+use super::access::{Access, MAX_ACCESS_BYTES, is_addressable, offset_bytes};
+use super::heads::Heads;
 use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 
 /// Rows of a matrix instruction's result.
@@ -28,24 +28,29 @@ const KEYS: u32 = 64;
 const WARPS: u32 = 4;
 /// Largest head whose outputs fit a warp's registers.
 const MAX_HEAD: usize = 128;
+/// Elements of 16 bytes.
+const CHUNK: usize = 8;
+/// Largest head whose outputs fit a thread's registers on ordinary units.
+const MAX_HEAD_OF_FMA: usize = 512;
+/// Where rows may start that are made in the scratch.
+const SCRATCH_ALIGNMENT: usize = 256;
 /// Largest head of which a warp keeps two times 16 rows.
 const MAX_TALL_HEAD: usize = 80;
 
-/// One function. Pointers: the result, queries, keys, values, then the mask and the bias if there are
-/// any.
+/// What is computed. D is contiguous everywhere.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Attention {
+pub struct Problem {
     /// Dims of (batch, head) pairs, outermost first.
     pub pairs: Vec<u32>,
     /// Number of queries.
     pub sq: u32,
     /// Number of keys.
     pub sk: u32,
-    /// Elements of a head, a multiple of 8.
+    /// Elements of a head.
     pub d: u32,
     /// Rows of the result: strides of pairs, then of queries.
     pub result: Access,
-    /// Rows of queries, bf16 or f16: strides of pairs, then of queries.
+    /// Rows of queries: strides of pairs, then of queries.
     pub q: Access,
     /// Rows of keys.
     pub k: Access,
@@ -57,10 +62,32 @@ pub struct Attention {
     pub bias: Option<Access>,
     /// Factor of scores.
     pub scale: f32,
+}
+
+impl Problem {
+    /// (Batch, head) pairs.
+    pub fn n_pairs(&self) -> u32 {
+        self.pairs.iter().product()
+    }
+}
+
+/// On tensor cores: rows of bf16 or f16, heads of a multiple of 8, copied in pieces of 16 bytes.
+/// Pointers: the result, queries, keys, values, then the mask and the bias if there are any.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Attention {
+    /// What is computed.
+    pub problem: Problem,
     /// Whether 16 bytes of a result row can be written at once.
     pub writes_vectors: bool,
     /// How work is cut.
     pub tile: Tile,
+}
+
+/// On ordinary units, in f32: any float type and head. Pointers as of [`Attention`].
+#[derive(Clone, PartialEq, Debug)]
+pub struct AttentionFma {
+    /// What is computed.
+    pub problem: Problem,
 }
 
 /// How attention is cut.
@@ -94,11 +121,6 @@ impl Attention {
         [32 * self.tile.warps, 1, 1]
     }
 
-    /// (Batch, head) pairs.
-    pub fn n_pairs(&self) -> u32 {
-        self.pairs.iter().product()
-    }
-
     /// Queries of a block, or of a warp that has its own pair.
     pub fn queries(&self) -> u32 {
         let warps = if self.tile.has_pair_per_warp { 1 } else { self.tile.warps };
@@ -107,91 +129,155 @@ impl Attention {
 
     /// Blocks of queries of one pair.
     pub fn query_blocks(&self) -> u32 {
-        self.sq.div_ceil(self.queries())
+        self.problem.sq.div_ceil(self.queries())
     }
 
     /// Tiles of keys.
     pub fn key_tiles(&self) -> u32 {
-        self.sk.div_ceil(self.tile.keys)
+        self.problem.sk.div_ceil(self.tile.keys)
     }
 
     fn grid(&self) -> [u32; 3] {
         let blocks = if self.tile.has_pair_per_warp {
-            self.n_pairs().div_ceil(self.tile.warps)
+            self.problem.n_pairs().div_ceil(self.tile.warps)
         } else {
-            self.n_pairs() * self.query_blocks()
+            self.problem.n_pairs() * self.query_blocks()
         };
         [blocks, 1, 1]
     }
+}
 
-    /// Takes one `attention`, its result as it is or cast to another float type.
-    pub fn select(site: &Site<'_>, _: Gpu) -> Option<CudaKernel> {
-        let site = AttentionSite::of(site)?;
-        let is_half = matches!(site.dtype, DType::Bf16 | DType::F16);
-        let rows = [&site.q, &site.k, &site.v];
-        if !is_half
-            || site.d > MAX_HEAD
-            || !rows.into_iter().all(|rows| is_copied(rows, site.dtype))
-        {
-            return None;
-        }
-        let sides = [&site.mask, &site.bias].into_iter().flatten().map(|side| &side.layout);
-        if !rows.into_iter().map(|rows| &rows.layout).chain(sides).all(is_addressable) {
-            return None;
-        }
-        let rank = site.result.rank();
-        let access = |part: usize, layout: &Layout, axes: &[usize]| {
-            let pair = (0..site.pairs.rank() - 1).map(|axis| site.pairs.stride(axis, part) as u32);
-            let rest = axes.iter().map(|&axis| layout.strides[axis] as u32);
-            Access { dtype: layout.dtype, strides: pair.chain(rest).collect() }
-        };
-        let side = |part: usize, side: &Option<Side>, axes: &[usize]| {
-            side.as_ref().map(|side| access(part, &side.layout, axes))
-        };
-        let function = Attention {
-            pairs: (0..site.pairs.rank() - 1).map(|axis| site.pairs.dim(axis) as u32).collect(),
-            sq: site.sq as u32,
-            sk: site.sk as u32,
-            d: site.d as u32,
-            result: access(OUT, &site.result, &[rank - 3]),
-            q: access(Q, &site.q.layout, &[rank - 3]),
-            k: access(K, &site.k.layout, &[rank - 3]),
-            v: access(V, &site.v.layout, &[rank - 3]),
-            mask: side(MASK, &site.mask, &[rank - 3]),
-            bias: side(BIAS, &site.bias, &[rank - 2, rank - 1]),
-            scale: site.scale as f32,
-            writes_vectors: has_whole_chunks(&site.result),
-            tile: Tile::of(site.sq, site.sk, site.d),
-        };
-        let arg =
-            |base: Base, layout: &Layout| Arg { base, offset: layout.offset * layout.dtype.size() };
-        let row_arg = |rows: &HeadRows| arg(Base::Operand(rows.operand), &rows.layout);
-        let mut args = vec![arg(Base::Result, &site.result)];
-        args.extend(rows.map(row_arg));
-        let sides = [&site.mask, &site.bias].into_iter().flatten();
-        args.extend(sides.map(|side| arg(Base::Operand(side.operand), &side.layout)));
-        Some(CudaKernel {
-            name: "attention",
-            tunables: vec![
-                ("queries", Attr::Int(function.queries().into())),
-                ("keys", Attr::Int(function.tile.keys.into())),
-                ("words", Attr::Str(site.dtype.to_string())),
-            ],
-            launches: vec![Launch {
-                grid: function.grid(),
-                function: Function::Attention(function),
-                args,
-            }],
-            scratch_bytes: 0,
-            packed: None,
-            in_place: vec![],
-        })
+impl AttentionFma {
+    /// Queries of a block.
+    pub const QUERIES: u32 = 32;
+
+    /// Threads of a block.
+    pub fn block(&self) -> [u32; 3] {
+        [128, 1, 1]
+    }
+
+    /// Blocks of queries of one pair.
+    pub fn query_blocks(&self) -> u32 {
+        self.problem.sq.div_ceil(Self::QUERIES)
+    }
+
+    fn grid(&self) -> [u32; 3] {
+        [self.problem.n_pairs() * self.query_blocks(), 1, 1]
     }
 }
 
-/// Whether rows can be copied to shared memory as they are, in pieces of 16 bytes.
-fn is_copied(rows: &HeadRows, dtype: DType) -> bool {
-    rows.is_plain() && rows.layout.dtype == dtype && has_whole_chunks(&rows.layout)
+/// Takes one `attention`, its result as it is or cast to another float type.
+pub(super) fn select(site: &Site<'_>, _: Gpu) -> Option<CudaKernel> {
+    let site = AttentionSite::of(site)?;
+    let is_half = matches!(site.dtype, DType::Bf16 | DType::F16);
+    let on_tensor_cores = is_half && site.d <= MAX_HEAD && site.d.is_multiple_of(CHUNK);
+    let sides: Vec<&Side> = [&site.mask, &site.bias].into_iter().flatten().collect();
+    let rows = [&site.q, &site.k, &site.v];
+    let stored = rows.iter().map(|rows| &rows.layout).chain(sides.iter().map(|side| &side.layout));
+    if !stored.chain([&site.result]).all(is_addressable) || site.d > MAX_HEAD_OF_FMA {
+        return None;
+    }
+
+    let mut heads = Heads::default();
+    let mut heads_args = vec![];
+    let mut scratch_bytes = 0;
+    let mut bases = vec![];
+    let mut layouts = vec![];
+    for rows in rows {
+        let last = rows.layout.rank() - 1;
+        let is_contiguous = rows.layout.strides[last] == 1 || rows.layout.shape[last] == 1;
+        let is_ready = rows.is_plain()
+            && rows.layout.dtype == site.dtype
+            && is_contiguous
+            && (!on_tensor_cores || has_whole_chunks(&rows.layout));
+        if is_ready {
+            bases.push(Base::Operand(rows.operand));
+            layouts.push(rows.layout.clone());
+            continue;
+        }
+        let made = made_layout(&rows.layout, site.dtype, scratch_bytes);
+        scratch_bytes += (made.count() * made.dtype.size()).next_multiple_of(SCRATCH_ALIGNMENT);
+        heads_args.extend(heads.add(rows, &made, &site.tables)?);
+        bases.push(Base::Scratch);
+        layouts.push(made);
+    }
+    let [q, k, v] = &layouts[..] else { unreachable!("three kinds of rows") };
+    let pairs = pairs(&site.result, [q, k, v], &site.mask, &site.bias)?;
+    let rank = site.result.rank();
+    let access = |part: usize, layout: &Layout, axes: &[usize]| {
+        let outer = (0..pairs.rank() - 1).map(|axis| pairs.stride(axis, part) as u32);
+        let rest = axes.iter().map(|&axis| layout.strides[axis] as u32);
+        Access { dtype: layout.dtype, strides: outer.chain(rest).collect() }
+    };
+    let side = |part: usize, side: &Option<Side>, axes: &[usize]| {
+        side.as_ref().map(|side| access(part, &side.layout, axes))
+    };
+    let problem = Problem {
+        pairs: (0..pairs.rank() - 1).map(|axis| pairs.dim(axis) as u32).collect(),
+        sq: site.sq as u32,
+        sk: site.sk as u32,
+        d: site.d as u32,
+        result: access(OUT, &site.result, &[rank - 3]),
+        q: access(Q, q, &[rank - 3]),
+        k: access(K, k, &[rank - 3]),
+        v: access(V, v, &[rank - 3]),
+        mask: side(MASK, &site.mask, &[rank - 3]),
+        bias: side(BIAS, &site.bias, &[rank - 2, rank - 1]),
+        scale: site.scale as f32,
+    };
+
+    let arg = |base: Base, layout: &Layout| Arg { base, offset: offset_bytes(layout) };
+    let mut args = vec![arg(Base::Result, &site.result)];
+    args.extend(bases.into_iter().zip(&layouts).map(|(base, layout)| arg(base, layout)));
+    args.extend(sides.iter().map(|side| arg(Base::Operand(side.operand), &side.layout)));
+    let (queries, keys, units, grid, function);
+    if on_tensor_cores {
+        let attention = Attention {
+            tile: Tile::of(site.sq, site.sk, site.d),
+            writes_vectors: has_whole_chunks(&site.result),
+            problem,
+        };
+        (queries, keys, units) = (attention.queries(), attention.tile.keys, "tensor");
+        (grid, function) = (attention.grid(), Function::Attention(attention));
+    } else {
+        let attention = AttentionFma { problem };
+        (queries, keys, units) = (AttentionFma::QUERIES, KEYS, "fma");
+        (grid, function) = (attention.grid(), Function::AttentionFma(attention));
+    }
+    let mut launches = vec![];
+    if !heads.parts.is_empty() {
+        let grid = heads.grid();
+        launches.push(Launch { grid, function: Function::Heads(heads), args: heads_args });
+    }
+    launches.push(Launch { grid, function, args });
+    Some(CudaKernel {
+        name: "attention",
+        tunables: vec![
+            ("queries", Attr::Int(queries.into())),
+            ("keys", Attr::Int(keys.into())),
+            ("units", Attr::Str(units.to_owned())),
+        ],
+        launches,
+        scratch_bytes,
+        packed: None,
+        in_place: vec![],
+    })
+}
+
+/// Where rows are made that are not ready: `[batch.., H, S, D]` in the scratch, seen as
+/// `[batch.., S, H, D]`, so that a pair's rows lie one after the other.
+fn made_layout(rows: &Layout, dtype: DType, scratch_bytes: usize) -> Layout {
+    let rank = rows.rank();
+    let mut axes: Vec<usize> = (0..rank).collect();
+    axes.swap(rank - 3, rank - 2);
+    let stored: Vec<usize> = axes.iter().map(|&axis| rows.shape[axis]).collect();
+    let strides = ops::row_major_strides(&stored);
+    Layout {
+        dtype,
+        shape: rows.shape.clone(),
+        strides: axes.iter().map(|&axis| strides[axis]).collect(),
+        offset: scratch_bytes / dtype.size(),
+    }
 }
 
 /// Whether rows `[.., S, H, D]` are contiguous, and consist of 16 bytes that are aligned.

@@ -5,7 +5,7 @@ use ops::Attr;
 use crate::kernel::{KernelDef, Packing, Site};
 use crate::pool::Pool;
 
-use super::attention::Attention;
+use super::attention;
 use super::conv::Conv;
 use super::gather::Gather;
 use super::map::Map;
@@ -46,7 +46,7 @@ pub struct Packed {
 /// The first kernel of the list that takes this site.
 pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
     let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 9] = [
-        Attention::select,
+        attention::select,
         Conv::select,
         Matmul::select,
         group_norm::select,

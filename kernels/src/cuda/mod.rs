@@ -19,6 +19,7 @@ pub mod gather;
 pub mod gemm;
 pub mod group_norm;
 mod join;
+pub mod heads;
 mod kernel;
 pub mod map;
 pub mod matmul;
@@ -142,6 +143,8 @@ functions! {
     "gather" => gather::Gather,
     "group_scale" => group_norm::GroupScale,
     "group_sums" => group_norm::GroupSums,
+    "attention_fma" => attention::AttentionFma,
+    "heads" => heads::Heads,
     "map" => map::Map,
     "matmul" => matmul::Matmul,
     "rows" => rows::Rows,

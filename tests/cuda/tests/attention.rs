@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kernels::cuda::Gpu;
+use kernels::Kernel;
+use kernels::cuda::{Function, Gpu};
 use ops::{Builder, DType, Error, Graph, TensorType, ValueId};
 use tests::{Rng, relative_l2};
 
@@ -119,5 +120,130 @@ fn masks_and_biases() {
             b.attention([args[0], args[1], args[2]], Some(args[3]), Some(args[4]), -0.3)
         });
         check(&format!("both {name}"), &both, Gpu(80), HALF);
+    }
+}
+
+#[test]
+fn any_head_and_type() {
+    // f32 rows, wide and odd heads: ordinary units. bf16 rows of f32 operands.
+    let f32_limit = 2e-6;
+    for ([batch, sq, sk, h, d], dtype, most) in [
+        ([1, 33, 70, 2, 72], DType::F32, f32_limit),
+        ([2, 5, 7, 2, 12], DType::F32, f32_limit),
+        ([1, 34, 66, 1, 512], DType::Bf16, HALF),
+        ([2, 9, 11, 2, 7], DType::Bf16, HALF),
+    ] {
+        let (q, k): (&[usize], &[usize]) = (&[batch, sq, h, d], &[batch, sk, h, d]);
+        let (mask, bias): (&[usize], &[usize]) = (&[batch, sk], &[1, h, sq, sk]);
+        let name = format!("{dtype} {batch} x {sq} x {sk} x {d}");
+        let scale = 1.0 / (d as f64).sqrt();
+        let rows = [(q, dtype), (k, dtype), (k, dtype)];
+        let plain =
+            graph(&rows, |b, args| b.attention([args[0], args[1], args[2]], None, None, scale));
+        check(&name, &plain, Gpu(80), most);
+        let both = [&rows[..], &[(bias, DType::F32), (mask, DType::Bool)]].concat();
+        let both = graph(&both, |b, args| {
+            b.attention([args[0], args[1], args[2]], Some(args[3]), Some(args[4]), scale)
+        });
+        check(&format!("both {name}"), &both, Gpu(80), most);
+    }
+    let x: &[usize] = &[1, 20, 2, 16];
+    let wide = graph(&[(x, DType::F32), (x, DType::Bf16), (x, DType::F32)], |b, args| {
+        let (q, v) = (b.cast(args[0], DType::Bf16)?, b.cast(args[2], DType::Bf16)?);
+        b.attention([q, args[1], v], None, None, 0.25)
+    });
+    check("cast rows", &wide, Gpu(80), HALF);
+}
+
+#[test]
+fn rows_are_normalized_weighted_and_rotated_before() {
+    for ([batch, sq, sk, h, d], dtype, most) in [
+        ([2, 16, 16, 3, 72], DType::Bf16, HALF),
+        ([1, 70, 33, 2, 64], DType::Bf16, HALF),
+        ([2, 5, 7, 2, 12], DType::F32, 2e-6),
+        ([1, 3, 9, 1, 18], DType::Bf16, HALF),
+    ] {
+        let (q, k): (&[usize], &[usize]) = (&[batch, sq, h, d], &[batch, sk, h, d]);
+        let (weight, norm): (&[usize], &[usize]) = (&[1, 1, 1, d], &[d]);
+        let (angles_q, angles_k): (&[usize], &[usize]) = (&[sq, d / 2], &[sk, d / 2]);
+        let types = [
+            (q, dtype),
+            (k, dtype),
+            (k, dtype),
+            (weight, dtype),
+            (norm, dtype),
+            (angles_q, DType::F32),
+            (angles_k, DType::F32),
+        ];
+        for rope_first in [false, true] {
+            let prepared = graph(&types, |b, args| {
+                let mut rows = [args[0], args[1]];
+                for (i, x) in rows.iter_mut().enumerate() {
+                    if rope_first {
+                        *x = b.rope(*x, args[5 + i])?;
+                    }
+                    *x = b.rms_norm(*x, 1e-6)?;
+                    let weight = b.reshape(args[3 + i], &[1, 1, 1, d])?;
+                    *x = b.mul(*x, weight)?;
+                    if !rope_first {
+                        *x = b.rope(*x, args[5 + i])?;
+                    }
+                }
+                b.attention([rows[0], rows[1], args[2]], None, None, 0.3)
+            });
+            let name = format!("prepared {rope_first} {dtype} {sq} x {sk} x {d}");
+            check(&name, &prepared, Gpu(80), most);
+        }
+    }
+}
+
+/// The last launch of the only attention of `[B, S, H, D]` with `sk` keys.
+fn function(gpu: Gpu, [batch, sq, h, d]: [usize; 4], sk: usize, masked: bool) -> Function {
+    let (q, k): (&[usize], &[usize]) = (&[batch, sq, h, d], &[batch, sk, h, d]);
+    let mask: &[usize] = &[batch, sk];
+    let half = DType::Bf16;
+    let types = [(q, half), (k, half), (k, half), (mask, DType::Bool)];
+    let graph = graph(&types[..if masked { 4 } else { 3 }], |b, args| {
+        b.attention([args[0], args[1], args[2]], None, args.get(3).copied(), 0.1)
+    });
+    let plan = compiler::compile(graph, &cuda_tests::target(gpu)).unwrap();
+    let Kernel::Cuda(kernel) = &plan.steps.last().unwrap().kernel else { panic!("a GPU's plan") };
+    assert_eq!(kernel.name, "attention");
+    kernel.launches.last().unwrap().function.clone()
+}
+
+#[test]
+fn registers_and_shared_memory_leave_room_for_two_blocks() {
+    for gpu in [Gpu(80), Gpu(90)] {
+        for (shape, sk, masked) in [
+            ([1, 4096, 16, 72], 4096, false),
+            ([1, 4096, 16, 72], 120, true),
+            ([1, 512, 64, 64], 512, true),
+            ([256, 16, 16, 72], 16, false),
+            ([1, 1024, 1, 128], 1024, false),
+            ([1, 1024, 1, 512], 1024, false),
+        ] {
+            let function = function(gpu, shape, sk, masked);
+            let (source, compiled) = cuda_tests::compile(&function, gpu);
+            let resources = compiled.resources;
+            let what =
+                format!("{gpu} {shape:?} {sk}: {resources:?}, {} shared", source.shared_bytes);
+            println!("{what}");
+            if let Ok(folder) = std::env::var("DUMP") {
+                let name = format!("{folder}/{gpu}-{}-{}-{sk}", shape[1], shape[3]);
+                std::fs::write(format!("{name}.cubin"), &compiled.cubin).unwrap();
+                std::fs::write(format!("{name}.cu"), &source.text).unwrap();
+            }
+            assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{what}");
+            let threads: u32 = function.block().iter().product();
+            assert!(2 * threads * resources.registers.next_multiple_of(8) <= 65536, "{what}");
+            // A block takes 1 KiB more than it asks for.
+            assert!(2 * (source.shared_bytes as usize + 1024) <= gpu.shared_bytes().0, "{what}");
+            if function.name() == "attention" {
+                for instruction in ["mma.sync", "ldmatrix", "cp.async"] {
+                    assert!(compiled.ptx.contains(instruction), "{what}: no {instruction}");
+                }
+            }
+        }
     }
 }

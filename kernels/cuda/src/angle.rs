@@ -1,0 +1,40 @@
+//! Sines and cosines of angles up to some hundred thousand, without the library's memory for larger
+//! ones.
+
+use cubecl::prelude::*;
+
+/// Added and subtracted, rounds to the nearest integer, which is then in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// Sine of radians.
+#[cube]
+pub(crate) fn sine(x: f32) -> f32 {
+    turned_sine(x, 0u32)
+}
+
+/// Cosine of radians.
+#[cube]
+pub(crate) fn cosine(x: f32) -> f32 {
+    turned_sine(x, 1u32)
+}
+
+/// `sin(x + quarter_turns pi / 2)`, within 1.2e-7: polynomials on the nearest quarter turn.
+#[cube]
+fn turned_sine(x: f32, #[comptime] quarter_turns: u32) -> f32 {
+    let biased = x * comptime!(std::f32::consts::FRAC_2_PI) + ROUND;
+    let n = biased - ROUND;
+    // pi / 2 in four parts, so that the products with n are exact.
+    let r = x - n * comptime!(f32::from_bits(0x3fc9_0000));
+    let r = r - n * comptime!(f32::from_bits(0x39fd_0000));
+    let r = r - n * comptime!(f32::from_bits(0x35aa_0000));
+    let r = r - n * comptime!(f32::from_bits(0x3088_5a30));
+    let z = r * r;
+    let p = (-1.951_529_6e-4f32 * z + 8.332_161e-3f32) * z - 1.666_665_5e-1f32;
+    let sine = p * z * r + r;
+    let p = (2.443_315_7e-5f32 * z - 1.388_731_6e-3f32) * z + 4.166_664_6e-2f32;
+    let cosine = p * z * z + (1.0f32 - 0.5f32 * z);
+    // Bit 0 of the quadrant chooses the function, bit 1 the sign.
+    let quadrant = u32::reinterpret(biased) + quarter_turns;
+    let y = select(quadrant & 1u32 == 0u32, sine, cosine);
+    select(quadrant & 2u32 == 0u32, y, -y)
+}
