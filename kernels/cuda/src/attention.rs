@@ -5,66 +5,29 @@
 //! in that form what the second product takes as its left operand, 16 queries by 16 keys.
 
 use cubecl::prelude::*;
-use kernels::cuda::Access;
 use kernels::cuda::attention::{Attention, Problem};
-use ops::DType;
 
-use crate::emit::pointer;
-use crate::operands;
+use crate::attention_copy::{CHUNK, CHUNK_BYTES, Rows, advance, copy_tile, piece, row_bytes};
+use crate::attention_operands::{
+    Operands, declare, factor, half_name, has_key, is_checked, key_flags, n_pointers, row_address,
+    sign,
+};
+use crate::attention_softmax::{
+    follow, mask_keys, maxima, normalize, row_sums, start, weigh, zeros,
+};
+use crate::attention_write::{Target, Written, write};
 use crate::position::{coordinates, position};
 use crate::ptx::{
-    Sums, Words4, ballot, commit_copies, copy_16, copy_16_of, exp2, from_lane_xor, global_address,
-    load_global_word, load_matrices, load_matrices_transposed, load_matrix_pair,
-    load_matrix_pair_transposed, load_shared_words, max, mma_8, mma_16, pack_halves,
-    shared_address, store_global_float, store_global_half, store_global_pair, store_global_words,
-    store_shared_word, wait_copies,
+    Sums, Words4, commit_copies, load_global_word, load_matrices, load_matrices_transposed,
+    load_matrix_pair, load_matrix_pair_transposed, mma_8, mma_16, shared_address, wait_copies,
 };
-use crate::slot::{Slot, SlotExpand, load};
-
-/// Bytes of an element of queries, keys and values.
-const SIZE: u32 = 2;
-/// Bytes that are copied or written at once, and their elements.
-const CHUNK_BYTES: u32 = 16;
-const CHUNK: u32 = CHUNK_BYTES / SIZE;
-/// What the running maximum starts from: below any score, yet finite, so that a difference of two
-/// is a number where all keys so far are masked.
-pub(crate) const LOWEST: f32 = -1e30;
-/// How far a maximum may fall behind, as a power of 2: weights stay below 2 to this, which every type
-/// holds, and no sum loses a bit.
-const SLACK: f32 = 8.0;
-/// What a masked score is.
-pub(crate) const MASKED: f32 = f32::NEG_INFINITY;
+use crate::slot::{Slot, load};
 
 /// Declares the pointers and the body; returns how many pointers there are.
 pub(crate) fn define(attention: &Attention, builder: &mut KernelBuilder) -> usize {
     let operands = declare(&attention.problem, builder);
     body::expand(&builder.scope, &operands, attention.clone());
     n_pointers(&attention.problem)
-}
-
-/// What attention reads and writes.
-#[derive(CubeType)]
-pub(crate) struct Operands {
-    pub(crate) result: Slot,
-    pub(crate) q: Slot,
-    pub(crate) k: Slot,
-    pub(crate) v: Slot,
-    /// The mask and the bias, if there are any.
-    pub(crate) sides: Sequence<Slot>,
-}
-
-/// Declares the pointers.
-pub(crate) fn declare(problem: &Problem, builder: &mut KernelBuilder) -> OperandsExpand {
-    let mut rows = |access: &Access| pointer(builder, access.dtype.size());
-    let (result, q) = (rows(&problem.result), rows(&problem.q));
-    let (k, v) = (rows(&problem.k), rows(&problem.v));
-    let sides = [&problem.mask, &problem.bias].into_iter().flatten();
-    OperandsExpand { result, q, k, v, sides: operands::declare(sides, builder) }
-}
-
-/// How many pointers those are.
-pub(crate) fn n_pointers(problem: &Problem) -> usize {
-    4 + [&problem.mask, &problem.bias].into_iter().flatten().count()
 }
 
 /// Sizes in shared memory, and of the group of threads that share a tile.
@@ -87,8 +50,7 @@ struct Geometry {
 impl Geometry {
     fn of(attention: &Attention) -> Geometry {
         let chunks = attention.problem.d / CHUNK;
-        // Rows start at odd multiples of 16 bytes, so that 8 of them meet all banks.
-        let row_bytes = (chunks | 1) * CHUNK_BYTES;
+        let row_bytes = row_bytes(chunks);
         let tile = attention.tile;
         let group = if tile.has_pair_per_warp { 32 } else { 32 * tile.warps };
         let tile_bytes = tile.keys * row_bytes;
@@ -104,6 +66,14 @@ impl Geometry {
             words: group_bytes * (32 * tile.warps / group) / 4,
         }
     }
+}
+
+/// How keys are copied, or values.
+fn rows(attention: &Attention, are_values: bool) -> Rows {
+    let Problem { k, v, sk, .. } = &attention.problem;
+    let Geometry { group, chunks, .. } = Geometry::of(attention);
+    let access = if are_values { v } else { k }.clone();
+    Rows { group, chunks, rows: attention.tile.keys, n: *sk, access }
 }
 
 /// What a warp works on.
@@ -174,15 +144,6 @@ fn body(operands: &Operands, #[comptime] attention: Attention) {
     }
 }
 
-/// The type of the operands, as instructions name it.
-fn element(attention: &Attention) -> &'static str {
-    half_name(attention.problem.q.dtype)
-}
-
-fn half_name(dtype: DType) -> &'static str {
-    if dtype == DType::Bf16 { "bf16" } else { "f16" }
-}
-
 #[cube]
 fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     let geometry = comptime!(Geometry::of(&attention));
@@ -192,21 +153,12 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     let chunks = comptime!(geometry.chunks as usize);
     let at = coordinates(task.pair, comptime!(attention.problem.pairs.clone()));
 
-    let row = task.member / chunks;
-    let column = task.member % chunks;
-    let mut k_from = row_address(&operands.k, &at, row, comptime!(attention.problem.k.clone()))
-        + (column as u32 * CHUNK_BYTES) as u64;
-    let mut v_from = row_address(&operands.v, &at, row, comptime!(attention.problem.v.clone()))
-        + (column as u32 * CHUNK_BYTES) as u64;
-    let copy_to =
-        task.shared + row as u32 * comptime!(geometry.row_bytes) + column as u32 * CHUNK_BYTES;
-    let k_step =
-        comptime!(attention.tile.keys * attention.problem.k.strides.last().expect("rows") * SIZE);
-    let v_step =
-        comptime!(attention.tile.keys * attention.problem.v.strides.last().expect("rows") * SIZE);
-
-    copy_tile(copy_to, 0u32, k_from, row, 0usize, comptime!(attention.clone()), false);
-    copy_tile(copy_to, 0u32, v_from, row, 0usize, comptime!(attention.clone()), true);
+    let (k_rows, v_rows) = comptime!((rows(&attention, false), rows(&attention, true)));
+    let mut k_piece = piece(task.member, &operands.k, &at, 0usize, comptime!(k_rows.clone()));
+    let mut v_piece = piece(task.member, &operands.v, &at, 0usize, comptime!(v_rows.clone()));
+    let v_offset = comptime!(geometry.tile_bytes);
+    copy_tile(&k_piece, task.shared, 0u32, 0usize, comptime!(k_rows.clone()));
+    copy_tile(&v_piece, task.shared, v_offset, 0usize, comptime!(v_rows.clone()));
     commit_copies();
     let queries = load_queries(task, &operands.q, &at, comptime!(attention.clone()));
 
@@ -218,83 +170,75 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     let k_tail = task.shared + lane * row_bytes;
     let v_lane = task.shared + lane % 16 * row_bytes + lane / 16 * CHUNK_BYTES;
 
-    let mut maxima = Array::<f32>::new(comptime!(2 * heights));
-    let mut sums = Array::<f32>::new(comptime!(2 * heights));
-    #[unroll]
-    for r in 0..comptime!(2 * heights) {
-        maxima[r] = LOWEST;
-        sums[r] = 0.0f32;
-    }
+    let (height_tiles, words) = comptime!((keys / 8, keys.div_ceil(32)));
+    let element = comptime!(half_name(attention.problem.q.dtype));
+    let factor = comptime!(score_factor(&attention));
+    let mut running = start(heights);
     let mut outputs = zeros(comptime!(heights * chunks));
     let mut stage = 0u32;
     for tile in 0..tiles {
-        let flags =
-            key_flags(task, &operands.sides, &at, tile * keys, comptime!(attention.clone()));
+        let first = tile * keys;
+        let problem = comptime!(attention.problem.clone());
+        let tile_keys = comptime!(attention.tile.keys);
+        let flags = key_flags(
+            task.lane,
+            &operands.sides,
+            &at,
+            first,
+            comptime!(problem.clone()),
+            tile_keys,
+        );
         wait_copies(0u32);
         sync_group(comptime!(attention.tile.has_pair_per_warp));
         if comptime!(tiles > 1) {
             if tile + 1 < tiles {
-                k_from += k_step as u64;
-                v_from += v_step as u64;
-                let other = comptime!(2 * geometry.tile_bytes) - stage;
-                let first = (tile + 1) * keys;
-                copy_tile(copy_to, other, k_from, row, first, comptime!(attention.clone()), false);
-                copy_tile(copy_to, other, v_from, row, first, comptime!(attention.clone()), true);
+                advance(&mut k_piece, comptime!(k_rows.clone()));
+                advance(&mut v_piece, comptime!(v_rows.clone()));
+                let to = task.shared + comptime!(2 * geometry.tile_bytes) - stage;
+                copy_tile(&k_piece, to, 0u32, first + keys, comptime!(k_rows.clone()));
+                copy_tile(&v_piece, to, v_offset, first + keys, comptime!(v_rows.clone()));
                 commit_copies();
             }
         }
-        if has_key(&flags, comptime!(attention.clone())) {
-            let mut scores = zeros(comptime!(heights * keys / 8));
+        if has_key(&flags, comptime!(problem.clone()), words) {
+            let mut scores = zeros(comptime!(heights * height_tiles));
             let (k_lane, k_tail) = (k_lane + stage, k_tail + stage);
             score(&mut scores, &queries, k_lane, k_tail, comptime!(attention.clone()));
-            add_bias(
-                &mut scores,
-                task,
-                &operands.sides,
-                &at,
-                tile * keys,
-                comptime!(attention.clone()),
-            );
-            mask_keys(&mut scores, task, &flags, comptime!(attention.clone()));
-            let weights =
-                weigh(&scores, &mut maxima, &mut sums, &mut outputs, comptime!(attention.clone()));
+            if comptime!(problem.bias.is_some()) {
+                let slot = operands.sides.index(comptime!(usize::from(problem.mask.is_some())));
+                add_bias(&mut scores, task, slot, &at, first, comptime!(attention.clone()));
+            }
+            if comptime!(is_checked(&problem, tile_keys)) {
+                let full = comptime!(u32::MAX >> (32 - tile_keys.min(32)));
+                mask_keys(&mut scores, task.column, &flags, full, heights, height_tiles);
+            }
+            let largest = maxima(&scores, &running, heights, height_tiles);
+            follow(&largest, &mut running, &mut outputs, heights, chunks, factor);
+            let weights = weigh(&scores, &mut running, heights, height_tiles, factor, element);
             accumulate(&mut outputs, &weights, v_lane + stage, comptime!(attention.clone()));
         }
         if comptime!(tiles > 1) {
             stage = comptime!(2 * geometry.tile_bytes) - stage;
         }
     }
-    #[unroll]
-    for r in 0..comptime!(2 * heights) {
-        let half = sums[r] + from_lane_xor(sums[r], 1u32);
-        let sum = half + from_lane_xor(half, 2u32);
-        // No key takes part: the result is 0.
-        sums[r] = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
-    }
-    #[unroll]
-    for height in 0..heights {
-        #[unroll]
-        for chunk in 0..chunks {
-            let tile = outputs[height * chunks + chunk];
-            let mut scaled = Sums::empty();
-            #[unroll]
-            for i in 0..4usize {
-                scaled.insert(i, tile.extract(i) * sums[2 * height + i / 2]);
-            }
-            outputs[height * chunks + chunk] = scaled;
-        }
-    }
-    write(task, &operands.result, &at, &outputs, attention);
+    let sums = row_sums(&running, heights);
+    normalize(&mut outputs, &sums, heights, chunks);
+    // Tiles make room for outputs.
+    sync_group(comptime!(attention.tile.has_pair_per_warp));
+    let target = Target { query: task.query, dim: 0usize, staged: task.staged, lane: task.lane };
+    let written = comptime!(Written {
+        heights,
+        chunks,
+        n: attention.problem.sq as usize,
+        access: attention.problem.result.clone(),
+        in_vectors: attention.writes_vectors,
+    });
+    write(&target, &operands.result, &at, &outputs, written);
 }
 
-#[cube]
-fn zeros(#[comptime] n: usize) -> Array<Sums> {
-    let mut sums = Array::<Sums>::new(n);
-    #[unroll]
-    for i in 0..n {
-        sums[i] = Sums::new(0.0f32);
-    }
-    sums
+/// What is left to multiply scores with when they are weighed: a bias is added to what is scaled.
+fn score_factor(attention: &Attention) -> f32 {
+    if attention.problem.bias.is_some() { 1.0 } else { factor(&attention.problem) }
 }
 
 /// Waits for the threads that share tiles.
@@ -304,84 +248,6 @@ fn sync_group(#[comptime] is_warp: bool) {
         sync_plane();
     } else {
         sync_cube();
-    }
-}
-
-/// Where row `row` of pair `at` starts.
-#[cube]
-fn row_address(slot: &Slot, at: &Array<usize>, row: usize, #[comptime] access: Access) -> u64 {
-    let start = row_start(at, comptime!(access.strides.clone()));
-    let element = start + row * comptime!(*access.strides.last().expect("rows") as usize);
-    slot_address(slot) + (element as u32) as u64 * comptime!(access.dtype.size() as u64)
-}
-
-#[cube]
-fn slot_address(slot: &Slot) -> u64 {
-    match slot {
-        Slot::Bytes(x) => global_address::<u8>(x),
-        Slot::Halves(x) => global_address::<u16>(x),
-        Slot::Words(x) => global_address::<u32>(x),
-        Slot::Longs(x) => global_address::<u64>(x),
-    }
-}
-
-/// Starts the copy of this thread's part of a tile of keys or values: `from` is its first piece, in
-/// row `row` of the tile that begins with key `first`. Rows beyond the last key become zeros.
-#[cube]
-fn copy_tile(
-    to: u32,
-    stage: u32,
-    from: u64,
-    row: usize,
-    first: usize,
-    #[comptime] attention: Attention,
-    #[comptime] are_values: bool,
-) {
-    let geometry = comptime!(Geometry::of(&attention));
-    let keys = comptime!(attention.tile.keys);
-    let rows = comptime!(geometry.group / geometry.chunks);
-    let passes = comptime!(keys.div_ceil(rows));
-    let stride = comptime!({
-        let access = if are_values { &attention.problem.v } else { &attention.problem.k };
-        *access.strides.last().expect("rows have a stride")
-    });
-    let sk = comptime!(attention.problem.sk as usize);
-    let is_ragged = comptime!(!attention.problem.sk.is_multiple_of(keys));
-    let has_idle = comptime!(!geometry.group.is_multiple_of(geometry.chunks));
-    #[unroll]
-    for pass in 0..passes {
-        let tile_offset = comptime!(if are_values { geometry.tile_bytes } else { 0 });
-        let to_offset = comptime!(tile_offset + pass * rows * geometry.row_bytes);
-        let from_offset = comptime!(pass * rows * stride * SIZE);
-        let key = row + comptime!((pass * rows) as usize);
-        let is_last = comptime!((pass + 1) * rows > keys);
-        // A thread beyond the last whole row of a pass has none, nor one beyond the tile.
-        let limit = comptime!(keys.min((pass + 1) * rows) as usize);
-        if comptime!(has_idle || is_last) {
-            if key < limit {
-                copy_chunk(to + stage, to_offset, from, from_offset, first + key, sk, is_ragged);
-            }
-        } else {
-            copy_chunk(to + stage, to_offset, from, from_offset, first + key, sk, is_ragged);
-        }
-    }
-}
-
-#[cube]
-fn copy_chunk(
-    to: u32,
-    #[comptime] to_offset: u32,
-    from: u64,
-    #[comptime] from_offset: u32,
-    key: usize,
-    #[comptime] sk: usize,
-    #[comptime] is_ragged: bool,
-) {
-    if comptime!(is_ragged) {
-        let bytes = select(key < sk, CHUNK_BYTES, 0u32);
-        copy_16_of(to, to_offset, from, from_offset, bytes);
-    } else {
-        copy_16(to, to_offset, from, from_offset);
     }
 }
 
@@ -428,25 +294,6 @@ fn load_queries(
     fragments
 }
 
-/// Two halves times the sign of the scale, whose size scores are multiplied with later.
-#[cube]
-fn sign(halves: u32, #[comptime] scale: f32) -> u32 {
-    if comptime!(scale < 0.0) {
-        halves ^ 0x8000_8000u32
-    } else if comptime!(scale == 0.0) {
-        halves & 0u32
-    } else {
-        halves
-    }
-}
-
-/// What scores are multiplied with, in units of log 2.
-fn factor(attention: &Attention) -> f32 {
-    let scale = attention.problem.scale;
-    let size = if scale == 0.0 { 1.0 } else { scale.abs() };
-    size * std::f32::consts::LOG2_E
-}
-
 /// `scores += queries keys^T`.
 #[cube]
 fn score(
@@ -457,7 +304,7 @@ fn score(
     #[comptime] attention: Attention,
 ) {
     let geometry = comptime!(Geometry::of(&attention));
-    let element = comptime!(element(&attention));
+    let element = comptime!(half_name(attention.problem.q.dtype));
     let heights = comptime!(attention.tile.heights as usize);
     let tiles = comptime!((attention.tile.keys / 8) as usize);
     let steps = comptime!((geometry.chunks / 2) as usize);
@@ -516,217 +363,45 @@ fn score(
     }
 }
 
-/// Scales scores and adds the bias, if there is one.
+/// Scales scores and adds the bias.
 #[cube]
 fn add_bias(
     scores: &mut Array<Sums>,
     task: &Task,
-    sides: &Sequence<Slot>,
+    slot: &Slot,
     at: &Array<usize>,
     first: usize,
     #[comptime] attention: Attention,
 ) {
-    if comptime!(attention.problem.bias.is_some()) {
-        let bias = comptime!(attention.problem.bias.clone().expect("there is a bias"));
-        let slot = sides.index(comptime!(usize::from(attention.problem.mask.is_some())));
-        let factor = comptime!(factor(&attention));
-        let n = comptime!(bias.strides.len() - 2);
-        let (row_step, key_step) =
-            comptime!((bias.strides[n] as usize, bias.strides[n + 1] as usize));
-        let start = position(at, comptime!(bias.strides[..n].to_vec()));
-        let tiles = comptime!((attention.tile.keys / 8) as usize);
-        let (last_row, last_key) =
-            comptime!((attention.problem.sq as usize - 1, attention.problem.sk as usize - 1));
-        #[unroll]
-        for height in 0..comptime!(attention.tile.heights as usize) {
-            #[unroll]
-            for tile in 0..tiles {
-                let index = comptime!(height * tiles + tile);
-                let mut biased = Sums::empty();
-                #[unroll]
-                for i in 0..4usize {
-                    let row = task.query + task.row + comptime!(16 * height + i / 2 * 8);
-                    let key = first + 2 * task.column + comptime!(8 * tile + i % 2);
-                    // What lies beyond is read elsewhere and not used.
-                    let row = select(row < last_row, row, last_row);
-                    let key = select(key < last_key, key, last_key);
-                    let from = start + row * row_step + key * key_step;
-                    let x = load(slot, from, comptime!(bias.dtype));
-                    let y = scores[index].extract(i);
-                    biased.insert(i, y * factor + x * comptime!(std::f32::consts::LOG2_E));
-                }
-                scores[index] = biased;
-            }
-        }
-    }
-}
-
-/// Whether some key of a tile may take no part.
-fn is_checked(attention: &Attention) -> bool {
-    attention.problem.mask.is_some() || !attention.problem.sk.is_multiple_of(attention.tile.keys)
-}
-
-/// For each 32 keys of the tile that begins with key `first`, which of them take part.
-#[cube]
-fn key_flags(
-    task: &Task,
-    sides: &Sequence<Slot>,
-    at: &Array<usize>,
-    first: usize,
-    #[comptime] attention: Attention,
-) -> Array<u32> {
-    let words = comptime!(attention.tile.keys.div_ceil(32) as usize);
-    let mut flags = Array::<u32>::new(words);
-    if comptime!(is_checked(&attention)) {
-        let sk = comptime!(attention.problem.sk as usize);
-        #[unroll]
-        for word in 0..words {
-            let key = first + task.lane + comptime!(32 * word);
-            let is_key = key < sk;
-            let mut flag = u32::cast_from(is_key);
-            if comptime!(attention.problem.mask.is_some()) {
-                let mask = comptime!(attention.problem.mask.clone().expect("there is a mask"));
-                let start = row_start(at, comptime!(mask.strides.clone()));
-                let step = comptime!(*mask.strides.last().expect("a mask has a stride") as usize);
-                let from = start + select(is_key, key, comptime!(sk - 1)) * step;
-                let x = load(sides.index(0usize), from, comptime!(mask.dtype));
-                flag = select(x != 0.0f32, flag, 0u32);
-            }
-            flags[word] = ballot(flag);
-        }
-    }
-    flags
-}
-
-/// Whether the tile has a key that takes part.
-#[cube]
-fn has_key(flags: &Array<u32>, #[comptime] attention: Attention) -> bool {
-    if comptime!(attention.problem.mask.is_some()) {
-        let mut any = flags[0];
-        #[unroll]
-        for word in 1..comptime!(attention.tile.keys.div_ceil(32) as usize) {
-            any |= flags[word];
-        }
-        any != 0u32
-    } else {
-        true.runtime()
-    }
-}
-
-/// Makes scores of keys that take no part as low as can be.
-#[cube]
-fn mask_keys(
-    scores: &mut Array<Sums>,
-    task: &Task,
-    flags: &Array<u32>,
-    #[comptime] attention: Attention,
-) {
+    let bias = comptime!(attention.problem.bias.clone().expect("there is a bias"));
+    let factor = comptime!(factor(&attention.problem));
+    let n = comptime!(bias.strides.len() - 2);
+    let (row_step, key_step) = comptime!((bias.strides[n] as usize, bias.strides[n + 1] as usize));
+    let start = position(at, comptime!(bias.strides[..n].to_vec()));
     let tiles = comptime!((attention.tile.keys / 8) as usize);
-    if comptime!(is_checked(&attention)) {
-        #[unroll]
-        for word in 0..comptime!(tiles.div_ceil(4)) {
-            if flags[word] != 0xffff_ffffu32 {
-                let own = flags[word] >> (2 * task.column as u32);
-                #[unroll]
-                for tile in comptime!(4 * word)..comptime!(tiles.min(4 * word + 4)) {
-                    #[unroll]
-                    for height in 0..comptime!(attention.tile.heights as usize) {
-                        let index = comptime!(height * tiles + tile);
-                        let mut masked = Sums::empty();
-                        #[unroll]
-                        for i in 0..4usize {
-                            let bit = comptime!(1u32 << (tile % 4 * 8 + i % 2));
-                            let x = scores[index].extract(i);
-                            masked.insert(i, select(own & bit != 0, x, MASKED));
-                        }
-                        scores[index] = masked;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Where the pair's first element lies; the last stride is not of pairs.
-#[cube]
-fn row_start(at: &Array<usize>, #[comptime] strides: Vec<u32>) -> usize {
-    position(at, comptime!(strides[..strides.len() - 1].to_vec()))
-}
-
-/// Weights of a tile's keys as the second product's left operand: for each height and 16 keys.
-/// They are relative to the running maxima, which follow the true ones only when one has fallen
-/// behind by [`SLACK`]: rarely, so that outputs are seldom scaled down.
-#[cube]
-fn weigh(
-    scores: &Array<Sums>,
-    maxima: &mut Array<f32>,
-    sums: &mut Array<f32>,
-    outputs: &mut Array<Sums>,
-    #[comptime] attention: Attention,
-) -> Array<Words4> {
-    let element = comptime!(element(&attention));
-    let heights = comptime!(attention.tile.heights as usize);
-    let rows = comptime!(2 * heights);
-    let tiles = comptime!((attention.tile.keys / 8) as usize);
-    let chunks = comptime!((attention.problem.d / CHUNK) as usize);
-    let factor =
-        comptime!(if attention.problem.bias.is_some() { 1.0f32 } else { factor(&attention) });
-    let mut largest = Array::<f32>::new(rows);
-    let mut rises = 0u32;
+    let (last_row, last_key) =
+        comptime!((attention.problem.sq as usize - 1, attention.problem.sk as usize - 1));
     #[unroll]
-    for row in 0..rows {
-        let (height, half) = comptime!((row / 2, row % 2));
-        let mut most = maxima[row];
+    for height in 0..comptime!(attention.tile.heights as usize) {
         #[unroll]
         for tile in 0..tiles {
-            let score = scores[height * tiles + tile];
-            most = max(most, score.extract(2 * half));
-            most = max(most, score.extract(2 * half + 1));
-        }
-        most = max(most, from_lane_xor(most, 1u32));
-        most = max(most, from_lane_xor(most, 2u32));
-        largest[row] = most;
-        rises = select(most - maxima[row] > comptime!(SLACK / factor), 1u32, rises);
-    }
-    if ballot(rises) != 0u32 {
-        #[unroll]
-        for row in 0..rows {
-            let (height, half) = comptime!((row / 2, row % 2));
-            let shrink = exp2((maxima[row] - largest[row]) * factor);
-            maxima[row] = largest[row];
-            sums[row] = sums[row] * shrink;
+            let index = comptime!(height * tiles + tile);
+            let mut biased = Sums::empty();
             #[unroll]
-            for chunk in 0..chunks {
-                let index = comptime!(height * chunks + chunk);
-                let mut output = outputs[index];
-                output.insert(2 * half, output.extract(2 * half) * shrink);
-                output.insert(2 * half + 1, output.extract(2 * half + 1) * shrink);
-                outputs[index] = output;
+            for i in 0..4usize {
+                let row = task.query + task.row + comptime!(16 * height + i / 2 * 8);
+                let key = first + 2 * task.column + comptime!(8 * tile + i % 2);
+                // What lies beyond is read elsewhere and not used.
+                let row = select(row < last_row, row, last_row);
+                let key = select(key < last_key, key, last_key);
+                let from = start + row * row_step + key * key_step;
+                let x = load(slot, from, comptime!(bias.dtype));
+                let y = scores[index].extract(i);
+                biased.insert(i, y * factor + x * comptime!(std::f32::consts::LOG2_E));
             }
+            scores[index] = biased;
         }
     }
-    let mut weights = Array::<Words4>::new(comptime!(heights * tiles / 2));
-    #[unroll]
-    for height in 0..heights {
-        #[unroll]
-        for step in 0..comptime!(tiles / 2) {
-            let mut words = Words4::empty();
-            #[unroll]
-            for part in 0..4usize {
-                // Rows alternate, tiles come two after two.
-                let half = comptime!(part % 2);
-                let row = comptime!(2 * height + half);
-                let score = scores[height * tiles + 2 * step + comptime!(part / 2)];
-                let reference = maxima[row] * factor;
-                let low = exp2(score.extract(2 * half) * factor - reference);
-                let high = exp2(score.extract(2 * half + 1) * factor - reference);
-                sums[row] = sums[row] + (low + high);
-                words.insert(part, pack_halves(low, high, element));
-            }
-            weights[height * comptime!(tiles / 2) + step] = words;
-        }
-    }
-    weights
 }
 
 /// `outputs += weights values`.
@@ -738,7 +413,7 @@ fn accumulate(
     #[comptime] attention: Attention,
 ) {
     let geometry = comptime!(Geometry::of(&attention));
-    let element = comptime!(element(&attention));
+    let element = comptime!(half_name(attention.problem.q.dtype));
     let heights = comptime!(attention.tile.heights as usize);
     let chunks = comptime!(geometry.chunks as usize);
     let steps = comptime!((attention.tile.keys / 16) as usize);
@@ -772,132 +447,6 @@ fn accumulate(
                     let to = comptime!(height * chunks + 2 * pair + i);
                     let (b0, b1) = (*b.index(2 * i), *b.index(2 * i + 1));
                     outputs[to] = mma_16(a, b0, b1, outputs[to], element);
-                }
-            }
-        }
-    }
-}
-
-/// Writes the warp's rows.
-#[cube]
-fn write(
-    task: &Task,
-    result: &Slot,
-    at: &Array<usize>,
-    outputs: &Array<Sums>,
-    #[comptime] attention: Attention,
-) {
-    if comptime!(attention.writes_vectors && attention.problem.result.dtype == DType::F32) {
-        write_pairs(task, result, at, outputs, attention);
-    } else if comptime!(attention.writes_vectors) {
-        write_staged(task, result, at, outputs, attention);
-    } else {
-        write_elements(task, result, at, outputs, attention);
-    }
-}
-
-/// Rows of f32: what a lane has in a row is 8 bytes, and four lanes have 32 of them.
-#[cube]
-fn write_pairs(
-    task: &Task,
-    result: &Slot,
-    at: &Array<usize>,
-    outputs: &Array<Sums>,
-    #[comptime] attention: Attention,
-) {
-    let sq = comptime!(attention.problem.sq as usize);
-    let chunks = comptime!((attention.problem.d / CHUNK) as usize);
-    #[unroll]
-    for row in 0..comptime!(2 * attention.tile.heights as usize) {
-        let (height, half) = comptime!((row / 2, row % 2));
-        let query = task.query + task.row + comptime!(16 * height + 8 * half);
-        if query < sq {
-            let to = row_address(result, at, query, comptime!(attention.problem.result.clone()))
-                + (task.column as u32 * 8) as u64;
-            #[unroll]
-            for chunk in 0..chunks {
-                let tile = outputs[height * chunks + chunk];
-                let (low, high) = (tile.extract(2 * half), tile.extract(2 * half + 1));
-                store_global_pair(to, comptime!(chunk as u32 * 32), low, high);
-            }
-        }
-    }
-}
-
-/// Rows of half types: through shared memory, whose tiles nobody needs any more, so that lanes write
-/// 16 bytes beside each other.
-#[cube]
-fn write_staged(
-    task: &Task,
-    result: &Slot,
-    at: &Array<usize>,
-    outputs: &Array<Sums>,
-    #[comptime] attention: Attention,
-) {
-    let geometry = comptime!(Geometry::of(&attention));
-    let element = comptime!(half_name(attention.problem.result.dtype));
-    let heights = comptime!(attention.tile.heights as usize);
-    let chunks = comptime!(geometry.chunks as usize);
-    let row_bytes = comptime!(geometry.row_bytes);
-    sync_group(comptime!(attention.tile.has_pair_per_warp));
-    let own = task.staged + task.row as u32 * row_bytes + task.column as u32 * 4;
-    #[unroll]
-    for row in 0..comptime!(2 * heights) {
-        let (height, half) = comptime!((row / 2, row % 2));
-        #[unroll]
-        for chunk in 0..chunks {
-            let tile = outputs[height * chunks + chunk];
-            let (low, high) = (tile.extract(2 * half), tile.extract(2 * half + 1));
-            let offset = comptime!(row as u32 * 8 * row_bytes + chunk as u32 * CHUNK_BYTES);
-            store_shared_word(own, offset, pack_halves(low, high, element));
-        }
-    }
-    sync_plane();
-    let pieces = comptime!(16 * heights * chunks);
-    #[unroll]
-    for pass in 0..comptime!(pieces.div_ceil(32)) {
-        let piece = task.lane + comptime!(32 * pass);
-        let row = piece / chunks;
-        let column = piece % chunks;
-        let query = task.query + row;
-        if query < comptime!(attention.problem.sq as usize) && piece < pieces {
-            let from = task.staged + row as u32 * row_bytes + column as u32 * CHUNK_BYTES;
-            let to = row_address(result, at, query, comptime!(attention.problem.result.clone()))
-                + (column as u32 * CHUNK_BYTES) as u64;
-            store_global_words(to, load_shared_words(from));
-        }
-    }
-}
-
-/// Rows that are not aligned.
-#[cube]
-fn write_elements(
-    task: &Task,
-    result: &Slot,
-    at: &Array<usize>,
-    outputs: &Array<Sums>,
-    #[comptime] attention: Attention,
-) {
-    let chunks = comptime!((attention.problem.d / CHUNK) as usize);
-    let dtype = comptime!(attention.problem.result.dtype);
-    let size = comptime!(dtype.size() as u32);
-    #[unroll]
-    for row in 0..comptime!(2 * attention.tile.heights as usize) {
-        let (height, half) = comptime!((row / 2, row % 2));
-        let query = task.query + task.row + comptime!(16 * height + 8 * half);
-        if query < comptime!(attention.problem.sq as usize) {
-            let to = row_address(result, at, query, comptime!(attention.problem.result.clone()))
-                + (task.column as u32 * 2 * size) as u64;
-            #[unroll]
-            for i in 0..comptime!(2 * chunks) {
-                let (chunk, part) = comptime!((i / 2, i % 2));
-                let offset = comptime!((8 * chunk + part) as u32 * size);
-                let x = outputs[height * chunks + chunk].extract(comptime!(2 * half + part));
-                if comptime!(dtype == DType::F32) {
-                    store_global_float(to, offset, x);
-                } else {
-                    let word = pack_halves(x, 0.0f32, comptime!(half_name(dtype)));
-                    store_global_half(to, offset, word);
                 }
             }
         }

@@ -8,7 +8,8 @@ use cubecl::prelude::*;
 use kernels::cuda::Access;
 use kernels::cuda::attention::{AttentionFma, Problem};
 
-use crate::attention::{LOWEST, MASKED, Operands, declare, n_pointers};
+use crate::attention_operands::{Operands, declare, n_pointers, row_start, row_stride};
+use crate::attention_softmax::{LOWEST, MASKED};
 use crate::position::{coordinates, position};
 use crate::ptx::{exp2, from_lane_xor, max};
 use crate::slot::{Slot, load, store};
@@ -121,7 +122,7 @@ fn body(operands: &mut Operands, #[comptime] attention: AttentionFma) {
         }
     }
     let start = row_start(&at, comptime!(problem.result.clone()));
-    let stride = comptime!(*problem.result.strides.last().expect("rows") as usize);
+    let stride = comptime!(row_stride(&problem.result) as usize);
     #[unroll]
     for i in 0..SIDE {
         let mut sum = sums[i];
@@ -156,12 +157,6 @@ fn zeros(#[comptime] n: usize) -> Array<f32> {
     sums
 }
 
-/// Where the pair's first element lies; the last stride is not of pairs.
-#[cube]
-fn row_start(at: &Array<usize>, #[comptime] access: Access) -> usize {
-    position(at, comptime!(access.strides[..access.strides.len() - 1].to_vec()))
-}
-
 /// Puts dims from `dim` on of the rows from `first` on at `to`, transposed: `[DIMS, rows]`. What lies
 /// beyond the last row or the head is 0.
 #[cube]
@@ -180,7 +175,7 @@ fn fill(
     #[comptime] are_queries: bool,
 ) {
     let (rows, step) = comptime!(if are_queries { (QUERIES, QUERY_ROW) } else { (KEYS, KEY_ROW) });
-    let stride = comptime!(*access.strides.last().expect("rows have a stride") as usize);
+    let stride = comptime!(row_stride(&access) as usize);
     let start = row_start(at, comptime!(access.clone()));
     #[unroll]
     for pass in 0..comptime!(rows * DIMS / THREADS) {
@@ -205,7 +200,7 @@ fn fill_values(
     #[comptime] part: usize,
     #[comptime] problem: Problem,
 ) {
-    let stride = comptime!(*problem.v.strides.last().expect("rows have a stride") as usize);
+    let stride = comptime!(row_stride(&problem.v) as usize);
     let (n, d) = comptime!((problem.sk as usize, problem.d as usize));
     let start = row_start(at, comptime!(problem.v.clone()));
     #[unroll]
@@ -267,7 +262,7 @@ fn adjust(
         let near = select(takes_part, key, comptime!(sk - 1));
         if has_mask {
             let mask = comptime!(problem.mask.clone().expect("there is a mask"));
-            let step = comptime!(*mask.strides.last().expect("a mask has a stride") as usize);
+            let step = comptime!(row_stride(&mask) as usize);
             let from = row_start(at, comptime!(mask.clone())) + near * step;
             let x = load(sides.index(0usize), from, comptime!(mask.dtype));
             takes_part = takes_part && x != 0.0f32;

@@ -13,6 +13,7 @@ use kernels::cuda::{Function, Gpu};
 
 use crate::attention;
 use crate::attention_fma;
+use crate::attention_wide;
 use crate::error::Error;
 use crate::gather;
 use crate::gemm;
@@ -57,6 +58,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
         Function::GroupScale(scale) => group_norm::define_scale(scale, &mut builder),
         Function::GroupSums(sums) => group_norm::define_sums(sums, &mut builder),
         Function::AttentionFma(function) => attention_fma::define(function, &mut builder),
+        Function::AttentionWide(function) => attention_wide::define(function, &mut builder),
         Function::Heads(heads) => heads::define(heads, &mut builder),
         Function::Map(map) => map::define(map, &mut builder),
         Function::Matmul(matmul) => gemm::define(&matmul.0, &mut builder),

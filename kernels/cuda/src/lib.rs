@@ -6,7 +6,12 @@
 
 mod angle;
 mod attention;
+mod attention_copy;
 mod attention_fma;
+mod attention_operands;
+mod attention_softmax;
+mod attention_wide;
+mod attention_write;
 mod collective;
 mod emit;
 mod error;

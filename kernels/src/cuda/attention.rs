@@ -83,6 +83,19 @@ pub struct Attention {
     pub tile: Tile,
 }
 
+/// On tensor cores, for one wide head: rows of bf16 or f16, of a multiple of 32 elements, and no bias.
+/// Queries lie in shared memory too, and two warps share 16 of them: each has half of a tile's keys,
+/// then half of the outputs. Pointers as of [`Attention`].
+#[derive(Clone, PartialEq, Debug)]
+pub struct AttentionWide {
+    /// What is computed.
+    pub problem: Problem,
+    /// Whether 16 bytes of a result row can be written at once.
+    pub writes_vectors: bool,
+    /// Keys in shared memory at a time: 32 or 64.
+    pub keys: u32,
+}
+
 /// On ordinary units, in f32: any float type and head. Pointers as of [`Attention`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct AttentionFma {
@@ -147,6 +160,49 @@ impl Attention {
     }
 }
 
+impl AttentionWide {
+    /// Queries of a block.
+    pub const QUERIES: u32 = 64;
+
+    /// Threads of a block.
+    pub fn block(&self) -> [u32; 3] {
+        [256, 1, 1]
+    }
+
+    /// Blocks of queries of one pair.
+    pub fn query_blocks(&self) -> u32 {
+        self.problem.sq.div_ceil(Self::QUERIES)
+    }
+
+    /// Bytes from one row to the next in shared memory: of queries, keys and values; of weights.
+    pub fn row_bytes(&self) -> [u32; 2] {
+        [self.problem.d, self.keys].map(|elements| 2 * elements + 16)
+    }
+
+    /// Bytes of shared memory: queries, a tile of keys and one of values, weights, and for each query
+    /// a number of either warp.
+    pub fn shared_bytes(&self) -> u32 {
+        let [row, weight_row] = self.row_bytes();
+        let rows = Self::QUERIES + 2 * self.keys;
+        rows * row + Self::QUERIES * (weight_row + 8)
+    }
+
+    /// With as many keys as shared memory holds. `None` where it holds too little.
+    fn of(problem: &Problem, writes_vectors: bool, gpu: Gpu) -> Option<AttentionWide> {
+        if problem.bias.is_some() || !problem.d.is_multiple_of(32) {
+            return None;
+        }
+        [64, 32]
+            .map(|keys| AttentionWide { problem: problem.clone(), writes_vectors, keys })
+            .into_iter()
+            .find(|attention| attention.shared_bytes() as usize <= gpu.shared_bytes().1)
+    }
+
+    fn grid(&self) -> [u32; 3] {
+        [self.problem.n_pairs() * self.query_blocks(), 1, 1]
+    }
+}
+
 impl AttentionFma {
     /// Queries of a block.
     pub const QUERIES: u32 = 32;
@@ -167,10 +223,10 @@ impl AttentionFma {
 }
 
 /// Takes one `attention`, its result as it is or cast to another float type.
-pub(super) fn select(site: &Site<'_>, _: Gpu) -> Option<CudaKernel> {
+pub(super) fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
     let site = AttentionSite::of(site)?;
     let is_half = matches!(site.dtype, DType::Bf16 | DType::F16);
-    let on_tensor_cores = is_half && site.d <= MAX_HEAD && site.d.is_multiple_of(CHUNK);
+    let on_tensor_cores = is_half && site.d.is_multiple_of(CHUNK);
     let sides: Vec<&Side> = [&site.mask, &site.bias].into_iter().flatten().collect();
     let rows = [&site.q, &site.k, &site.v];
     let stored = rows.iter().map(|rows| &rows.layout).chain(sides.iter().map(|side| &side.layout));
@@ -231,14 +287,16 @@ pub(super) fn select(site: &Site<'_>, _: Gpu) -> Option<CudaKernel> {
     args.extend(bases.into_iter().zip(&layouts).map(|(base, layout)| arg(base, layout)));
     args.extend(sides.iter().map(|side| arg(Base::Operand(side.operand), &side.layout)));
     let (queries, keys, units, grid, function);
-    if on_tensor_cores {
-        let attention = Attention {
-            tile: Tile::of(site.sq, site.sk, site.d),
-            writes_vectors: has_whole_chunks(&site.result),
-            problem,
-        };
+    let writes_vectors = has_whole_chunks(&site.result);
+    let wide = on_tensor_cores.then(|| AttentionWide::of(&problem, writes_vectors, gpu)).flatten();
+    if on_tensor_cores && site.d <= MAX_HEAD {
+        let attention =
+            Attention { tile: Tile::of(site.sq, site.sk, site.d), writes_vectors, problem };
         (queries, keys, units) = (attention.queries(), attention.tile.keys, "tensor");
         (grid, function) = (attention.grid(), Function::Attention(attention));
+    } else if let Some(attention) = wide {
+        (queries, keys, units) = (AttentionWide::QUERIES, attention.keys, "tensor");
+        (grid, function) = (attention.grid(), Function::AttentionWide(attention));
     } else {
         let attention = AttentionFma { problem };
         (queries, keys, units) = (AttentionFma::QUERIES, KEYS, "fma");

@@ -144,6 +144,7 @@ functions! {
     "group_scale" => group_norm::GroupScale,
     "group_sums" => group_norm::GroupSums,
     "attention_fma" => attention::AttentionFma,
+    "attention_wide" => attention::AttentionWide,
     "heads" => heads::Heads,
     "map" => map::Map,
     "matmul" => matmul::Matmul,
