@@ -236,7 +236,7 @@ fn multiply(
             #[unroll]
             for j in 0..SIDE {
                 let to = comptime!(index + i * SIDE + j);
-                sums[to] = x.extract(i) * y.extract(j) + sums[to];
+                sums[to] += x.extract(i) * y.extract(j);
             }
         }
     }
@@ -324,7 +324,7 @@ fn weigh(
             #[unroll]
             for j in 0..SIDE {
                 let index = comptime!(part * SIDE * SIDE + i * SIDE + j);
-                outputs[index] = outputs[index] * shrink;
+                outputs[index] *= shrink;
             }
         }
     }

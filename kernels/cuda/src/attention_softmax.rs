@@ -134,7 +134,7 @@ pub(crate) fn follow(
             let (height, half) = comptime!((row / 2, row % 2));
             let shrink = exp2((running.references[row] - largest[row]) * factor);
             running.references[row] = largest[row];
-            running.sums[row] = running.sums[row] * shrink;
+            running.sums[row] *= shrink;
             #[unroll]
             for chunk in 0..chunks {
                 let index = comptime!(height * chunks + chunk);
@@ -173,7 +173,7 @@ pub(crate) fn weigh(
                 let reference = running.references[row] * factor;
                 let low = exp2(score.extract(2 * half) * factor - reference);
                 let high = exp2(score.extract(2 * half + 1) * factor - reference);
-                running.sums[row] = running.sums[row] + (low + high);
+                running.sums[row] += low + high;
                 words.insert(part, pack_halves(low, high, element));
             }
             weights[height * comptime!(tiles / 2) + step] = words;

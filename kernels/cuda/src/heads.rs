@@ -145,7 +145,7 @@ fn run_pass(
         let scale = 1.0f32 / (mean + comptime!(pass.norm.expect("there is a norm"))).sqrt();
         #[unroll]
         for i in 0..n {
-            x[i] = x[i] * scale;
+            x[i] *= scale;
         }
     }
     let has_weight = comptime!(pass.weight.is_some());
@@ -160,7 +160,7 @@ fn run_pass(
                 #[unroll]
                 for j in 0..vector {
                     let factor = load(slot, (run * vector + j) * stride, comptime!(access.dtype));
-                    x[i * vector + j] = x[i * vector + j] * factor;
+                    x[i * vector + j] *= factor;
                 }
             }
         }

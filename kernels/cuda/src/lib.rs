@@ -1,8 +1,18 @@
 //! Code of the functions that a CUDA device launches.
 //!
 //! [`kernels::cuda`] says what is launched, as plain data; here each [`Function`](kernels::cuda::Function)
-//! has its code, in CubeCL, one file each. [`emit`] makes CUDA text of it, [`Nvrtc`] machine code of
+//! has its code, in `CubeCL`, one file each. [`emit`] makes CUDA text of it, [`Nvrtc`] machine code of
 //! the text. Neither needs a GPU, and nothing of this is needed where an engine runs.
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::cast_lossless,
+    clippy::collapsible_if,
+    clippy::if_same_then_else,
+    clippy::manual_is_multiple_of,
+    clippy::needless_range_loop,
+    reason = "in device code, what is known at compile time is passed by value, branches on it differ \
+              from others, and arrays, casts and integers have no more methods than CubeCL gives them"
+)]
 
 mod angle;
 mod attention;

@@ -1,4 +1,4 @@
-//! PTX instructions that CubeCL has no form for: tensor cores, matrices from shared memory,
+//! PTX instructions that `CubeCL` has no form for: tensor cores, matrices from shared memory,
 //! asynchronous copies, exchange within a warp.
 //!
 //! Shared memory is addressed by 32-bit numbers here, global memory by 64-bit ones, both in bytes;
