@@ -5,15 +5,15 @@
 //! in that form what the second product takes as its left operand, 16 queries by 16 keys.
 
 use cubecl::prelude::*;
-use kernels::cuda::attention::{Attention, Problem};
+use kernels::cuda::attention::{Attention, Problem, Tile};
 
 use crate::attention_copy::{CHUNK, CHUNK_BYTES, Rows, advance, copy_tile, piece, row_bytes};
 use crate::attention_operands::{
-    Operands, declare, factor, half_name, has_key, is_checked, key_flags, n_pointers, row_address,
-    sign,
+    Operands, declare, factor, half_name, has_key, is_ragged_or_masked, key_flags, n_pointers,
+    row_address, sign,
 };
 use crate::attention_softmax::{
-    follow, mask_keys, maxima, normalize, row_sums, start, weigh, zeros,
+    Running, follow, mask_keys, maxima, normalize, row_sums, start, weigh, zeros,
 };
 use crate::attention_write::{Target, Written, write};
 use crate::position::{coordinates, position};
@@ -22,6 +22,9 @@ use crate::ptx::{
     load_matrix_pair, load_matrix_pair_transposed, mma_8, mma_16, shared_address, wait_copies,
 };
 use crate::slot::{Slot, load};
+
+/// Keys of one step of the second product.
+const STEP_KEYS: u32 = 16;
 
 /// Declares the pointers and the body; returns how many pointers there are.
 pub(crate) fn define(attention: &Attention, builder: &mut KernelBuilder) -> usize {
@@ -53,7 +56,8 @@ impl Geometry {
         let row_bytes = row_bytes(chunks);
         let tile = attention.tile;
         let group = if tile.has_pair_per_warp { 32 } else { 32 * tile.warps };
-        let tile_bytes = tile.keys * row_bytes;
+        // Of the largest tile, which a rest shares.
+        let tile_bytes = Tile::of_keys(attention.problem.sk) * row_bytes;
         let stages = attention.key_tiles().min(2);
         let staged_bytes = attention.queries() * row_bytes;
         let group_bytes = (2 * stages * tile_bytes).max(staged_bytes);
@@ -144,14 +148,30 @@ fn body(operands: &Operands, #[comptime] attention: Attention) {
     }
 }
 
+/// What a warp keeps from tile to tile.
+#[derive(CubeType)]
+struct Kept {
+    queries: Array<Words4>,
+    running: Running,
+    outputs: Array<Sums>,
+    /// Rows of matrices that this lane names, in the first stage: of keys for two tiles of 8 keys and
+    /// both halves of 16 dims, of keys for the last 8 dims, and of values for both halves of 16 keys
+    /// and two tiles of 8 dims.
+    k_lane: u32,
+    k_tail: u32,
+    v_lane: u32,
+}
+
 #[cube]
 fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     let geometry = comptime!(Geometry::of(&attention));
+    let problem = comptime!(attention.problem.clone());
+    let is_warp = comptime!(attention.tile.has_pair_per_warp);
     let heights = comptime!(attention.tile.heights as usize);
     let keys = comptime!(attention.tile.keys as usize);
     let tiles = comptime!(attention.key_tiles() as usize);
     let chunks = comptime!(geometry.chunks as usize);
-    let at = coordinates(task.pair, comptime!(attention.problem.pairs.clone()));
+    let at = coordinates(task.pair, comptime!(problem.pairs.clone()));
 
     let (k_rows, v_rows) = comptime!((rows(&attention, false), rows(&attention, true)));
     let mut k_piece = piece(task.member, &operands.k, &at, 0usize, comptime!(k_rows.clone()));
@@ -160,36 +180,30 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     copy_tile(&k_piece, task.shared, 0u32, 0usize, comptime!(k_rows.clone()));
     copy_tile(&v_piece, task.shared, v_offset, 0usize, comptime!(v_rows.clone()));
     commit_copies();
-    let queries = load_queries(task, &operands.q, &at, comptime!(attention.clone()));
-
-    // Rows of matrices that this lane names: of keys for two tiles of 8 keys and both halves of 16
-    // dims; of values for both halves of 16 keys and two tiles of 8 dims.
     let lane = task.lane as u32;
     let row_bytes = comptime!(geometry.row_bytes);
-    let k_lane = task.shared + (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * CHUNK_BYTES;
-    let k_tail = task.shared + lane * row_bytes;
-    let v_lane = task.shared + lane % 16 * row_bytes + lane / 16 * CHUNK_BYTES;
-
-    let (height_tiles, words) = comptime!((keys / 8, keys.div_ceil(32)));
-    let element = comptime!(half_name(attention.problem.q.dtype));
-    let factor = comptime!(score_factor(&attention));
-    let mut running = start(heights);
-    let mut outputs = zeros(comptime!(heights * chunks));
+    let mut kept = Kept {
+        queries: load_queries(task, &operands.q, &at, comptime!(attention.clone())),
+        running: start(heights),
+        outputs: zeros(comptime!(heights * chunks)),
+        k_lane: task.shared + (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * CHUNK_BYTES,
+        k_tail: task.shared + lane * row_bytes,
+        v_lane: task.shared + lane % 16 * row_bytes + lane / 16 * CHUNK_BYTES,
+    };
+    let rest = comptime!(rest(&attention));
+    let whole = comptime!(if rest.is_some() { tiles - 1 } else { tiles });
+    let is_checked =
+        comptime!(is_ragged_or_masked(&problem, attention.tile.keys) && rest.is_none());
+    let is_checked = comptime!(is_checked || problem.mask.is_some());
+    let tile_keys = comptime!(attention.tile.keys);
     let mut stage = 0u32;
-    for tile in 0..tiles {
+    for tile in 0..whole {
         let first = tile * keys;
-        let problem = comptime!(attention.problem.clone());
-        let tile_keys = comptime!(attention.tile.keys);
-        let flags = key_flags(
-            task.lane,
-            &operands.sides,
-            &at,
-            first,
-            comptime!(problem.clone()),
-            tile_keys,
-        );
+        let problem = comptime!(problem.clone());
+        let flags =
+            key_flags(task.lane, &operands.sides, &at, first, problem, tile_keys, is_checked);
         wait_copies(0u32);
-        sync_group(comptime!(attention.tile.has_pair_per_warp));
+        sync_group(is_warp);
         if comptime!(tiles > 1) {
             if tile + 1 < tiles {
                 advance(&mut k_piece, comptime!(k_rows.clone()));
@@ -200,40 +214,97 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
                 commit_copies();
             }
         }
-        if has_key(&flags, comptime!(problem.clone()), words) {
-            let mut scores = zeros(comptime!(heights * height_tiles));
-            let (k_lane, k_tail) = (k_lane + stage, k_tail + stage);
-            score(&mut scores, &queries, k_lane, k_tail, comptime!(attention.clone()));
-            if comptime!(problem.bias.is_some()) {
-                let slot = operands.sides.index(comptime!(usize::from(problem.mask.is_some())));
-                add_bias(&mut scores, task, slot, &at, first, comptime!(attention.clone()));
-            }
-            if comptime!(is_checked(&problem, tile_keys)) {
-                let full = comptime!(u32::MAX >> (32 - tile_keys.min(32)));
-                mask_keys(&mut scores, task.column, &flags, full, heights, height_tiles);
-            }
-            let largest = maxima(&scores, &running, heights, height_tiles);
-            follow(&largest, &mut running, &mut outputs, heights, chunks, factor);
-            let weights = weigh(&scores, &mut running, heights, height_tiles, factor, element);
-            accumulate(&mut outputs, &weights, v_lane + stage, comptime!(attention.clone()));
-        }
+        let attention = comptime!(attention.clone());
+        add_tile(&mut kept, task, operands, &at, &flags, first, stage, attention, is_checked);
         if comptime!(tiles > 1) {
             stage = comptime!(2 * geometry.tile_bytes) - stage;
         }
     }
-    let sums = row_sums(&running, heights);
-    normalize(&mut outputs, &sums, heights, chunks);
+    if comptime!(rest.is_some()) {
+        let attention = comptime!(rest.clone().expect("there is a rest"));
+        let first = comptime!(whole * keys);
+        let tile_keys = comptime!(attention.tile.keys);
+        let is_checked = comptime!(is_ragged_or_masked(&problem, STEP_KEYS));
+        let problem = comptime!(problem.clone());
+        let flags =
+            key_flags(task.lane, &operands.sides, &at, first, problem, tile_keys, is_checked);
+        wait_copies(0u32);
+        sync_group(is_warp);
+        add_tile(&mut kept, task, operands, &at, &flags, first, stage, attention, is_checked);
+    }
+    let sums = row_sums(&kept.running, heights);
+    normalize(&mut kept.outputs, &sums, heights, chunks);
     // Tiles make room for outputs.
-    sync_group(comptime!(attention.tile.has_pair_per_warp));
+    sync_group(is_warp);
     let target = Target { query: task.query, dim: 0usize, staged: task.staged, lane: task.lane };
     let written = comptime!(Written {
         heights,
         chunks,
-        n: attention.problem.sq as usize,
-        access: attention.problem.result.clone(),
+        n: problem.sq as usize,
+        access: problem.result.clone(),
         in_vectors: attention.writes_vectors,
     });
-    write(&target, &operands.result, &at, &outputs, written);
+    write(&target, &operands.result, &at, &kept.outputs, written);
+}
+
+/// The last tile where it has fewer keys than others, by 16 at least.
+fn rest(attention: &Attention) -> Option<Attention> {
+    let Attention { problem, tile, .. } = attention;
+    let keys = (problem.sk % tile.keys).next_multiple_of(STEP_KEYS);
+    (problem.sk > tile.keys && keys != 0 && keys < tile.keys)
+        .then(|| Attention { tile: Tile { keys, ..*tile }, ..attention.clone() })
+}
+
+/// Adds the tile that begins with key `first` and lies in `stage` to what is kept. A warp without
+/// queries does nothing.
+#[cube]
+#[allow(clippy::too_many_arguments, reason = "a tile, and what is known of it")]
+fn add_tile(
+    kept: &mut Kept,
+    task: &Task,
+    operands: &Operands,
+    at: &Array<usize>,
+    flags: &Array<u32>,
+    first: usize,
+    stage: u32,
+    #[comptime] attention: Attention,
+    #[comptime] is_checked: bool,
+) {
+    let geometry = comptime!(Geometry::of(&attention));
+    let heights = comptime!(attention.tile.heights as usize);
+    let chunks = comptime!(geometry.chunks as usize);
+    let keys = comptime!(attention.tile.keys);
+    let (tiles, words) = comptime!(((keys / 8) as usize, keys.div_ceil(32) as usize));
+    let element = comptime!(half_name(attention.problem.q.dtype));
+    let factor = comptime!(score_factor(&attention));
+    let problem = comptime!(attention.problem.clone());
+    let has_queries = has_queries(task, comptime!(attention.clone()));
+    if has_queries && has_key(flags, comptime!(problem.clone()), words) {
+        let mut scores = zeros(comptime!(heights * tiles));
+        let (k_lane, k_tail) = (kept.k_lane + stage, kept.k_tail + stage);
+        score(&mut scores, &kept.queries, k_lane, k_tail, comptime!(attention.clone()));
+        if comptime!(problem.bias.is_some()) {
+            let slot = operands.sides.index(comptime!(usize::from(problem.mask.is_some())));
+            add_bias(&mut scores, task, slot, at, first, comptime!(attention.clone()));
+        }
+        if is_checked {
+            mask_keys(&mut scores, task.column, flags, keys, heights, tiles);
+        }
+        let largest = maxima(&scores, &kept.running, heights, tiles);
+        follow(&largest, &mut kept.running, &mut kept.outputs, heights, chunks, factor);
+        let weights = weigh(&scores, &mut kept.running, heights, tiles, factor, element);
+        accumulate(&mut kept.outputs, &weights, kept.v_lane + stage, attention);
+    }
+}
+
+/// Whether the warp has a query.
+#[cube]
+fn has_queries(task: &Task, #[comptime] attention: Attention) -> bool {
+    if comptime!(attention.problem.sq.is_multiple_of(attention.queries())) {
+        true.runtime()
+    } else {
+        task.query < comptime!(attention.problem.sq as usize)
+    }
 }
 
 /// What is left to multiply scores with when they are weighed: a bias is added to what is scaled.

@@ -95,12 +95,12 @@ fn slot_address(slot: &Slot) -> u64 {
 }
 
 /// Whether some key of a tile may take no part.
-pub(crate) fn is_checked(problem: &Problem, keys: u32) -> bool {
+pub(crate) fn is_ragged_or_masked(problem: &Problem, keys: u32) -> bool {
     problem.mask.is_some() || !problem.sk.is_multiple_of(keys)
 }
 
-/// For each 32 of the `keys` from `first` on, which of them take part; bits beyond are not set.
-/// Nothing is read where all keys of all tiles take part.
+/// For each 32 of the `keys` from `first` on, which of them take part; bits beyond are not set. Without
+/// `is_checked`, nothing is read and nothing is said.
 #[cube]
 pub(crate) fn key_flags(
     lane: usize,
@@ -109,10 +109,11 @@ pub(crate) fn key_flags(
     first: usize,
     #[comptime] problem: Problem,
     #[comptime] keys: u32,
+    #[comptime] is_checked: bool,
 ) -> Array<u32> {
     let words = comptime!(keys.div_ceil(32) as usize);
     let mut flags = Array::<u32>::new(words);
-    if comptime!(is_checked(&problem, keys)) {
+    if is_checked {
         let sk = comptime!(problem.sk as usize);
         #[unroll]
         for word in 0..words {

@@ -52,19 +52,20 @@ pub(crate) fn zeros(#[comptime] n: usize) -> Array<Sums> {
 }
 
 /// Makes scores of keys that take no part as low as can be: those whose bit in `flags` is not set,
-/// a word for each 32 keys, of which `full` are all bits.
+/// a word for each 32 of the `keys`.
 #[cube]
 pub(crate) fn mask_keys(
     scores: &mut Array<Sums>,
     column: usize,
     flags: &Array<u32>,
-    #[comptime] full: u32,
+    #[comptime] keys: u32,
     #[comptime] heights: usize,
     #[comptime] tiles: usize,
 ) {
     #[unroll]
     for word in 0..comptime!(tiles.div_ceil(4)) {
-        if flags[word] != full {
+        let bits = comptime!((keys - 32 * word as u32).min(32));
+        if flags[word] != comptime!(u32::MAX >> (32 - bits)) {
             let own = flags[word] >> (2 * column as u32);
             #[unroll]
             for tile in comptime!(4 * word)..comptime!(tiles.min(4 * word + 4)) {

@@ -10,7 +10,7 @@ use kernels::cuda::attention::AttentionWide;
 
 use crate::attention_copy::{CHUNK, CHUNK_BYTES, Rows, SIZE, advance, copy_tile, piece};
 use crate::attention_operands::{
-    Operands, declare, factor, half_name, is_checked, key_flags, n_pointers, sign,
+    Operands, declare, factor, half_name, is_ragged_or_masked, key_flags, n_pointers, sign,
 };
 use crate::attention_softmax::{
     follow, mask_keys, maxima, normalize, row_sums, start, weigh, zeros,
@@ -115,8 +115,9 @@ fn body(operands: &Operands, #[comptime] attention: AttentionWide) {
         let first = tile * keys;
         let own_first = first + task.side * comptime!(own_keys as usize);
         let sides = &operands.sides;
-        let flags =
-            key_flags(task.lane, sides, &at, own_first, comptime!(problem.clone()), own_keys);
+        let is_checked = comptime!(is_ragged_or_masked(&problem, attention.keys));
+        let problem = comptime!(problem.clone());
+        let flags = key_flags(task.lane, sides, &at, own_first, problem, own_keys, is_checked);
         wait_copies(0u32);
         sync_cube();
         copy_tile(
@@ -130,9 +131,8 @@ fn body(operands: &Operands, #[comptime] attention: AttentionWide) {
         advance(&mut v_piece, comptime!(v_rows.clone()));
         let mut scores = zeros(tiles);
         score(&mut scores, &task, comptime!(attention.clone()));
-        if comptime!(is_checked(&problem, attention.keys)) {
-            let full = comptime!(u32::MAX >> (32 - own_keys));
-            mask_keys(&mut scores, task.lane % 4, &flags, full, 1usize, tiles);
+        if is_checked {
+            mask_keys(&mut scores, task.lane % 4, &flags, own_keys, 1usize, tiles);
         }
         let own = maxima(&scores, &running, 1usize, tiles);
         let other = exchange(&own, &mut memory, &task, comptime!(attention.clone()));

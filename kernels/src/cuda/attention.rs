@@ -117,11 +117,16 @@ pub struct Tile {
 }
 
 impl Tile {
+    /// Keys of a tile where there are `sk`.
+    pub fn of_keys(sk: u32) -> u32 {
+        sk.next_multiple_of(ROWS).min(KEYS)
+    }
+
     /// For `sq` queries, `sk` keys and heads of `d` elements.
     fn of(sq: usize, sk: usize, d: usize) -> Tile {
         let most = if d <= MAX_TALL_HEAD { 2 } else { 1 };
         let heights = (sq as u32).div_ceil(ROWS).min(most);
-        let keys = (sk as u32).next_multiple_of(ROWS).min(KEYS);
+        let keys = Tile::of_keys(sk as u32);
         let has_pair_per_warp = sq as u32 <= heights * ROWS && sk as u32 <= heights * ROWS;
         let heights = if has_pair_per_warp || sq as u32 > WARPS * ROWS { heights } else { 1 };
         Tile { warps: WARPS, heights, keys, has_pair_per_warp }

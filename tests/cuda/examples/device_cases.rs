@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use cuda_tests::sites::sites;
+use cuda_tests::{attention_sites, sites};
 use kernels::cuda::Gpu;
 use tests::model_cases::half_cases;
 
@@ -18,7 +18,7 @@ fn main() {
         .filter(|arg| !arg.starts_with("--"))
         .map_or(Gpu(90), |name| Gpu::from_name(&name).expect("a known generation"));
     std::fs::create_dir_all(&folder).expect("the folder can be made");
-    for site in sites() {
+    for site in sites::sites().into_iter().chain(attention_sites::sites()) {
         let given = site.given();
         let expected = cuda_tests::expected(&site.graph, &given);
         let name = &site.name;

@@ -1,6 +1,7 @@
 //! Runs graphs on the emulated CUDA device: compiled for a GPU as users do, each function as the PTX
 //! that NVRTC makes of it.
 
+pub mod attention_sites;
 pub mod case;
 pub mod sites;
 pub mod speed;
@@ -157,6 +158,16 @@ pub fn run_plan(
             Tensor::from_bytes(port.ty.clone(), &bytes).expect("ports have their type")
         })
         .collect()
+}
+
+/// Runs a site, and panics if a result is further from the interpreter's than the site says.
+pub fn check(site: &sites::Site, gpu: Gpu) {
+    let given = site.given();
+    let found = run(&site.graph, &given, gpu);
+    for (found, expected) in found.iter().zip(&expected(&site.graph, &given)) {
+        let error = tests::relative_l2(found.as_floats(), expected.as_floats());
+        assert!(error <= site.limit, "{}: {error}", site.name);
+    }
 }
 
 /// What the interpreter makes of the same graph.
