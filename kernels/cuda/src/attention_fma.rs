@@ -11,7 +11,7 @@ use kernels::cuda::attention::{AttentionFma, Problem};
 use crate::attention_operands::{Operands, declare, n_pointers, row_start, row_stride};
 use crate::attention_softmax::{LOWEST, MASKED};
 use crate::position::{coordinates, position};
-use crate::ptx::{exp2, from_lane_xor, max};
+use crate::ptx::{exp2, from_lane_xor, max, reciprocal};
 use crate::slot::{Slot, load, store};
 
 /// Threads of a block.
@@ -130,7 +130,7 @@ fn body(operands: &mut Operands, #[comptime] attention: AttentionFma) {
         for step in 0..comptime!(ACROSS.ilog2()) {
             sum += from_lane_xor(sum, comptime!(1u32 << step));
         }
-        let scale = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
+        let scale = select(sum > 0.0f32, reciprocal(sum), 0.0f32);
         let row = task.query + SIDE * task.down + i;
         #[unroll]
         for part in 0..parts {

@@ -7,7 +7,7 @@
 
 use cubecl::prelude::*;
 
-use crate::ptx::{Sums, Words4, ballot, exp2, from_lane_xor, max, pack_halves};
+use crate::ptx::{Sums, Words4, ballot, exp2, from_lane_xor, max, pack_halves, reciprocal};
 
 /// What the running maximum starts from: below any score, yet finite, so that a difference of two
 /// is a number where all keys so far are masked.
@@ -206,7 +206,7 @@ pub(crate) fn normalize(
     #[unroll]
     for row in 0..comptime!(2 * heights) {
         let (height, half) = comptime!((row / 2, row % 2));
-        let scale = select(sums[row] > 0.0f32, 1.0f32 / sums[row], 0.0f32);
+        let scale = select(sums[row] > 0.0f32, reciprocal(sums[row]), 0.0f32);
         #[unroll]
         for chunk in 0..chunks {
             let index = comptime!(height * chunks + chunk);

@@ -250,7 +250,7 @@ pub(super) fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
         let is_ready = rows.is_plain()
             && rows.layout.dtype == site.dtype
             && is_contiguous
-            && (!on_tensor_cores || has_whole_chunks(&rows.layout));
+            && (!on_tensor_cores || is_copied(&rows.layout));
         if is_ready {
             bases.push(Base::Operand(rows.operand));
             layouts.push(rows.layout.clone());
@@ -341,6 +341,13 @@ fn made_layout(rows: &Layout, dtype: DType, scratch_bytes: usize) -> Layout {
         strides: axes.iter().map(|&axis| strides[axis]).collect(),
         offset: scratch_bytes / dtype.size(),
     }
+}
+
+/// Whether rows `[.., S, H, D]` can be copied to shared memory from where they lie: in aligned pieces,
+/// and a tile's rows near enough for the offsets of instructions.
+fn is_copied(layout: &Layout) -> bool {
+    let stride = layout.strides[layout.rank() - 3] * layout.dtype.size();
+    has_whole_chunks(layout) && stride <= i32::MAX as usize / KEYS as usize
 }
 
 /// Whether rows `[.., S, H, D]` are contiguous, and consist of 16 bytes that are aligned.

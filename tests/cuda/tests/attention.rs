@@ -1,7 +1,7 @@
 //! Attention, on the emulated device against the interpreter.
 
 use cuda_tests::attention_sites::{
-    self, any_head, long, masked_and_biased, parts, prepared, short,
+    any_head, long, masked_and_biased, parts, prepared, short, wide,
 };
 use cuda_tests::sites::Site;
 use kernels::Kernel;
@@ -84,12 +84,6 @@ fn registers_and_shared_memory_leave_room_for_two_blocks() {
             let resources = compiled.resources;
             let what =
                 format!("{gpu} {shape:?} {sk}: {resources:?}, {} shared", source.shared_bytes);
-            if let Ok(folder) = std::env::var("DUMP") {
-                println!("{what}");
-                let name = format!("{folder}/{gpu}-{}-{}-{sk}", shape[1], shape[3]);
-                std::fs::write(format!("{name}.cubin"), &compiled.cubin).unwrap();
-                std::fs::write(format!("{name}.cu"), &source.text).unwrap();
-            }
             assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{what}");
             let threads: u32 = function.block().iter().product();
             // A wide head's queries, keys and values leave no room for another block's.
