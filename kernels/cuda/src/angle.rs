@@ -1,21 +1,33 @@
 //! Sines and cosines of angles up to some hundred thousand, without the library's memory for larger
-//! ones.
+//! ones. Rough ones are within 1e-6 for angles up to some thousand, which half types do not see.
 
 use cubecl::prelude::*;
 
+use crate::ptx::{cosine_of_turn, sine_of_turn};
+
 /// Added and subtracted, rounds to the nearest integer, which is then in the low bits.
 const ROUND: f32 = 12_582_912.0;
+/// A turn in two parts, the first of 8 bits.
+const TURN: f32 = 6.281_25;
+const TURN_REST: f32 = (std::f64::consts::TAU - 6.281_25) as f32;
 
 /// Sine of radians.
 #[cube]
-pub(crate) fn sine(x: f32) -> f32 {
-    turned_sine(x, 0u32)
+pub(crate) fn sine(x: f32, #[comptime] is_rough: bool) -> f32 {
+    if is_rough { sine_of_turn(within_turn(x)) } else { turned_sine(x, 0u32) }
 }
 
 /// Cosine of radians.
 #[cube]
-pub(crate) fn cosine(x: f32) -> f32 {
-    turned_sine(x, 1u32)
+pub(crate) fn cosine(x: f32, #[comptime] is_rough: bool) -> f32 {
+    if is_rough { cosine_of_turn(within_turn(x)) } else { turned_sine(x, 1u32) }
+}
+
+/// `x` less whole turns: between -pi and pi.
+#[cube]
+fn within_turn(x: f32) -> f32 {
+    let turns = x * comptime!(0.5 * std::f32::consts::FRAC_1_PI) + ROUND - ROUND;
+    x - turns * TURN - turns * TURN_REST
 }
 
 /// `sin(x + quarter_turns pi / 2)`, within 1.2e-7: polynomials on the nearest quarter turn.

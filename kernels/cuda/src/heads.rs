@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 use kernels::cuda::Access;
-use kernels::cuda::heads::{Heads, HeadsPart, HeadsPass};
+use kernels::cuda::heads::{Heads, HeadsPart, HeadsPass, Table};
+use ops::DType;
 
 use crate::angle::{cosine, sine};
 use crate::emit::pointer;
@@ -17,6 +18,7 @@ pub(crate) fn define(heads: &Heads, builder: &mut KernelBuilder) -> usize {
     for (index, part) in heads.parts.iter().enumerate() {
         let mut to = pointer(builder, part.to.dtype.size());
         let tables = part.passes.iter().flat_map(|pass| [&pass.weight, &pass.angles]).flatten();
+        let tables = tables.map(|table| &table.access);
         let reads: Vec<&Access> = std::iter::once(&part.from).chain(tables).collect();
         let slots = operands::declare(reads.iter().copied(), builder);
         n += 1 + reads.len();
@@ -150,40 +152,63 @@ fn run_pass(
     }
     let has_weight = comptime!(pass.weight.is_some());
     if has_weight {
-        let access = comptime!(pass.weight.clone().expect("there is a weight"));
+        let table = comptime!(pass.weight.clone().expect("there is a weight"));
         let slot = slots.index(first_table);
-        let stride = comptime!(*access.strides.last().expect("elements have a stride") as usize);
         #[unroll]
         for i in 0..own_runs {
             let run = lane + comptime!(i * lanes);
             if run < comptime!(part.runs() as usize) {
+                let factors = load_table(slot, 0usize, run, comptime!(table.clone()), vector);
                 #[unroll]
                 for j in 0..vector {
-                    let factor = load(slot, (run * vector + j) * stride, comptime!(access.dtype));
-                    x[i * vector + j] *= factor;
+                    x[i * vector + j] *= factors[j];
                 }
             }
         }
     }
     if comptime!(pass.angles.is_some()) {
-        let access = comptime!(pass.angles.clone().expect("there are angles"));
+        let table = comptime!(pass.angles.clone().expect("there are angles"));
         let slot = slots.index(comptime!(first_table + usize::from(has_weight)));
-        let stride = comptime!(*access.strides.last().expect("angles have a stride") as usize);
-        let start = row_start(at, comptime!(access.clone()));
+        let start = row_start(at, comptime!(table.access.clone()));
+        let is_rough = comptime!(part.to.dtype != DType::F32);
         #[unroll]
         for i in 0..own_runs {
             let run = lane + comptime!(i * lanes);
             if run < comptime!(part.runs() as usize) {
+                let pairs = comptime!(vector / 2);
+                let angles = load_table(slot, start, run, comptime!(table.clone()), pairs);
                 #[unroll]
-                for j in 0..comptime!(vector / 2) {
-                    let pair = run * comptime!(vector / 2) + j;
-                    let angle = load(slot, start + pair * stride, comptime!(access.dtype));
-                    let (cos, sin) = (cosine(angle), sine(angle));
+                for j in 0..pairs {
+                    let cos = cosine(angles[j], is_rough);
+                    let sin = sine(angles[j], is_rough);
                     let (first, second) = (x[i * vector + 2 * j], x[i * vector + 2 * j + 1]);
                     x[i * vector + 2 * j] = first * cos - second * sin;
                     x[i * vector + 2 * j + 1] = second * cos + first * sin;
                 }
             }
         }
+    }
+}
+
+/// The `n` numbers that belong to run `run` of the row that starts at `start`.
+#[cube]
+fn load_table(
+    slot: &Slot,
+    start: usize,
+    run: usize,
+    #[comptime] table: Table,
+    #[comptime] n: usize,
+) -> Array<f32> {
+    let dtype = comptime!(table.access.dtype);
+    if comptime!(table.in_vectors) {
+        load_run(slot, start + run * n, dtype, n)
+    } else {
+        let stride = comptime!(*table.access.strides.last().expect("what a row has") as usize);
+        let mut numbers = Array::<f32>::new(n);
+        #[unroll]
+        for j in 0..n {
+            numbers[j] = load(slot, start + (run * n + j) * stride, dtype);
+        }
+        numbers
     }
 }

@@ -244,6 +244,22 @@ pub(crate) fn exp2(x: f32) -> f32 {
     y
 }
 
+/// Sine of radians between -pi and pi, within 5e-7.
+#[cube]
+pub(crate) fn sine_of_turn(x: f32) -> f32 {
+    let y: f32;
+    gpu_asm!("sin.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) read::<f32>(x), options(nomem));
+    y
+}
+
+/// Cosine of radians between -pi and pi, within 5e-7.
+#[cube]
+pub(crate) fn cosine_of_turn(x: f32) -> f32 {
+    let y: f32;
+    gpu_asm!("cos.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) read::<f32>(x), options(nomem));
+    y
+}
+
 /// 1 over `x`, within 1e-7 of it.
 #[cube]
 pub(crate) fn reciprocal(x: f32) -> f32 {

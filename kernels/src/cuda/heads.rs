@@ -49,9 +49,18 @@ pub struct HeadsPass {
     /// `rms_norm` with this epsilon.
     pub norm: Option<f32>,
     /// Factors of elements.
-    pub weight: Option<Access>,
+    pub weight: Option<Table>,
     /// Angles by which neighbors are rotated: strides of rows, then of pairs of elements.
-    pub angles: Option<Access>,
+    pub angles: Option<Table>,
+}
+
+/// What rows are multiplied with or rotated by.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Table {
+    /// Strides of rows, then of what a row has.
+    pub access: Access,
+    /// Whether what belongs to a run of elements is read at once.
+    pub in_vectors: bool,
 }
 
 impl HeadsPart {
@@ -97,33 +106,6 @@ impl Heads {
             dtype: layout.dtype,
             strides: layout.strides.iter().map(|&stride| stride as u32).collect(),
         };
-        let mut args = vec![
-            Arg { base: Base::Scratch, offset: offset_bytes(to) },
-            Arg { base: Base::Operand(rows.operand), offset: offset_bytes(&rows.layout) },
-        ];
-        // A table repeats along all row dims but, that of angles, the sequence.
-        let mut read = |leaf: &Leaf, position: usize, element: usize| {
-            args.push(Arg { base: Base::of(&leaf.source), offset: offset_bytes(&leaf.layout) });
-            let mut strides = vec![0; rank];
-            strides[rank - 3] = position as u32;
-            strides[rank - 1] = element as u32;
-            is_addressable(&leaf.layout).then_some(Access { dtype: leaf.layout.dtype, strides })
-        };
-        let mut passes = vec![];
-        for Pass { norm, weight, rope } in &rows.passes {
-            let (mut weights, mut angles) = (None, None);
-            if let Some(RowTable::Weight { vector, d: _ }) = weight.map(|table| &tables[table]) {
-                let last = vector.layout.rank() - 1;
-                let is_one = vector.layout.shape[last] == 1;
-                let stride = if is_one { 0 } else { vector.layout.strides[last] };
-                weights = Some(read(vector, 0, stride)?);
-            }
-            if let Some(RowTable::Rope(leaf)) = rope.map(|table| &tables[table]) {
-                angles = Some(read(leaf, leaf.layout.strides[0], leaf.layout.strides[1])?);
-            }
-            let norm = norm.map(|epsilon| epsilon as f32);
-            passes.push(HeadsPass { norm, weight: weights, angles });
-        }
         let (from, to_access) = (access(&rows.layout), access(to));
         let takes = |vector: usize| {
             d.is_multiple_of(vector)
@@ -137,6 +119,39 @@ impl Heads {
         } else {
             1
         };
+        let mut args = vec![
+            Arg { base: Base::Scratch, offset: offset_bytes(to) },
+            Arg { base: Base::Operand(rows.operand), offset: offset_bytes(&rows.layout) },
+        ];
+        // A table repeats along all row dims but, that of angles, the sequence.
+        let mut read = |leaf: &Leaf, [position, element]: [usize; 2], is_of_pairs: bool| {
+            args.push(Arg { base: Base::of(&leaf.source), offset: offset_bytes(&leaf.layout) });
+            let mut strides = vec![0; rank];
+            strides[rank - 3] = position as u32;
+            strides[rank - 1] = element as u32;
+            let access = Access { dtype: leaf.layout.dtype, strides };
+            let n = if is_of_pairs { vector / 2 } else { vector };
+            let in_vectors = element == 1 && access.takes_vectors(n, offset_bytes(&leaf.layout));
+            is_addressable(&leaf.layout).then_some(Table { access, in_vectors })
+        };
+        let mut passes = vec![];
+        for Pass { norm, weight, rope } in &rows.passes {
+            let (mut weights, mut angles) = (None, None);
+            if let Some(RowTable::Weight { vector: factors, d: _ }) =
+                weight.map(|table| &tables[table])
+            {
+                let last = factors.layout.rank() - 1;
+                let is_one = factors.layout.shape[last] == 1;
+                let stride = if is_one { 0 } else { factors.layout.strides[last] };
+                weights = Some(read(factors, [0, stride], false)?);
+            }
+            if let Some(RowTable::Rope(leaf)) = rope.map(|table| &tables[table]) {
+                let strides = [leaf.layout.strides[0], leaf.layout.strides[1]];
+                angles = Some(read(leaf, strides, true)?);
+            }
+            let norm = norm.map(|epsilon| epsilon as f32);
+            passes.push(HeadsPass { norm, weight: weights, angles });
+        }
         debug_assert!(matches!(to.dtype, DType::F32 | DType::F16 | DType::Bf16));
         let dims = to.shape[..rank - 1].iter().map(|&dim| dim as u32).collect();
         let (d, vector) = (d as u32, vector as u32);
