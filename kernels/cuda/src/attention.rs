@@ -12,15 +12,13 @@ use crate::attention_operands::{
     Operands, declare, factor, half_name, has_key, is_ragged_or_masked, key_flags, n_pointers,
     row_address, sign,
 };
+use crate::attention_products::{Product, accumulate, score};
 use crate::attention_softmax::{
     Running, follow, mask_keys, maxima, normalize, row_sums, start, weigh, zeros,
 };
 use crate::attention_write::{Target, Written, write};
 use crate::position::{coordinates, position};
-use crate::ptx::{
-    Sums, Words4, commit_copies, load_global_word, load_matrices, load_matrices_transposed,
-    load_matrix_pair, load_matrix_pair_transposed, mma_8, mma_16, shared_address, wait_copies,
-};
+use crate::ptx::{Sums, Words4, commit_copies, load_global_word, shared_address, wait_copies};
 use crate::slot::{Slot, load};
 
 /// Keys of one step of the second product.
@@ -154,9 +152,7 @@ struct Kept {
     queries: Array<Words4>,
     running: Running,
     outputs: Array<Sums>,
-    /// Rows of matrices that this lane names, in the first stage: of keys for two tiles of 8 keys and
-    /// both halves of 16 dims, of keys for the last 8 dims, and of values for both halves of 16 keys
-    /// and two tiles of 8 dims.
+    /// Rows of matrices that this lane names for the products, in the first stage.
     k_lane: u32,
     k_tail: u32,
     v_lane: u32,
@@ -188,7 +184,7 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
         outputs: zeros(comptime!(heights * chunks)),
         k_lane: task.shared + (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * CHUNK_BYTES,
         k_tail: task.shared + lane * row_bytes,
-        v_lane: task.shared + lane % 16 * row_bytes + lane / 16 * CHUNK_BYTES,
+        v_lane: task.shared + v_offset + lane % 16 * row_bytes + lane / 16 * CHUNK_BYTES,
     };
     let rest = comptime!(rest(&attention));
     let whole = comptime!(if rest.is_some() { tiles - 1 } else { tiles });
@@ -278,11 +274,13 @@ fn add_tile(
     let element = comptime!(half_name(attention.problem.q.dtype));
     let factor = comptime!(score_factor(&attention));
     let problem = comptime!(attention.problem.clone());
+    let row_bytes = comptime!(geometry.row_bytes);
+    let product = comptime!(Product { heights, tiles, chunks, row_bytes, element });
     let has_queries = has_queries(task, comptime!(attention.clone()));
     if has_queries && has_key(flags, comptime!(problem.clone()), words) {
         let mut scores = zeros(comptime!(heights * tiles));
         let (k_lane, k_tail) = (kept.k_lane + stage, kept.k_tail + stage);
-        score(&mut scores, &kept.queries, k_lane, k_tail, comptime!(attention.clone()));
+        score(&mut scores, &kept.queries, k_lane, k_tail, product);
         if comptime!(problem.bias.is_some()) {
             let slot = operands.sides.index(comptime!(usize::from(problem.mask.is_some())));
             add_bias(&mut scores, task, slot, at, first, comptime!(attention.clone()));
@@ -293,7 +291,7 @@ fn add_tile(
         let largest = maxima(&scores, &kept.running, heights, tiles);
         follow(&largest, &mut kept.running, &mut kept.outputs, heights, chunks, factor);
         let weights = weigh(&scores, &mut kept.running, heights, tiles, factor, element);
-        accumulate(&mut kept.outputs, &weights, kept.v_lane + stage, attention);
+        accumulate(&mut kept.outputs, &weights, kept.v_lane + stage, product);
     }
 }
 
@@ -365,75 +363,6 @@ fn load_queries(
     fragments
 }
 
-/// `scores += queries keys^T`.
-#[cube]
-fn score(
-    scores: &mut Array<Sums>,
-    queries: &Array<Words4>,
-    k_lane: u32,
-    k_tail: u32,
-    #[comptime] attention: Attention,
-) {
-    let geometry = comptime!(Geometry::of(&attention));
-    let element = comptime!(half_name(attention.problem.q.dtype));
-    let heights = comptime!(attention.tile.heights as usize);
-    let tiles = comptime!((attention.tile.keys / 8) as usize);
-    let steps = comptime!((geometry.chunks / 2) as usize);
-    let has_tail = comptime!(geometry.chunks % 2 == 1);
-    let all_steps = comptime!(geometry.chunks.div_ceil(2) as usize);
-    #[unroll]
-    for step in 0..steps {
-        #[unroll]
-        for pair in 0..comptime!(tiles / 2) {
-            let offset =
-                comptime!(pair as u32 * 16 * geometry.row_bytes + step as u32 * 2 * CHUNK_BYTES);
-            let b = load_matrices(k_lane, offset);
-            #[unroll]
-            for height in 0..heights {
-                let a = queries[height * all_steps + step];
-                #[unroll]
-                for i in 0..2usize {
-                    let to = comptime!(height * tiles + 2 * pair + i);
-                    scores[to] =
-                        mma_16(a, b.extract(2 * i), b.extract(2 * i + 1), scores[to], element);
-                }
-            }
-        }
-    }
-    if has_tail {
-        // Four tiles of keys at once, or two if there are no more.
-        let at_once = comptime!(if tiles % 4 == 0 { 4 } else { 2usize });
-        #[unroll]
-        for some in 0..comptime!(tiles / at_once) {
-            let offset = comptime!(
-                (some * at_once) as u32 * 8 * geometry.row_bytes + 2 * steps as u32 * CHUNK_BYTES
-            );
-            let mut b = Sequence::<u32>::new();
-            if comptime!(at_once == 4) {
-                let words = load_matrices(k_tail, offset);
-                #[unroll]
-                for i in 0..4usize {
-                    b.push(words.extract(i));
-                }
-            } else {
-                let words = load_matrix_pair(k_tail, offset);
-                b.push(words.extract(0usize));
-                b.push(words.extract(1usize));
-            }
-            #[unroll]
-            for height in 0..heights {
-                let a = queries[height * all_steps + steps];
-                #[unroll]
-                for i in 0..at_once {
-                    let to = comptime!(height * tiles + some * at_once + i);
-                    let (a0, a1) = (a.extract(0usize), a.extract(1usize));
-                    scores[to] = mma_8(a0, a1, *b.index(i), scores[to], element);
-                }
-            }
-        }
-    }
-}
-
 /// Scales scores and adds the bias.
 #[cube]
 fn add_bias(
@@ -471,55 +400,6 @@ fn add_bias(
                 biased.insert(i, y * factor + x * comptime!(std::f32::consts::LOG2_E));
             }
             scores[index] = biased;
-        }
-    }
-}
-
-/// `outputs += weights values`.
-#[cube]
-fn accumulate(
-    outputs: &mut Array<Sums>,
-    weights: &Array<Words4>,
-    v_lane: u32,
-    #[comptime] attention: Attention,
-) {
-    let geometry = comptime!(Geometry::of(&attention));
-    let element = comptime!(half_name(attention.problem.q.dtype));
-    let heights = comptime!(attention.tile.heights as usize);
-    let chunks = comptime!(geometry.chunks as usize);
-    let steps = comptime!((attention.tile.keys / 16) as usize);
-    #[unroll]
-    for step in 0..steps {
-        #[unroll]
-        for pair in 0..comptime!(chunks.div_ceil(2)) {
-            let offset = comptime!(
-                geometry.tile_bytes
-                    + step as u32 * 16 * geometry.row_bytes
-                    + pair as u32 * 2 * CHUNK_BYTES
-            );
-            let mut b = Sequence::<u32>::new();
-            let n = comptime!(2.min(chunks - 2 * pair));
-            if comptime!(n == 2) {
-                let words = load_matrices_transposed(v_lane, offset);
-                #[unroll]
-                for i in 0..4usize {
-                    b.push(words.extract(i));
-                }
-            } else {
-                let words = load_matrix_pair_transposed(v_lane, offset);
-                b.push(words.extract(0usize));
-                b.push(words.extract(1usize));
-            }
-            #[unroll]
-            for height in 0..heights {
-                let a = weights[height * steps + step];
-                #[unroll]
-                for i in 0..n {
-                    let to = comptime!(height * chunks + 2 * pair + i);
-                    let (b0, b1) = (*b.index(2 * i), *b.index(2 * i + 1));
-                    outputs[to] = mma_16(a, b0, b1, outputs[to], element);
-                }
-            }
         }
     }
 }

@@ -19,6 +19,7 @@ mod attention;
 mod attention_copy;
 mod attention_fma;
 mod attention_operands;
+mod attention_products;
 mod attention_softmax;
 mod attention_wide;
 mod attention_write;
