@@ -1,6 +1,7 @@
 //! Sites of attention: every form and kernel of it, odd sizes, masks that leave a whole tile out.
 
-use ops::{Builder, DType, Error, Tensor, TensorType, ValueId};
+use ops::defs::attention::Attention;
+use ops::{Builder, DType, Error, Example, Tensor, TensorType, ValueId};
 
 use crate::sites::Site;
 
@@ -11,8 +12,19 @@ const SINGLE: f64 = 2e-6;
 
 /// All of them.
 pub fn sites() -> Vec<Site> {
-    let all = [long(), short(), parts(), masked_and_biased(), any_head(), wide(), prepared()];
-    all.into_iter().flatten().collect()
+    let made = [long(), short(), parts(), masked_and_biased(), any_head(), wide(), prepared()];
+    made.into_iter().chain([examples()]).flatten().collect()
+}
+
+/// The op's own examples: every combination of operands, at the smallest sizes.
+pub fn examples() -> Vec<Site> {
+    let make = |(index, example): (usize, Example)| {
+        let types: Vec<(&[usize], DType)> =
+            example.args.iter().map(|ty| (ty.shape(), ty.dtype())).collect();
+        let limit = if types[0].1 == DType::F32 { SINGLE } else { HALF };
+        site(&format!("example-{index}"), limit, &types, |b, args| b.op(example.op.clone(), args))
+    };
+    Attention::examples().into_iter().enumerate().map(make).collect()
 }
 
 /// A graph of one body over inputs of these types.

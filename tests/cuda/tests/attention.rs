@@ -1,7 +1,7 @@
 //! Attention, on the emulated device against the interpreter.
 
 use cuda_tests::attention_sites::{
-    any_head, long, masked_and_biased, parts, prepared, short, wide,
+    any_head, examples, long, masked_and_biased, parts, prepared, short, wide,
 };
 use cuda_tests::sites::Site;
 use kernels::Kernel;
@@ -12,6 +12,11 @@ fn check(sites: Vec<Site>, gpu: Gpu) {
     for site in sites {
         cuda_tests::check(&site, gpu);
     }
+}
+
+#[test]
+fn every_example_of_the_op_is_taken() {
+    check(examples(), Gpu(80));
 }
 
 #[test]
