@@ -60,7 +60,14 @@ pub fn long() -> Vec<Site> {
             b.attention([args[0], args[1], args[2]], None, None, 1.0 / (d as f64).sqrt())
         })
     };
-    shapes.into_iter().map(make).collect()
+    // Scores spread over some 70 powers of two: the largest so far is far below later ones.
+    let (q, k): (&[usize], &[usize]) = (&[1, 70, 1, 8], &[1, 230, 1, 8]);
+    let spread = [DType::Bf16, DType::F16].map(|dtype| {
+        site(&format!("spread-{dtype}"), HALF, &[(q, dtype), (k, dtype), (k, dtype)], |b, args| {
+            b.attention([args[0], args[1], args[2]], None, None, 1.5)
+        })
+    });
+    shapes.into_iter().map(make).chain(spread).collect()
 }
 
 /// Up to 16 or 32 rows, each warp with a pair of its own; pairs that do not fill the last block.
