@@ -15,6 +15,7 @@ use crate::attention;
 use crate::attention_fma;
 use crate::attention_wide;
 use crate::error::Error;
+use crate::columns;
 use crate::gather;
 use crate::gemm;
 use crate::group_norm;
@@ -54,6 +55,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
     let pointers = match function {
         Function::Attention(function) => attention::define(function, &mut builder),
         Function::Conv(conv) => gemm::define(&conv.0, &mut builder),
+        Function::Columns(columns) => columns::define(columns, &mut builder),
         Function::Gather(gather) => gather::define(gather, &mut builder),
         Function::GroupScale(scale) => group_norm::define_scale(scale, &mut builder),
         Function::GroupSums(sums) => group_norm::define_sums(sums, &mut builder),

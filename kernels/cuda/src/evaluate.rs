@@ -6,6 +6,9 @@ use ops::DType;
 use ops::defs::binary::Binary;
 use ops::defs::unary::Unary;
 
+use crate::angle::{cosine, sine};
+use crate::math::sigmoid;
+
 /// What `program` makes of one element of each slot. Every step is f32.
 #[cube]
 pub(crate) fn evaluate(slots: &Sequence<f32>, #[comptime] program: Program) -> f32 {
@@ -41,8 +44,8 @@ fn unary(scope: &Scope, op: Unary, x: NativeExpand<f32>) -> NativeExpand<f32> {
         Unary::Square => square::expand(scope, x),
         Unary::Sqrt => sqrt::expand(scope, x),
         Unary::Rsqrt => rsqrt::expand(scope, x),
-        Unary::Sin => sin::expand(scope, x),
-        Unary::Cos => cos::expand(scope, x),
+        Unary::Sin => sine::expand(scope, x),
+        Unary::Cos => cosine::expand(scope, x),
         Unary::Tanh => tanh::expand(scope, x),
         Unary::Sigmoid => sigmoid::expand(scope, x),
         Unary::Silu => silu::expand(scope, x),
@@ -109,35 +112,20 @@ fn rsqrt(x: f32) -> f32 {
 }
 
 #[cube]
-fn sin(x: f32) -> f32 {
-    x.sin()
-}
-
-#[cube]
-fn cos(x: f32) -> f32 {
-    x.cos()
-}
-
-#[cube]
 fn tanh(x: f32) -> f32 {
     x.tanh()
 }
 
 #[cube]
-fn sigmoid(x: f32) -> f32 {
-    1.0f32 / (1.0f32 + (-x).exp())
-}
-
-#[cube]
 fn silu(x: f32) -> f32 {
-    x / (1.0f32 + (-x).exp())
+    x * sigmoid(x)
 }
 
 /// `0.5 x (1 + tanh(u))` is `x sigmoid(2u)`, which needs one exponential.
 #[cube]
 fn gelu_tanh(x: f32) -> f32 {
     let u = 0.797_884_6_f32 * (x + 0.044_715_f32 * x * x * x);
-    x / (1.0f32 + (-2.0f32 * u).exp())
+    x * sigmoid(2.0f32 * u)
 }
 
 #[cube]

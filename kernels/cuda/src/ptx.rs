@@ -236,6 +236,14 @@ pub(crate) fn pack_halves(low: f32, high: f32, #[comptime] element: &'static str
     word
 }
 
+/// `1 / x` within a unit in the last place; 0 where that is no normal number.
+#[cube]
+pub(crate) fn reciprocal(x: f32) -> f32 {
+    let y: f32;
+    gpu_asm!("rcp.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) read::<f32>(x), options(nomem));
+    y
+}
+
 /// 2 to the power of `x`, with a relative error of 2e-7; 0 below -126.
 #[cube]
 pub(crate) fn exp2(x: f32) -> f32 {

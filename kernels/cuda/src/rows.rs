@@ -315,7 +315,8 @@ fn write(
                     centered * scale
                 };
             }
-            let y = run_code(slots, starts, &x, index, comptime!(rows.epilogue.clone()), vector);
+            let code = comptime!(rows.epilogue.clone());
+            let y = run_code(slots, starts, &x, index, code, vector);
             let stride = comptime!(rows.result.strides[rows.outer.len()] as usize);
             let dtype = comptime!(rows.result.dtype);
             if comptime!(stride == 1) {

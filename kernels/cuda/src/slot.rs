@@ -132,7 +132,8 @@ pub(crate) fn store_run(
             let half = f32_to_half(run[i], dtype);
             words[i / 2] = if comptime!(i % 2 == 0) { half } else { words[i / 2] | (half << 16) };
         } else {
-            let byte = u32::cast_from(run[i]);
+            let whole = u32::cast_from(run[i]);
+            let byte = select(whole > 255, 255u32, whole);
             let shift = comptime!(8 * (i as u32 % 4));
             words[i / 4] =
                 if comptime!(shift == 0) { byte } else { words[i / 4] | (byte << shift) };

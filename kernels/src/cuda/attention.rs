@@ -258,7 +258,7 @@ pub(super) fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
         }
         let made = made_layout(&rows.layout, site.dtype, scratch_bytes);
         scratch_bytes += (made.count() * made.dtype.size()).next_multiple_of(SCRATCH_ALIGNMENT);
-        heads_args.extend(heads.add(rows, &made, &site.tables)?);
+        heads_args.extend(heads.add(rows, &made, Base::Scratch, &site.tables)?);
         bases.push(Base::Scratch);
         layouts.push(made);
     }

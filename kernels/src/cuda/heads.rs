@@ -92,12 +92,13 @@ impl Heads {
         [blocks.max().unwrap_or(0), self.parts.len() as u32, 1]
     }
 
-    /// Adds what makes `rows` at `to` in the scratch; returns the pointers. `None` if something lies
-    /// too far apart.
+    /// Adds what makes `rows` at `to` in `base`; returns the pointers. `None` if something lies too far
+    /// apart.
     pub(super) fn add(
         &mut self,
         rows: &HeadRows,
         to: &Layout,
+        base: Base,
         tables: &[RowTable],
     ) -> Option<Vec<Arg>> {
         let rank = to.rank();
@@ -120,7 +121,7 @@ impl Heads {
             1
         };
         let mut args = vec![
-            Arg { base: Base::Scratch, offset: offset_bytes(to) },
+            Arg { base, offset: offset_bytes(to) },
             Arg { base: Base::Operand(rows.operand), offset: offset_bytes(&rows.layout) },
         ];
         // A table repeats along all row dims but, that of angles, the sequence.

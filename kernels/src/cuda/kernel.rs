@@ -11,7 +11,7 @@ use super::gather::Gather;
 use super::map::Map;
 use super::matmul::Matmul;
 use super::rows::Rows;
-use super::{Gpu, Launch, group_norm, join};
+use super::{Gpu, Launch, group_norm, join, rope};
 
 /// What one step launches.
 #[derive(Clone, PartialEq, Debug)]
@@ -45,13 +45,14 @@ pub struct Packed {
 
 /// The first kernel of the list that takes this site.
 pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
-    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 9] = [
+    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 10] = [
         attention::select,
         Conv::select,
         Matmul::select,
         group_norm::select,
         Rows::select,
         Gather::select,
+        rope::select,
         join::concat,
         join::pad,
         Map::select,

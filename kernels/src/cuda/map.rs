@@ -4,7 +4,7 @@
 //! few divisions by constants. Up to 16 bytes are read and written at once where every operand allows
 //! it. Roofline: memory bandwidth, each operand read once and the result written once.
 
-use ops::{Attr, DType};
+use ops::Attr;
 
 use crate::Layout;
 use crate::body::{Leaf, Source, compile_elementwise, operand_view};
@@ -100,7 +100,7 @@ impl Map {
     }
 
     /// The launch that computes what lies as `result`, from `to` on, of `slots`. Layouts' offsets are
-    /// in the arguments already. Takes integers only where their bits are copied, or all are 0.
+    /// in the arguments already.
     pub(crate) fn launch(
         result: &Layout,
         program: Program,
@@ -134,11 +134,6 @@ impl Map {
             code: Code { program, slots: accesses[1..].iter().cloned().map(Some).collect() },
             vector,
         };
-        let is_number = |dtype: DType| dtype.is_float() || dtype == DType::Bool;
-        let is_zero = slots.is_empty();
-        if !map.keeps_bits() && !is_number(result.dtype) && !is_zero {
-            return None;
-        }
         Some(Launch {
             grid: [map.threads().div_ceil(BLOCK), 1, 1],
             args,

@@ -15,6 +15,7 @@ pub mod attention;
 mod code;
 pub mod conv;
 mod factor;
+pub mod columns;
 pub mod gather;
 pub mod gemm;
 pub mod group_norm;
@@ -23,6 +24,7 @@ mod join;
 mod kernel;
 pub mod map;
 pub mod matmul;
+mod rope;
 pub mod rows;
 
 use std::fmt;
@@ -140,6 +142,7 @@ macro_rules! functions {
 functions! {
     "attention" => attention::Attention,
     "conv" => conv::Conv,
+    "columns" => columns::Columns,
     "gather" => gather::Gather,
     "group_scale" => group_norm::GroupScale,
     "group_sums" => group_norm::GroupSums,

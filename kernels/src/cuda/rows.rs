@@ -16,6 +16,7 @@ use crate::nest::Nest;
 
 use super::access::{Access, is_addressable, offset_bytes, widest_vector};
 use super::code::{Code, leaf_args, leaf_layouts, may_alias};
+use super::columns::Columns;
 use super::map::{Map, leaf_slots};
 use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 
@@ -59,11 +60,13 @@ impl RowOp {
     pub fn is_reduction(self) -> bool {
         match self {
             RowOp::Sum | RowOp::Max => true,
-            RowOp::LayerNorm { .. } | RowOp::RmsNorm { .. } | RowOp::Softmax => false,
+            RowOp::LayerNorm { .. } | RowOp::RmsNorm { .. } | RowOp::Softmax | RowOp::Identity => {
+                false
+            }
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             RowOp::LayerNorm { .. } => "layer",
             RowOp::RmsNorm { .. } => "rms",
@@ -74,8 +77,8 @@ impl RowOp {
     }
 }
 
-/// `result[row] = epilogue(op(prologue(row)))`. Pointers: the result, those of the prologue's
-/// slots, those of the epilogue's slots that are in memory.
+/// `result[row] = epilogue(op(prologue(row)))`. Pointers: the result, those of the prologue's slots,
+/// those of the epilogue's slots that are in memory.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Rows {
     /// Dims that rows are numbered over, outermost first.
@@ -141,32 +144,23 @@ impl Rows {
         }
         let prologue = compile_elementwise(site.body, input, &[], site.operands)?.widened();
         let epilogue = compile_elementwise(site.body, root, &[value], site.operands)?;
-        let rows = if op.is_reduction() {
-            let shape = site.body.ty(input).shape();
-            Rows::reducing(op, &axes, shape, site.result, &prologue, &epilogue)
-        } else {
-            Rows::along(op, axes[0], site.result, &prologue, &epilogue)
-        }?;
         let to = Arg { base: Base::Result, offset: offset_bytes(site.result) };
-        let launch = rows.launch(to, &prologue, &epilogue)?;
-        let Function::Rows(rows) = &launch.function else { return None };
+        let codes = [&prologue, &epilogue];
+        if op.is_reduction() {
+            let shape = site.body.ty(input).shape();
+            let rows = Rows::reducing(op, &axes, shape, site.result, codes);
+            let launch = match rows {
+                Some(rows) => rows.launch(to, codes.map(|code| leaf_args(&code.leaves).collect())),
+                None => Columns::launch(op, &axes, shape, site.result, codes, to),
+            }?;
+            return Some(kernel("reduce", vec![launch], vec![]));
+        }
+        let rows = Rows::along(op, axes[0], site.result, codes)?;
+        let launch = rows.launch(to, codes.map(|code| leaf_args(&code.leaves).collect()))?;
         let in_place = (0..site.operands.len())
-            .map(|operand| {
-                !op.is_reduction() && may_alias(&[&prologue, &epilogue], operand, site.result)
-            })
+            .map(|operand| may_alias(&codes, operand, site.result))
             .collect();
-        Some(CudaKernel {
-            name: if op.is_reduction() { "reduce" } else { "norm" },
-            tunables: vec![
-                ("op", Attr::Str(op.name().to_owned())),
-                ("threads", Attr::Int(i64::from(rows.threads))),
-                ("vector", Attr::Int(i64::from(rows.vector))),
-            ],
-            launches: vec![launch],
-            scratch_bytes: 0,
-            packed: None,
-            in_place,
-        })
+        Some(kernel("norm", vec![launch], in_place))
     }
 
     /// The launch that writes `value` of the body, dense and in type `dtype`, where `to` says: for
@@ -187,14 +181,23 @@ impl Rows {
         let prologue = compile_elementwise(site.body, input, &[], site.operands)?.widened();
         let epilogue =
             compile_elementwise(site.body, value, &[norm], site.operands)?.stored_as(dtype);
-        let rows = Rows::along(op, axes[0], &dense, &prologue, &epilogue)?;
-        rows.launch(to, &prologue, &epilogue)
+        let codes = [&prologue, &epilogue];
+        let rows = Rows::along(op, axes[0], &dense, codes)?;
+        rows.launch(to, codes.map(|code| leaf_args(&code.leaves).collect()))
     }
 
-    /// The launch of rows that are not tiled yet.
-    fn launch(self, to: Arg, prologue: &Elementwise, epilogue: &Elementwise) -> Option<Launch> {
-        let leaves = leaf_args(&prologue.leaves).chain(leaf_args(&epilogue.leaves));
-        let args: Vec<Arg> = std::iter::once(to).chain(leaves).collect();
+    /// What is printed of the choice.
+    fn tunables(&self) -> Vec<(&'static str, Attr)> {
+        vec![
+            ("op", Attr::Str(self.op.name().to_owned())),
+            ("threads", Attr::Int(self.threads.into())),
+            ("vector", Attr::Int(self.vector.into())),
+        ]
+    }
+
+    /// The launch of rows that are not tiled yet, with the pointers of prologue and epilogue.
+    fn launch(self, to: Arg, [prologue, epilogue]: [Vec<Arg>; 2]) -> Option<Launch> {
+        let args: Vec<Arg> = std::iter::once(to).chain(prologue).chain(epilogue).collect();
         let rows = self.tiled(&args)?;
         Some(Launch {
             grid: [rows.count().div_ceil(rows.rows_per_block()), 1, 1],
@@ -208,8 +211,7 @@ impl Rows {
         op: RowOp,
         axis: usize,
         result: &Layout,
-        prologue: &Elementwise,
-        epilogue: &Elementwise,
+        [prologue, epilogue]: [&Elementwise; 2],
     ) -> Option<Rows> {
         let mut layouts = vec![result];
         layouts.extend(leaf_layouts(&prologue.leaves, result));
@@ -242,8 +244,7 @@ impl Rows {
         axes: &[usize],
         shape: &[usize],
         result: &Layout,
-        prologue: &Elementwise,
-        epilogue: &Elementwise,
+        [prologue, epilogue]: [&Elementwise; 2],
     ) -> Option<Rows> {
         let is_reduced = |axis: &usize| axes.contains(axis);
         let (reduced, kept): (Vec<usize>, Vec<usize>) = (0..shape.len()).partition(is_reduced);
@@ -252,7 +253,8 @@ impl Rows {
             return None;
         }
         let row = Nest::with_axes(&inputs, &reduced);
-        if row.rank() != 1 {
+        // Threads beside each other read terms beside each other, here or in `Columns`.
+        if row.rank() != 1 || (row.row_len() > 1 && row.row_stride(0) > 1) {
             return None;
         }
         let mut layouts = vec![result];
@@ -311,6 +313,15 @@ impl Rows {
 /// Step of `layout` along `axis`; 0 where there is only one element, which any vector fits.
 pub(super) fn step(nest: &Nest, axis: usize, layout: usize) -> u32 {
     if nest.dim(axis) == 1 { 0 } else { nest.stride(axis, layout) as u32 }
+}
+
+fn kernel(name: &'static str, launches: Vec<Launch>, in_place: Vec<bool>) -> CudaKernel {
+    let tunables = match launches.first().map(|launch| &launch.function) {
+        Some(Function::Rows(rows)) => rows.tunables(),
+        Some(Function::Columns(columns)) => columns.tunables(),
+        _ => vec![],
+    };
+    CudaKernel { name, tunables, launches, scratch_bytes: 0, packed: None, in_place }
 }
 
 /// The one function of rows in a body, and its axes.
