@@ -24,6 +24,7 @@ use crate::map;
 use crate::properties::{options, properties};
 use crate::rows;
 use crate::slot::SlotExpand;
+use crate::transpose;
 
 /// A function as CUDA text.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +66,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
         Function::Map(map) => map::define(map, &mut builder),
         Function::Matmul(matmul) => gemm::define(&matmul.0, &mut builder),
         Function::Rows(rows) => rows::define(rows, &mut builder),
+        Function::Transpose(transpose) => transpose::define(transpose, &mut builder),
     };
     let refuse = |reason: String| Error::Emit { function: function.name().to_owned(), reason };
     let compiled = CppCompiler::<Cuda>::default()

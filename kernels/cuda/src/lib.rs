@@ -46,6 +46,7 @@ mod properties;
 mod ptx;
 mod rows;
 mod slot;
+mod transpose;
 
 pub use emit::{Source, emit};
 pub use error::Error;

@@ -155,6 +155,21 @@ pub(crate) fn copy_run(
     store_words(to, to_index, &words, n);
 }
 
+/// The bits of an element of at most four bytes.
+#[cube]
+pub(crate) fn load_bits(slot: &Slot, index: usize) -> u32 {
+    let words = load_words(slot, index, 1usize);
+    words[0]
+}
+
+/// Writes what [`load_bits`] reads.
+#[cube]
+pub(crate) fn store_bits(to: &mut Slot, index: usize, bits: u32) {
+    let mut words = Array::<u32>::new(2usize);
+    words[0] = bits;
+    store_words(to, index, &words, 1usize);
+}
+
 /// Writes `n` elements that are 0.
 #[cube]
 pub(crate) fn store_zeros(to: &mut Slot, index: usize, #[comptime] n: usize) {

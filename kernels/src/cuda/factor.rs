@@ -8,7 +8,10 @@ use crate::kernel::Site;
 
 use super::access::offset_bytes;
 use super::rows::Rows;
-use super::{Arg, Base, Launch};
+use super::{Arg, Base, Launch, group_norm};
+
+/// Bytes that parts of the scratch start at a multiple of.
+const ALIGNMENT: usize = 256;
 
 /// Where the factor is when it is multiplied.
 pub(super) struct Factor {
@@ -40,16 +43,21 @@ impl Factor {
         }
         let to = Arg { base: Base::Scratch, offset: 0 };
         let ty = site.body.ty(value).with_dtype(dtype);
-        match (Rows::materialize(site, value, dtype, to.clone()), view) {
-            (Some(launch), _) => Some(Factor {
-                arg: to,
-                view: Layout::dense(&ty),
-                launches: vec![launch],
-                scratch_bytes: ty.bytes(),
-            }),
-            (None, Some((operand, view))) => Some(Factor::at(operand, &view)),
-            (None, None) => None,
+        let made = |launches: Vec<Launch>, scratch_bytes: usize| Factor {
+            arg: to.clone(),
+            view: Layout::dense(&ty),
+            launches,
+            scratch_bytes,
+        };
+        if let Some(launch) = Rows::materialize(site, value, dtype, to.clone()) {
+            return Some(made(vec![launch], ty.bytes()));
         }
+        let statistics = ty.bytes().next_multiple_of(ALIGNMENT);
+        let group_norm = group_norm::materialize(site, value, dtype, to.clone(), statistics);
+        if let Some((launches, bytes)) = group_norm {
+            return Some(made(launches, statistics + bytes));
+        }
+        view.map(|(operand, view)| Factor::at(operand, &view))
     }
 
     fn at(operand: usize, view: &Layout) -> Factor {

@@ -14,6 +14,7 @@ use crate::program::{Instr, Program};
 
 use super::access::{Access, is_addressable, offset_bytes, widest_vector};
 use super::code::{Code, leaf_args};
+use super::transpose::Transpose;
 use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 
 /// Threads of a block.
@@ -74,10 +75,13 @@ impl Map {
         let to = Arg { base: Base::Result, offset: offset_bytes(site.result) };
         let slots = leaf_slots(&leaves);
         let launch = Map::launch(site.result, program, &slots, to)?;
-        let Function::Map(map) = &launch.function else { return None };
+        let tunables = match &launch.function {
+            Function::Map(map) => vec![("vector", Attr::Int(map.vector.into()))],
+            _ => vec![("code", Attr::Str("transpose".to_owned()))],
+        };
         Some(CudaKernel {
             name: "map",
-            tunables: vec![("vector", Attr::Int(i64::from(map.vector)))],
+            tunables,
             launches: vec![launch],
             scratch_bytes: 0,
             packed: None,
@@ -134,6 +138,11 @@ impl Map {
             code: Code { program, slots: accesses[1..].iter().cloned().map(Some).collect() },
             vector,
         };
+        if map.keeps_bits()
+            && let Some(launch) = Transpose::launch(&nest, &map.result, &args)
+        {
+            return Some(launch);
+        }
         Some(Launch {
             grid: [map.threads().div_ceil(BLOCK), 1, 1],
             args,

@@ -13,9 +13,9 @@
 mod access;
 pub mod attention;
 mod code;
+pub mod columns;
 pub mod conv;
 mod factor;
-pub mod columns;
 pub mod gather;
 pub mod gemm;
 pub mod group_norm;
@@ -26,6 +26,7 @@ pub mod map;
 pub mod matmul;
 mod rope;
 pub mod rows;
+pub mod transpose;
 
 use std::fmt;
 use std::sync::Arc;
@@ -152,6 +153,7 @@ functions! {
     "map" => map::Map,
     "matmul" => matmul::Matmul,
     "rows" => rows::Rows,
+    "transpose" => transpose::Transpose,
 }
 
 impl Base {

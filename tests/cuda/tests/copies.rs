@@ -10,6 +10,22 @@ fn ty(dtype: DType, shape: &[usize]) -> TensorType {
     TensorType::new(dtype, shape.to_vec()).unwrap()
 }
 
+/// Functions that `graph` is launched as; none of them needs memory for its registers.
+fn functions(graph: &Graph) -> Vec<&'static str> {
+    let plan = compiler::compile(graph.clone(), &cuda_tests::target(Gpu(90))).unwrap();
+    let mut names = vec![];
+    for step in &plan.steps {
+        let kernels::Kernel::Cuda(kernel) = &step.kernel else { panic!("a CPU kernel") };
+        for launch in &kernel.launches {
+            let (_, compiled) = cuda_tests::compile(&launch.function, Gpu(90));
+            let resources = compiled.resources;
+            assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{launch:?}");
+            names.push(launch.function.name());
+        }
+    }
+    names
+}
+
 /// The result of `graph` is the interpreter's, bit by bit.
 fn check(graph: &Graph, range: (f64, f64)) {
     let mut rng = Rng::named(&graph.name);
@@ -78,4 +94,33 @@ fn views_become_real() {
         let y = b.broadcast(x, &[3, 5, 8, 4]).unwrap();
         check(&b.finish(&[y]), (-1e9, 1e9));
     }
+}
+
+#[test]
+fn what_crosses_goes_through_tiles() {
+    for (dtype, shape, axes) in [
+        (DType::Bf16, vec![40, 70], vec![1, 0]),
+        (DType::F32, vec![2, 33, 3, 64], vec![0, 3, 2, 1]),
+        (DType::U8, vec![16, 17], vec![1, 0]),
+        (DType::I32, vec![5, 20, 31], vec![0, 2, 1]),
+    ] {
+        let mut b = Builder::new(format!("crossed_{dtype}_{shape:?}"));
+        let x = b.input("x", ty(dtype, &shape));
+        let y = b.permute(x, &axes).unwrap();
+        let graph = b.finish(&[y]);
+        assert_eq!(functions(&graph), ["transpose"], "{}", graph.name);
+        check(&graph, (-1e9, 1e9));
+    }
+}
+
+#[test]
+fn heads_are_moved_sixteen_bytes_at_a_time() {
+    let mut b = Builder::new("heads");
+    let x = b.input("x", ty(DType::Bf16, &[2, 5, 4, 72]));
+    let y = b.permute(x, &[0, 2, 1, 3]).unwrap();
+    let graph = b.finish(&[y]);
+    assert_eq!(functions(&graph), ["map"]);
+    let plan = compiler::compile(graph.clone(), &cuda_tests::target(Gpu(90))).unwrap();
+    assert!(plan.to_string().contains("vector = 8"), "{plan}");
+    check(&graph, (-1e9, 1e9));
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kernels::cuda::Gpu;
+use ops::defs::conv::Window;
 use ops::{Builder, DType, Graph, Tensor, TensorType, ValueId};
 use tests::{Rng, relative_l2};
 
@@ -74,5 +75,31 @@ fn code_fits_registers() {
             }
         }
         assert_eq!(names, ["group_sums", "group_scale", "map"]);
+    }
+}
+
+#[test]
+fn a_convolution_reads_what_is_normalized_for_it() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let mut b = Builder::new(format!("normed_conv_{dtype}"));
+        let ty = |shape: &[usize]| TensorType::new(dtype, shape.to_vec()).unwrap();
+        let x = b.input("x", ty(&[2, 7, 9, 32]));
+        let weight = b.input("weight", ty(&[32]));
+        let bias = b.input("bias", ty(&[32]));
+        let filter = b.param("filter", ty(&[16, 32, 3, 3]));
+        let y = b.group_norm(x, weight, bias, 8, 1e-6).unwrap();
+        let y = b.silu(y).unwrap();
+        let y = b.conv(y, filter, &Window::new(&[1, 1], &[1, 1], &[1, 1])).unwrap();
+        let graph = b.finish(&[y]);
+        let mut given = given(&graph, (-1.0, 2.0));
+        let params: Vec<_> = graph.params().map(|(value, name)| (value, name.to_owned())).collect();
+        for (value, name) in params {
+            given.insert(name.clone(), Rng::named(&name).tensor(graph.ty(value), (-1.0, 1.0)));
+        }
+        let found = cuda_tests::run(&graph, &given, Gpu(80));
+        let expected = cuda_tests::expected(&graph, &given);
+        let error = relative_l2(found[0].as_floats(), expected[0].as_floats());
+        let most = if dtype == DType::F32 { 4e-6 } else { 1e-2 };
+        assert!(error < most, "{}: {error}", graph.name);
     }
 }
