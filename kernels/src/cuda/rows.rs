@@ -60,9 +60,7 @@ impl RowOp {
     pub fn is_reduction(self) -> bool {
         match self {
             RowOp::Sum | RowOp::Max => true,
-            RowOp::LayerNorm { .. } | RowOp::RmsNorm { .. } | RowOp::Softmax | RowOp::Identity => {
-                false
-            }
+            RowOp::LayerNorm { .. } | RowOp::RmsNorm { .. } | RowOp::Softmax => false,
         }
     }
 
