@@ -4,6 +4,7 @@
 use cubecl::prelude::*;
 
 use crate::properties::WARP;
+use crate::ptx::max;
 
 /// How two partial results become one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -17,12 +18,6 @@ pub(crate) enum Join {
 #[cube]
 fn join(x: f32, y: f32, #[comptime] how: Join) -> f32 {
     if comptime!(how == Join::Sum) { x + y } else { max(x, y) }
-}
-
-/// The larger of two, or what is not a number if one is.
-#[cube]
-pub(crate) fn max(x: f32, y: f32) -> f32 {
-    select(x < y || y != y, y, x)
 }
 
 /// `x` of `threads` neighboring lanes, joined as a tree.

@@ -4,10 +4,10 @@ use cubecl::prelude::*;
 use kernels::cuda::columns::Columns;
 use kernels::cuda::rows::RowOp;
 
-use crate::collective::max;
 use crate::emit::pointer;
 use crate::operands::{declare, run_code, starts};
 use crate::position::{coordinates, position};
+use crate::ptx::max;
 use crate::slot::{Slot, store_run};
 
 /// Declares the pointers and the body; returns how many pointers there are.

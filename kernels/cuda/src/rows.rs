@@ -3,10 +3,11 @@
 use cubecl::prelude::*;
 use kernels::cuda::rows::{RowOp, Rows};
 
-use crate::collective::{Join, join_row, max};
+use crate::collective::{Join, join_row};
 use crate::emit::pointer;
 use crate::operands::{declare, outer_strides, run_code, starts};
 use crate::position::{coordinates, position};
+use crate::ptx::max;
 use crate::slot::{Slot, store, store_run};
 
 /// Declares the pointers and the body; returns how many pointers there are.

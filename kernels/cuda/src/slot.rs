@@ -211,7 +211,7 @@ fn load_words(slot: &Slot, index: usize, #[comptime] n: usize) -> Array<u32> {
                 #[unroll]
                 for i in 0..n {
                     let byte = u32::cast_from(x[index + i]);
-                    words[0] = words[0] | (byte << comptime!(8 * i as u32));
+                    words[0] |= byte << comptime!(8 * i as u32);
                 }
             }
             words

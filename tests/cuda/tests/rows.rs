@@ -104,7 +104,9 @@ fn reductions_of_rows_follow_the_interpreter() {
         (vec![9, 4, 40], vec![0, 1]),
         (vec![3, 5, 7, 6], vec![1, 3]),
     ] {
-        for dtype in [DType::F32, DType::Bf16] {
+        let dtypes =
+            if shape.len() == 2 { vec![DType::F32, DType::Bf16] } else { vec![DType::F32] };
+        for dtype in dtypes {
             for is_sum in [true, false] {
                 let mut b = Builder::new(format!("{is_sum}_{dtype}_{shape:?}_{axes:?}"));
                 let x = b.input("x", ty(dtype, &shape));
