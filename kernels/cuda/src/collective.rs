@@ -2,8 +2,8 @@
 //! warps of a block. Every thread gets the same bits, whatever the order of warps.
 
 use cubecl::prelude::*;
+use kernels::cuda::WARP;
 
-use crate::properties::WARP;
 use crate::ptx::max;
 
 /// How two partial results become one.

@@ -26,7 +26,8 @@ fn body(result: &mut Slot, slots: &Sequence<Slot>, #[comptime] map: Map) {
         let to = position(&at, comptime!(map.result.strides.clone()));
         let from = starts(&at, comptime!(map.code.clone()));
         if comptime!(map.keeps_bits()) {
-            let stride = comptime!(map.code.memory().next().map_or(0, kernels::cuda::Access::inner_stride));
+            let stride =
+                comptime!(map.code.memory().next().map_or(0, kernels::cuda::Access::inner_stride));
             let start = *from.index(0usize) + index * stride;
             let times = comptime!(if stride == 0 { vector } else { 1 });
             let n = comptime!(vector / times);

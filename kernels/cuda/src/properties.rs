@@ -8,10 +8,7 @@ use cubecl::ir::{
 };
 use cubecl_cpp::register_supported_types;
 use cubecl_cpp::shared::{CompilationOptions, CppSupportedFeatures};
-use kernels::cuda::Gpu;
-
-/// Lanes of a warp.
-pub(crate) const WARP: u32 = 32;
+use kernels::cuda::{Gpu, WARP};
 
 /// Limits and features of the generation.
 pub(crate) fn properties(gpu: Gpu) -> Arc<DeviceProperties> {

@@ -31,13 +31,7 @@ fn body(
     let per_block = comptime!(rows.rows_per_block() as usize);
     let lane = UNIT_POS as usize % threads;
     let number = CUBE_POS_X as usize * per_block + UNIT_POS as usize / threads;
-    // Threads behind the last row do it again without writing: shuffles need all lanes.
-    let row = if comptime!(count.is_multiple_of(per_block)) {
-        number
-    } else {
-        select(number < count, number, comptime!(count - 1))
-    };
-    let at = coordinates(row, comptime!(rows.outer.clone()));
+    let at = coordinates(number, comptime!(rows.outer.clone()));
     let from = starts(&at, comptime!(rows.prologue.clone()));
     let aside = starts(&at, comptime!(rows.epilogue.clone()));
     let to = position(&at, comptime!(outer_strides(&rows.result)));
@@ -45,7 +39,10 @@ fn body(
     let chunks = comptime!(rows.chunks() as usize);
     let mut held = Array::<f32>::new(comptime!((rows.runs * rows.vector) as usize));
     if comptime!(chunks == 1) {
-        read(prologue, &from, &mut held, lane, 0usize, comptime!(rows.clone()));
+        // Threads behind the last row go on with zeros: shuffles need all lanes.
+        if number < count {
+            read(prologue, &from, &mut held, lane, 0usize, comptime!(rows.clone()));
+        }
     }
     let (shift, scale) = statistics(prologue, &from, &mut held, lane, comptime!(rows.clone()));
 

@@ -20,10 +20,8 @@ use super::access::{offset_bytes, widest_vector};
 use super::code::{Code, inline, leaf_args, may_alias};
 use super::map::{Map, leaf_slots};
 use super::rows::step;
-use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
+use super::{Arg, Base, CudaKernel, Function, Gpu, Launch, WARP};
 
-/// Lanes of a warp.
-const WARP: u32 = 32;
 /// Threads of a block, where channels allow it.
 const BLOCK: u32 = 256;
 /// Most threads of a block.

@@ -37,6 +37,9 @@ pub use access::Access;
 pub use code::Code;
 pub use kernel::{CudaKernel, select};
 
+/// Lanes of a warp.
+pub const WARP: u32 = 32;
+
 /// A generation of devices, by compute capability; prints as `sm_90`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Gpu(pub u32);

@@ -18,10 +18,8 @@ use super::access::{Access, is_addressable, offset_bytes, widest_vector};
 use super::code::{Code, leaf_args, leaf_layouts, may_alias};
 use super::columns::Columns;
 use super::map::{Map, leaf_slots};
-use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
+use super::{Arg, Base, CudaKernel, Function, Gpu, Launch, WARP};
 
-/// Lanes of a warp.
-const WARP: u32 = 32;
 /// Threads of a block whose rows are a warp's or less.
 const BLOCK: u32 = 128;
 /// Most threads of a block.

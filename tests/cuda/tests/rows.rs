@@ -86,6 +86,24 @@ fn code_around_a_norm_is_part_of_its_launch() {
 }
 
 #[test]
+fn a_row_may_be_written_over_what_it_is_made_of() {
+    for (rows, len) in [(5, 40), (3, 5000), (1, 40_000)] {
+        let mut b = Builder::new(format!("in_place_{rows}x{len}"));
+        let parts = ["x", "y"].map(|name| b.input(name, ty(DType::F32, &[rows, len])));
+        let y = b.concat(&parts, 0).unwrap();
+        let z = b.softmax(y, 1).unwrap();
+        let z = b.add(z, y).unwrap();
+        let graph = b.finish(&[z]);
+        let plan = compiler::compile(graph.clone(), &cuda_tests::target(Gpu(80))).unwrap();
+        let last = plan.steps.last().unwrap();
+        let compiler::Place::Buffer(from) = last.operands[0].place else { panic!("no buffer") };
+        let offset = |buffer: compiler::BufferId| plan.buffers[buffer.index()].offset;
+        assert_eq!(offset(from), offset(last.result), "{plan}");
+        check(&graph, (-2.0, 5.0), &["map", "map", "rows"]);
+    }
+}
+
+#[test]
 fn softmax_takes_any_axis() {
     let mut b = Builder::new("columns");
     let x = b.input("x", ty(DType::F32, &[3, 40, 6]));
