@@ -3,6 +3,7 @@
 
 pub mod attention_sites;
 pub mod case;
+pub mod row_sites;
 pub mod sites;
 pub mod speed;
 

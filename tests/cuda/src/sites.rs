@@ -42,6 +42,7 @@ pub fn sites() -> Vec<Site> {
     for dims in [[300, 264, 136], [256, 512, 192], [1, 72, 64], [130, 96, 1152]] {
         sites.push(product(dims));
     }
+    sites.extend(crate::row_sites::sites());
     sites
 }
 

@@ -50,6 +50,7 @@ pub fn speeds() -> Vec<Speed> {
     {
         speeds.push(conv(side, inputs, outputs));
     }
+    speeds.extend(crate::row_sites::speeds());
     speeds
 }
 
