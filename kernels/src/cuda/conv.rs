@@ -34,8 +34,8 @@ impl Conv {
         let factor = Factor::of(site, conv.input, conv.product, |_| true)?;
         let left = factor.arg.clone();
         let windows = windows(&conv, &factor.view, left.offset)?;
-        let (right_layout, packed) = weight(site, &conv)?;
-        let right = Arg { base: Base::Operand(conv.weight), offset: offset_bytes(&right_layout) };
+        let (weight, packed) = weight(site, &conv, factor.scratch_bytes)?;
+        let (right, right_layout) = (weight.arg, weight.view);
         let epilogue = &conv.epilogue;
         let mut layouts = vec![site.result];
         layouts.extend(leaf_layouts(&epilogue.leaves, site.result));
@@ -82,12 +82,13 @@ impl Conv {
             .collect();
         let tunables = tunables(&gemm);
         let mut launches = factor.launches;
+        launches.extend(weight.launches);
         launches.push(Launch { grid: gemm.grid()?, function: Function::Conv(Conv(gemm)), args });
         Some(CudaKernel {
             name: "conv",
             tunables,
             launches,
-            scratch_bytes: factor.scratch_bytes,
+            scratch_bytes: factor.scratch_bytes.max(weight.scratch_bytes),
             packed,
             in_place,
         })
@@ -115,37 +116,35 @@ fn windows(conv: &ConvSite, view: &Layout, offset: usize) -> Option<Windows> {
     windows.fits_a_word().then_some(windows)
 }
 
-/// The weight over output channels and depth, and how it is stored for that: with the channels behind
-/// the taps. `None` if the depth's order is not that of any one stride.
-fn weight(site: &Site<'_>, conv: &ConvSite) -> Option<(Layout, Option<Packed>)> {
+/// The weight over output channels and depth, taps before channels, and how it is stored for that. Where
+/// no one stride steps through the depth of the stored form, it is copied to scratch from byte `scratch`
+/// on.
+fn weight(site: &Site<'_>, conv: &ConvSite, scratch: usize) -> Option<(Factor, Option<Packed>)> {
     let whole = &site.operands[conv.weight];
     let view = &conv.weight_view;
-    let rank = view.rank();
-    let axes: Vec<usize> = std::iter::once(0).chain(2..rank).chain([1]).collect();
-    let depth = view.shape[1..].iter().product();
-    let flat = |layout: &Layout| layout.permuted(&axes).reshaped(&[view.shape[0], depth]);
+    let axes: Vec<usize> = std::iter::once(0).chain(2..view.rank()).chain([1]).collect();
+    let shape = [view.shape[0], view.shape[1..].iter().product()];
+    let flat = |layout: &Layout| layout.permuted(&axes).reshaped(&shape);
+    if let Some(flat) = flat(view) {
+        return Some((Factor::at(conv.weight, &flat), None));
+    }
+    // A part of a weight has the whole's strides, and starts at an element of it.
     let is_kept = *site.is_param.get(conv.weight)? && whole.is_dense() && whole.offset == 0;
-    // A part of the weight has the whole's strides, and starts at an element of it.
-    if !is_kept || whole.rank() != rank || whole.strides != view.strides {
-        return flat(view).map(|layout| (layout, None));
+    if is_kept && whole.strides == view.strides {
+        let stored_shape: Vec<usize> = axes.iter().map(|&axis| whole.shape[axis]).collect();
+        let mut stored = Layout { offset: 0, ..view.clone() };
+        for (&axis, stride) in axes.iter().zip(ops::row_major_strides(&stored_shape)) {
+            let start = view.offset / whole.strides[axis] % whole.shape[axis];
+            stored.offset += start * stride;
+            stored.strides[axis] = stride;
+        }
+        if let Some(flat) = flat(&stored) {
+            let (shape, element_bytes) = (whole.shape.clone(), whole.dtype.size());
+            let packed = Packed { operand: conv.weight, shape, element_bytes, axes };
+            return Some((Factor::at(conv.weight, &flat), Some(packed)));
+        }
     }
-    if view.shape[1] == 1 || view.shape[2..].iter().all(|&dim| dim == 1) && whole == view {
-        return flat(view).map(|layout| (layout, None));
-    }
-    let packed_shape: Vec<usize> = axes.iter().map(|&axis| whole.shape[axis]).collect();
-    let packed_strides = ops::row_major_strides(&packed_shape);
-    let mut stored = view.clone();
-    (stored.offset, stored.strides) = (0, vec![0; rank]);
-    for (&axis, &stride) in axes.iter().zip(&packed_strides) {
-        let start = view.offset / whole.strides[axis] % whole.shape[axis];
-        stored.offset += start * stride;
-        stored.strides[axis] = stride;
-    }
-    let packed = Packed {
-        operand: conv.weight,
-        shape: whole.shape.clone(),
-        element_bytes: whole.dtype.size(),
-        axes: axes.clone(),
-    };
-    Some((flat(&stored)?, Some(packed)))
+    let copied = Factor::copied(conv.weight, &view.permuted(&axes), scratch)?;
+    let view = copied.view.reshaped(&shape)?;
+    Some((Factor { view, ..copied }, None))
 }

@@ -8,7 +8,7 @@ use ops::{Builder, DType, Error, Graph, Tensor, TensorType, ValueId};
 use tests::{Rng, relative_l2};
 
 /// A convolution of `x` with weight `w` (and `bias`) in `build`.
-fn graph(
+fn graph_of(
     dtype: DType,
     x: &[usize],
     w: &[usize],
@@ -51,7 +51,8 @@ fn windows_see_zeros_outside() {
             (&[2, 5, 6, 7, 8], &[32, 8, 3, 3, 3], &[1, 1, 1], &[2, 1, 1], &[0, 1, 1]),
             (&[1, 6, 4, 4, 16], &[16, 16, 3, 1, 1], &[1, 1, 1], &[1, 0, 0], &[1, 0, 0]),
         ] {
-            let graph = graph(dtype, x, w, |b, x, w| b.conv(x, w, &Window::new(stride, low, high)));
+            let graph =
+                graph_of(dtype, x, w, |b, x, w| b.conv(x, w, &Window::new(stride, low, high)));
             check(&graph, &format!("{x:?} {w:?}"));
         }
     }
@@ -66,7 +67,8 @@ fn channels_may_fill_no_copy() {
             (&[1, 8, 9, 32], &[3, 32, 3, 3], &[1, 1], &[1, 1]),
             (&[1, 2, 8, 6, 4], &[24, 4, 1, 2, 2], &[1, 2, 2], &[0, 0, 0]),
         ] {
-            let graph = graph(dtype, x, w, |b, x, w| b.conv(x, w, &Window::new(stride, pad, pad)));
+            let graph =
+                graph_of(dtype, x, w, |b, x, w| b.conv(x, w, &Window::new(stride, pad, pad)));
             check(&graph, &format!("{x:?} {w:?}"));
         }
     }
@@ -75,7 +77,7 @@ fn channels_may_fill_no_copy() {
 #[test]
 fn a_doubled_input_is_read_where_it_is() {
     for dtype in [DType::Bf16, DType::F32] {
-        let graph = graph(dtype, &[2, 5, 6, 16], &[24, 16, 3, 3], |b, x, w| {
+        let graph = graph_of(dtype, &[2, 5, 6, 16], &[24, 16, 3, 3], |b, x, w| {
             let x = b.reshape(x, &[2, 5, 1, 6, 1, 16])?;
             let x = b.broadcast(x, &[2, 5, 2, 6, 2, 16])?;
             let x = b.reshape(x, &[2, 10, 12, 16])?;
@@ -88,7 +90,7 @@ fn a_doubled_input_is_read_where_it_is() {
 #[test]
 fn bias_and_residual_follow_the_sums() {
     for dtype in [DType::Bf16, DType::F32] {
-        let graph = graph(dtype, &[2, 6, 7, 16], &[40, 16, 3, 3], |b, x, w| {
+        let graph = graph_of(dtype, &[2, 6, 7, 16], &[40, 16, 3, 3], |b, x, w| {
             let ty = |shape: &[usize]| TensorType::new(dtype, shape);
             let bias = b.param("bias", ty(&[1, 1, 1, 40])?);
             let residual = b.input("residual", ty(&[2, 6, 7, 40])?);
@@ -104,10 +106,41 @@ fn bias_and_residual_follow_the_sums() {
 fn a_part_of_a_weight_is_a_view_of_its_stored_form() {
     for dtype in [DType::Bf16, DType::F32] {
         // The last two of three taps along time, as at a clip's first frame.
-        let graph = graph(dtype, &[1, 2, 5, 6, 16], &[24, 16, 3, 3, 3], |b, x, w| {
+        let graph = graph_of(dtype, &[1, 2, 5, 6, 16], &[24, 16, 3, 3, 3], |b, x, w| {
             let w = b.slice(w, &[0, 0, 1, 0, 0], &[24, 16, 3, 3, 3], &[1; 5])?;
             b.conv(x, w, &Window::new(&[1, 1, 1], &[0, 1, 1], &[0, 1, 1]))
         });
-        check(&graph, "part");
+        check(&graph, "part along time");
+        // Some of the input's channels, whose taps no one stride steps through; a weight that no file
+        // has.
+        let graph = graph_of(dtype, &[1, 5, 6, 16], &[24, 32, 3, 3], |b, x, w| {
+            let w = b.slice(w, &[0, 8, 0, 0], &[24, 24, 3, 3], &[1; 4])?;
+            b.conv(x, w, &Window::new(&[1, 1], &[1, 1], &[1, 1]))
+        });
+        check(&graph, "part of the channels");
+        let graph = graph_of(dtype, &[1, 5, 6, 16], &[24, 16, 3, 3], |b, x, _| {
+            let w = b.input("other", TensorType::new(dtype, [24, 16, 3, 3])?);
+            b.conv(x, w, &Window::new(&[1, 1], &[1, 1], &[1, 1]))
+        });
+        check(&graph, "an input as weight");
+    }
+}
+
+#[test]
+fn a_norm_before_the_window_is_made_in_scratch() {
+    for (dtype, is_doubled) in [(DType::Bf16, false), (DType::Bf16, true), (DType::F32, false)] {
+        let graph = graph_of(dtype, &[2, 5, 6, 16], &[24, 16, 3, 3], |b, x, w| {
+            let scale = b.param("scale", TensorType::new(dtype, [16])?);
+            let shift = b.param("shift", TensorType::new(dtype, [16])?);
+            let x = b.group_norm(x, scale, shift, 4, 1e-6)?;
+            let mut x = b.silu(x)?;
+            if is_doubled {
+                x = b.reshape(x, &[2, 5, 1, 6, 1, 16])?;
+                x = b.broadcast(x, &[2, 5, 2, 6, 2, 16])?;
+                x = b.reshape(x, &[2, 10, 12, 16])?;
+            }
+            b.conv(x, w, &Window::new(&[1, 1], &[1, 1], &[1, 1]))
+        });
+        check(&graph, "norm");
     }
 }
