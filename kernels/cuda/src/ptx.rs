@@ -268,14 +268,6 @@ pub(crate) fn cosine_of_turn(x: f32) -> f32 {
     y
 }
 
-/// 1 over `x`, within 1e-7 of it.
-#[cube]
-pub(crate) fn reciprocal(x: f32) -> f32 {
-    let y: f32;
-    gpu_asm!("rcp.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) read::<f32>(x), options(nomem));
-    y
-}
-
 /// The larger number.
 #[cube]
 pub(crate) fn max(x: f32, y: f32) -> f32 {

@@ -216,23 +216,35 @@ impl Tile {
         if self.shared_bytes() > of_block as u32 {
             return 0;
         }
-        // Registers: sums, fragments of two steps, addresses.
+        // Registers: sums, fragments of two steps but in groups, which have none, addresses.
         let warp_rows = self.rows / self.warp_rows;
         let warp_columns = self.columns / self.warp_columns;
-        let registers = warp_rows * warp_columns / WARP + warp_rows / 2 + warp_columns / 2 + 48;
+        let is_group = (warp_rows, self.warp_columns) == (16, 1);
+        let fragments = if is_group { 0 } else { warp_rows / 2 + warp_columns / 2 };
+        let registers = warp_rows * warp_columns / WARP + fragments + 48;
         let by_registers = (64 << 10) / (registers.next_multiple_of(8) * self.threads());
         by_memory.min(by_registers).min(MAX_RESIDENT_THREADS / self.threads())
     }
 
-    /// The tile that is expected to be the fastest for `batch` products of `rows` x `columns`.
-    fn choose(batch: u32, rows: u32, columns: u32, depth: u32, gpu: Gpu) -> Option<Tile> {
-        let fitting = Tile::ALL.into_iter().filter(|tile| tile.residents(gpu) > 0);
-        fitting.min_by_key(|tile| tile.cost(batch, rows, columns, depth, gpu))
+    /// The way that is expected to be the fastest for `batch` products of `rows` x `columns`.
+    fn choose(batch: u32, rows: u32, columns: u32, depth: u32, gpu: Gpu) -> Option<Method> {
+        let groups = Tile::GROUPS.into_iter().filter(|_| gpu >= Gpu(90)).map(Method::Group);
+        let all = Tile::ALL.into_iter().map(Method::Tensor).chain(groups);
+        let costs = all.filter_map(|method| {
+            let (tile, is_group) = match method {
+                Method::Tensor(tile) => (tile, false),
+                Method::Group(tile) => (tile, true),
+                Method::Scalar | Method::Few => return None,
+            };
+            let fits = tile.residents(gpu) > 0;
+            fits.then(|| (tile.cost([batch, rows, columns, depth], is_group, gpu), method))
+        });
+        costs.min_by_key(|(cost, _)| *cost).map(|(_, method)| method)
     }
 
     /// Expected time in cycles of the multiprocessor with the most blocks: those share its tensor cores,
     /// its shared memory and its way to the L2 cache, whichever is busiest.
-    fn cost(&self, batch: u32, rows: u32, columns: u32, depth: u32, gpu: Gpu) -> u64 {
+    fn cost(&self, [batch, rows, columns, depth]: [u32; 4], is_group: bool, gpu: Gpu) -> u64 {
         let blocks = u64::from(rows.div_ceil(self.rows))
             * u64::from(columns.div_ceil(self.columns))
             * u64::from(batch);
@@ -240,18 +252,26 @@ impl Tile {
         let residents = u64::from(self.residents(gpu)).min(of_one);
         let products_per_cycle = match gpu.0 {
             80 => 1024,
-            // What instructions of one warp reach; those of four reach more.
+            90 if is_group => 2048,
+            // What instructions of one warp reach.
             90 => 1280,
             _ => 512,
         };
         let arithmetic = u64::from(self.rows * self.columns * self.depth) / products_per_cycle;
-        let read = self.warp_columns * self.rows + self.warp_rows * self.columns;
+        // Lines that are read from shared memory: all columns by each group of four warps, or those of
+        // each warp.
+        let read = if is_group {
+            self.rows + self.warp_rows / 4 * self.columns
+        } else {
+            self.warp_columns * self.rows + self.warp_rows * self.columns
+        };
         let shared = u64::from(read * self.line_bytes() + self.stage_bytes()) / 128;
         let cache = u64::from(self.stage_bytes()) / 40;
         // A step of one block waits for its barrier and its first matrices, unless others work.
         let step = arithmetic.max(shared).max(cache).max(500 / residents) + 20;
+        let alone = if is_group && residents == 1 { step / 3 } else { 0 };
         let around = (1000 + u64::from(self.rows * self.columns) / 10) / residents;
-        of_one * (u64::from(depth.div_ceil(self.depth)) * step + around)
+        of_one * (u64::from(depth.div_ceil(self.depth)) * (step + alone) + around)
     }
 }
 
@@ -301,7 +321,7 @@ impl Gemm {
         self.method = if n_rows <= FEW_ROWS && matches!(self.left, Left::Matrix { .. }) {
             Method::Few
         } else if is_half {
-            Method::Tensor(Tile::choose(n_batch, n_rows, self.columns, self.depth, gpu)?)
+            Tile::choose(n_batch, n_rows, self.columns, self.depth, gpu)?
         } else {
             Method::Scalar
         };
