@@ -253,8 +253,8 @@ impl Tile {
         let products_per_cycle = match gpu.0 {
             80 => 1024,
             90 if is_group => 2048,
-            // What instructions of one warp reach.
-            90 => 1280,
+            // What instructions of one warp were measured to reach.
+            90 => 930,
             _ => 512,
         };
         let arithmetic = u64::from(self.rows * self.columns * self.depth) / products_per_cycle;
@@ -266,7 +266,7 @@ impl Tile {
             self.warp_columns * self.rows + self.warp_rows * self.columns
         };
         let shared = u64::from(read * self.line_bytes() + self.stage_bytes()) / 128;
-        let cache = u64::from(self.stage_bytes()) / 40;
+        let cache = u64::from(self.stage_bytes()) / 36;
         // A step of one block waits for its barrier and its first matrices, unless others work.
         let step = arithmetic.max(shared).max(cache).max(500 / residents) + 20;
         let alone = if is_group && residents == 1 { step / 3 } else { 0 };
