@@ -6,7 +6,7 @@ use kernels::cuda::rows::RowOp;
 
 use crate::emit::pointer;
 use crate::operands::{declare, run_code, starts};
-use crate::position::{coordinates, position};
+use crate::position::{coordinates, position, thread_index};
 use crate::ptx::max;
 use crate::slot::{Slot, store_run};
 
@@ -27,8 +27,9 @@ fn body(
     #[comptime] columns: Columns,
 ) {
     let vector = comptime!(columns.vector as usize);
-    if ABSOLUTE_POS < comptime!(columns.threads() as usize) {
-        let at = coordinates(ABSOLUTE_POS * vector, comptime!(columns.kept.clone()));
+    let thread = thread_index(comptime!(columns.block()[0] as usize));
+    if thread < comptime!(columns.threads() as usize) {
+        let at = coordinates(thread * vector, comptime!(columns.kept.clone()));
         let index = at[comptime!(columns.kept.len() - 1)];
         let first = starts(&at, comptime!(columns.prologue.clone()));
         let is_max = comptime!(columns.op == RowOp::Max);

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use kernels::cuda::gather::Gather;
 
 use crate::emit::pointer;
-use crate::position::{coordinates, position};
+use crate::position::{coordinates, position, thread_index};
 use crate::slot::{Slot, copy_run, load_row_id, store_zeros};
 
 /// Declares the pointers and the body; returns how many pointers there are.
@@ -19,8 +19,9 @@ pub(crate) fn define(gather: &Gather, builder: &mut KernelBuilder) -> usize {
 #[cube]
 fn body(result: &mut Slot, table: &Slot, ids: &Slot, #[comptime] gather: Gather) {
     let vector = comptime!(gather.vector as usize);
-    if ABSOLUTE_POS < comptime!(gather.threads() as usize) {
-        let at = coordinates(ABSOLUTE_POS * vector, comptime!(gather.dims.clone()));
+    let thread = thread_index(comptime!(gather.block()[0] as usize));
+    if thread < comptime!(gather.threads() as usize) {
+        let at = coordinates(thread * vector, comptime!(gather.dims.clone()));
         let to = position(&at, comptime!(gather.result.strides.clone()));
         let within = position(&at, comptime!(gather.table.strides.clone()));
         let row = load_row_id(ids, position(&at, comptime!(gather.ids.strides.clone())));

@@ -5,7 +5,7 @@ use kernels::cuda::map::Map;
 
 use crate::emit::pointer;
 use crate::operands::{declare, run_code, starts};
-use crate::position::{coordinates, position};
+use crate::position::{coordinates, position, thread_index};
 use crate::slot::{Slot, copy_run, store_run};
 
 /// Declares the pointers and the body; returns how many pointers there are.
@@ -20,8 +20,9 @@ pub(crate) fn define(map: &Map, builder: &mut KernelBuilder) -> usize {
 fn body(result: &mut Slot, slots: &Sequence<Slot>, #[comptime] map: Map) {
     let vector = comptime!(map.vector as usize);
     let threads = comptime!(map.threads() as usize);
-    if ABSOLUTE_POS < threads {
-        let at = coordinates(ABSOLUTE_POS * vector, comptime!(map.dims.clone()));
+    let thread = thread_index(comptime!(map.block()[0] as usize));
+    if thread < threads {
+        let at = coordinates(thread * vector, comptime!(map.dims.clone()));
         let index = at[comptime!(map.dims.len() - 1)];
         let to = position(&at, comptime!(map.result.strides.clone()));
         let from = starts(&at, comptime!(map.code.clone()));

@@ -2,6 +2,12 @@
 
 use cubecl::prelude::*;
 
+/// Number of the thread in a grid along x of blocks of `block` threads along x.
+#[cube]
+pub(crate) fn thread_index(#[comptime] block: usize) -> usize {
+    CUBE_POS_X as usize * block + UNIT_POS as usize
+}
+
 /// The coordinates of element `index` of the loops over `dims`, outermost first.
 #[cube]
 pub(crate) fn coordinates(index: usize, #[comptime] dims: Vec<u32>) -> Array<usize> {
