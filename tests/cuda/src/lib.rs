@@ -16,6 +16,7 @@ use emulator::{Arrival, Device, Launch, Module, Options, Order};
 use kernels::cuda::{Base, Function, Gpu};
 use kernels::{Isa, Kernel, KernelDef as _, Pool, Target};
 use ops::{Graph, Role, Rounding, Tensor};
+use tests::{Rng, relative_l2};
 
 /// The compiler, found once.
 static NVRTC: LazyLock<Nvrtc> =
@@ -163,12 +164,39 @@ pub fn run_plan(
 
 /// Runs a site, and panics if a result is further from the interpreter's than the site says.
 pub fn check(site: &sites::Site, gpu: Gpu) {
-    let given = site.given();
-    let found = run(&site.graph, &given, gpu);
-    for (found, expected) in found.iter().zip(&expected(&site.graph, &given)) {
-        let error = tests::relative_l2(found.as_floats(), expected.as_floats());
-        assert!(error <= site.limit, "{}: {error}", site.name);
+    let error = distance(&site.graph, &site.given(), gpu);
+    assert!(error <= site.limit, "{}: {error}", site.name);
+}
+
+/// Inputs and parameters of `graph` within `range`; `name` seeds them.
+pub fn given(name: &str, graph: &Graph, range: (f64, f64)) -> BTreeMap<String, Tensor> {
+    let mut rng = Rng::named(name);
+    let declared = graph.inputs().chain(graph.params());
+    declared.map(|(value, name)| (name.to_string(), rng.tensor(graph.ty(value), range))).collect()
+}
+
+/// Names of the functions that `graph` is launched as, compiled for `gpu`; none of them keeps registers
+/// in memory.
+pub fn functions(graph: &Graph, gpu: Gpu) -> Vec<&'static str> {
+    let plan = compiler::compile(graph.clone(), &target(gpu))
+        .unwrap_or_else(|error| panic!("graph @{}: {error}", graph.name));
+    let mut names = vec![];
+    for step in &plan.steps {
+        let Kernel::Cuda(kernel) = &step.kernel else { panic!("a CPU kernel in a GPU's plan") };
+        for launch in &kernel.launches {
+            let resources = compile(&launch.function, gpu).1.resources;
+            assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{launch:?}");
+            names.push(launch.function.name());
+        }
     }
+    names
+}
+
+/// How far the outputs of `graph` on the emulated device are from what the interpreter makes of them.
+pub fn distance(graph: &Graph, given: &BTreeMap<String, Tensor>, gpu: Gpu) -> f64 {
+    let (found, expected) = (run(graph, given, gpu), expected(graph, given));
+    let distances = found.iter().zip(&expected);
+    distances.map(|(a, b)| relative_l2(a.as_floats(), b.as_floats())).fold(0.0, f64::max)
 }
 
 /// What the interpreter makes of the same graph.

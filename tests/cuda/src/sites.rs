@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use ops::{Builder, DType, Graph, Tensor, TensorType};
-use tests::Rng;
 
 /// A graph and how far results may be from exact ones.
 #[derive(Debug)]
@@ -19,11 +18,7 @@ pub struct Site {
 impl Site {
     /// Inputs and weights, the same in every run.
     pub fn given(&self) -> BTreeMap<String, Tensor> {
-        let mut rng = Rng::named(&self.name);
-        let declared = self.graph.inputs().chain(self.graph.params());
-        let drawn = declared
-            .map(|(value, name)| (name.to_string(), rng.tensor(self.graph.ty(value), (-2.0, 2.0))));
-        drawn.collect()
+        crate::given(&self.name, &self.graph, (-2.0, 2.0))
     }
 }
 

@@ -1,37 +1,16 @@
 //! Gathers, concats, pads and copies: bits move unchanged.
 
-use std::collections::BTreeMap;
-
+use cuda_tests::functions;
 use kernels::cuda::Gpu;
-use ops::{Builder, DType, Graph, TensorType, ValueId};
-use tests::Rng;
+use ops::{Builder, DType, Graph, TensorType};
 
 fn ty(dtype: DType, shape: &[usize]) -> TensorType {
-    TensorType::new(dtype, shape.to_vec()).unwrap()
-}
-
-/// Functions that `graph` is launched as; none of them needs memory for its registers.
-fn functions(graph: &Graph) -> Vec<&'static str> {
-    let plan = compiler::compile(graph.clone(), &cuda_tests::target(Gpu(90))).unwrap();
-    let mut names = vec![];
-    for step in &plan.steps {
-        let kernels::Kernel::Cuda(kernel) = &step.kernel else { panic!("a CPU kernel") };
-        for launch in &kernel.launches {
-            let (_, compiled) = cuda_tests::compile(&launch.function, Gpu(90));
-            let resources = compiled.resources;
-            assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{launch:?}");
-            names.push(launch.function.name());
-        }
-    }
-    names
+    TensorType::new(dtype, shape).expect("a valid shape")
 }
 
 /// The result of `graph` is the interpreter's, bit by bit.
 fn check(graph: &Graph, range: (f64, f64)) {
-    let mut rng = Rng::named(&graph.name);
-    let tensor =
-        |(value, name): (ValueId, &str)| (name.to_string(), rng.tensor(graph.ty(value), range));
-    let given: BTreeMap<_, _> = graph.inputs().map(tensor).collect();
+    let given = cuda_tests::given(&graph.name, graph, range);
     let found = cuda_tests::run(graph, &given, Gpu(80));
     assert!(found == cuda_tests::expected(graph, &given), "{}", graph.name);
 }
@@ -108,7 +87,7 @@ fn what_crosses_goes_through_tiles() {
         let x = b.input("x", ty(dtype, &shape));
         let y = b.permute(x, &axes).unwrap();
         let graph = b.finish(&[y]);
-        assert_eq!(functions(&graph), ["transpose"], "{}", graph.name);
+        assert_eq!(functions(&graph, Gpu(90)), ["transpose"], "{}", graph.name);
         check(&graph, (-1e9, 1e9));
     }
 }
@@ -119,7 +98,7 @@ fn heads_are_moved_sixteen_bytes_at_a_time() {
     let x = b.input("x", ty(DType::Bf16, &[2, 5, 4, 72]));
     let y = b.permute(x, &[0, 2, 1, 3]).unwrap();
     let graph = b.finish(&[y]);
-    assert_eq!(functions(&graph), ["map"]);
+    assert_eq!(functions(&graph, Gpu(90)), ["map"]);
     let plan = compiler::compile(graph.clone(), &cuda_tests::target(Gpu(90))).unwrap();
     assert!(plan.to_string().contains("vector = 8"), "{plan}");
     check(&graph, (-1e9, 1e9));

@@ -1,29 +1,18 @@
 //! Group norms, alone and with code around them.
 
-use std::collections::BTreeMap;
-
 use kernels::cuda::Gpu;
 use ops::defs::conv::Window;
-use ops::{Builder, DType, Graph, Tensor, TensorType, ValueId};
-use tests::{Rng, relative_l2};
-
-fn given(graph: &Graph, range: (f64, f64)) -> BTreeMap<String, Tensor> {
-    let mut rng = Rng::named(&graph.name);
-    let tensor =
-        |(value, name): (ValueId, &str)| (name.to_string(), rng.tensor(graph.ty(value), range));
-    graph.inputs().map(tensor).collect()
-}
+use ops::{Builder, DType, Graph, TensorType};
 
 /// A norm of `shape` and what follows it in the decoder.
 fn graph(dtype: DType, shape: &[usize], groups: usize) -> Graph {
     let mut b = Builder::new(format!("group_norm_{dtype}_{shape:?}_{groups}"));
-    let ty = |shape: &[usize]| TensorType::new(dtype, shape.to_vec()).unwrap();
-    let channels = shape[shape.len() - 1];
+    let ty = |shape: &[usize]| TensorType::new(dtype, shape).expect("a valid shape");
     let x = b.input("x", ty(shape));
-    let weight = b.input("weight", ty(&[channels]));
-    let bias = b.input("bias", ty(&[channels]));
-    let y = b.group_norm(x, weight, bias, groups, 1e-6).unwrap();
-    let y = b.silu(y).unwrap();
+    let [weight, bias] =
+        ["weight", "bias"].map(|name| b.input(name, ty(&shape[shape.len() - 1..])));
+    let y = b.group_norm(x, weight, bias, groups, 1e-6).expect("shapes fit");
+    let y = b.silu(y).expect("a float");
     b.finish(&[y])
 }
 
@@ -39,10 +28,8 @@ fn groups_of_any_size_follow_the_interpreter() {
         (DType::F32, vec![1, 6, 2048], 1),
     ] {
         let graph = graph(dtype, &shape, groups);
-        let given = given(&graph, (-2.0, 5.0));
-        let found = cuda_tests::run(&graph, &given, Gpu(80));
-        let expected = cuda_tests::expected(&graph, &given);
-        let error = relative_l2(found[0].as_floats(), expected[0].as_floats());
+        let given = cuda_tests::given(&graph.name, &graph, (-2.0, 5.0));
+        let error = cuda_tests::distance(&graph, &given, Gpu(80));
         let most = if dtype == DType::F32 { 2e-6 } else { 4e-3 };
         assert!(error < most, "{}: {error}", graph.name);
     }
@@ -51,10 +38,8 @@ fn groups_of_any_size_follow_the_interpreter() {
 #[test]
 fn a_mean_far_above_the_deviation_costs_no_more_than_its_own_rounding() {
     let graph = graph(DType::F32, &[1, 37, 21, 32], 8);
-    let given = given(&graph, (1000.0, 1001.0));
-    let found = cuda_tests::run(&graph, &given, Gpu(80));
-    let expected = cuda_tests::expected(&graph, &given);
-    let error = relative_l2(found[0].as_floats(), expected[0].as_floats());
+    let given = cuda_tests::given(&graph.name, &graph, (1000.0, 1001.0));
+    let error = cuda_tests::distance(&graph, &given, Gpu(80));
     assert!(error < 2e-4, "{error}");
 }
 
@@ -62,19 +47,7 @@ fn a_mean_far_above_the_deviation_costs_no_more_than_its_own_rounding() {
 fn code_fits_registers() {
     let graph = graph(DType::Bf16, &[2, 64, 64, 128], 32);
     for gpu in [Gpu(80), Gpu(90)] {
-        let plan = compiler::compile(graph.clone(), &cuda_tests::target(gpu)).unwrap();
-        let mut names = vec![];
-        for step in &plan.steps {
-            let kernels::Kernel::Cuda(kernel) = &step.kernel else { panic!("a CPU kernel") };
-            for launch in &kernel.launches {
-                let (_, compiled) = cuda_tests::compile(&launch.function, gpu);
-                let resources = compiled.resources;
-                assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{launch:?}");
-                assert!(resources.registers <= 64, "{resources:?} {launch:?}");
-                names.push(launch.function.name());
-            }
-        }
-        assert_eq!(names, ["group_sums", "group_scale", "map"]);
+        assert_eq!(cuda_tests::functions(&graph, gpu), ["group_sums", "group_scale", "map"]);
     }
 }
 
@@ -91,14 +64,8 @@ fn a_convolution_reads_what_is_normalized_for_it() {
         let y = b.silu(y).unwrap();
         let y = b.conv(y, filter, &Window::new(&[1, 1], &[1, 1], &[1, 1])).unwrap();
         let graph = b.finish(&[y]);
-        let mut given = given(&graph, (-1.0, 2.0));
-        let params: Vec<_> = graph.params().map(|(value, name)| (value, name.to_owned())).collect();
-        for (value, name) in params {
-            given.insert(name.clone(), Rng::named(&name).tensor(graph.ty(value), (-1.0, 1.0)));
-        }
-        let found = cuda_tests::run(&graph, &given, Gpu(80));
-        let expected = cuda_tests::expected(&graph, &given);
-        let error = relative_l2(found[0].as_floats(), expected[0].as_floats());
+        let given = cuda_tests::given(&graph.name, &graph, (-1.0, 2.0));
+        let error = cuda_tests::distance(&graph, &given, Gpu(80));
         let most = if dtype == DType::F32 { 4e-6 } else { 1e-2 };
         assert!(error < most, "{}: {error}", graph.name);
     }

@@ -1,43 +1,20 @@
 //! Norms, softmax and reductions of rows, alone and with code around them.
 
-use std::collections::BTreeMap;
-
 use kernels::cuda::Gpu;
-use ops::{Builder, DType, Graph, Tensor, TensorType, ValueId};
-use tests::{Rng, relative_l2};
+use ops::{Builder, DType, Graph, TensorType};
 
 fn ty(dtype: DType, shape: &[usize]) -> TensorType {
-    TensorType::new(dtype, shape.to_vec()).unwrap()
-}
-
-fn given(graph: &Graph, range: (f64, f64)) -> BTreeMap<String, Tensor> {
-    let mut rng = Rng::named(&graph.name);
-    let tensor =
-        |(value, name): (ValueId, &str)| (name.to_string(), rng.tensor(graph.ty(value), range));
-    graph.inputs().map(tensor).collect()
+    TensorType::new(dtype, shape).expect("a valid shape")
 }
 
 /// Runs `graph`, whose kernels must be those of `functions`.
 fn check(graph: &Graph, range: (f64, f64), functions: &[&str]) {
     for gpu in [Gpu(80), Gpu(90)] {
-        let plan = compiler::compile(graph.clone(), &cuda_tests::target(gpu)).unwrap();
-        let mut found = vec![];
-        for step in &plan.steps {
-            let kernels::Kernel::Cuda(kernel) = &step.kernel else { panic!("a CPU kernel") };
-            for launch in &kernel.launches {
-                found.push(launch.function.name());
-                let (_, compiled) = cuda_tests::compile(&launch.function, gpu);
-                let resources = compiled.resources;
-                assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{launch:?}");
-            }
-        }
-        assert_eq!(found, functions, "{}", graph.name);
+        assert_eq!(cuda_tests::functions(graph, gpu), functions, "{}", graph.name);
     }
-    let given = given(graph, range);
-    let found = cuda_tests::run(graph, &given, Gpu(80));
-    let expected = cuda_tests::expected(graph, &given);
-    let error = relative_l2(found[0].as_floats(), expected[0].as_floats());
-    let most = if found[0].ty().dtype() == DType::F32 { 2e-6 } else { 4e-3 };
+    let error = cuda_tests::distance(graph, &cuda_tests::given(&graph.name, graph, range), Gpu(80));
+    let result = graph.ty(graph.outputs[0]).dtype();
+    let most = if result == DType::F32 { 2e-6 } else { 4e-3 };
     assert!(error < most, "{}: {error}", graph.name);
 }
 
