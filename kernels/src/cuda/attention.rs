@@ -24,6 +24,8 @@ use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 const ROWS: u32 = 16;
 /// Keys of a tile in shared memory.
 const KEYS: u32 = 64;
+/// Tiles of keys from which on it is worth to take turns.
+const MIN_TURNS: u32 = 4;
 /// Warps of a block.
 const WARPS: u32 = 4;
 /// Largest head whose outputs fit a warp's registers.
@@ -106,8 +108,11 @@ pub struct AttentionFma {
 /// How attention is cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tile {
-    /// Warps of a block.
+    /// Warps that share tiles.
     pub warps: u32,
+    /// Groups of them in a block, each with tiles of its own: two take turns, so that one multiplies
+    /// while the other weighs.
+    pub groups: u32,
     /// Times 16 queries for each warp.
     pub heights: u32,
     /// Keys in shared memory at a time: a multiple of 16.
@@ -122,24 +127,29 @@ impl Tile {
         sk.next_multiple_of(ROWS).min(KEYS)
     }
 
-    /// For `sq` queries, `sk` keys and heads of `d` elements.
-    fn of(sq: usize, sk: usize, d: usize) -> Tile {
+    /// For this problem.
+    fn of(problem: &Problem) -> Tile {
+        let Problem { sq, sk, d, .. } = *problem;
+        let (sq, sk, d) = (sq as usize, sk as usize, d as usize);
         let most = if d <= MAX_TALL_HEAD { 2 } else { 1 };
         let heights = (sq as u32).div_ceil(ROWS).min(most);
         let keys = Tile::of_keys(sk as u32);
         let has_pair_per_warp = sq as u32 <= heights * ROWS && sk as u32 <= heights * ROWS;
         let heights = if has_pair_per_warp || sq as u32 > WARPS * ROWS { heights } else { 1 };
-        Tile { warps: WARPS, heights, keys, has_pair_per_warp }
+        let is_long = sq as u32 > 2 * ROWS * WARPS && sk as u32 >= MIN_TURNS * KEYS;
+        let takes_turns = heights == 2 && is_long && problem.mask.is_none();
+        let groups = if takes_turns { 2 } else { 1 };
+        Tile { warps: WARPS, groups, heights, keys, has_pair_per_warp }
     }
 }
 
 impl Attention {
     /// Threads of a block.
     pub fn block(&self) -> [u32; 3] {
-        [32 * self.tile.warps, 1, 1]
+        [32 * self.tile.warps * self.tile.groups, 1, 1]
     }
 
-    /// Queries of a block, or of a warp that has its own pair.
+    /// Queries of a group of warps, or of a warp that has its own pair.
     pub fn queries(&self) -> u32 {
         let warps = if self.tile.has_pair_per_warp { 1 } else { self.tile.warps };
         ROWS * self.tile.heights * warps
@@ -147,7 +157,7 @@ impl Attention {
 
     /// Blocks of queries of one pair.
     pub fn query_blocks(&self) -> u32 {
-        self.problem.sq.div_ceil(self.queries())
+        self.problem.sq.div_ceil(self.queries() * self.tile.groups)
     }
 
     /// Tiles of keys.
@@ -295,8 +305,7 @@ pub(super) fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
     let writes_vectors = has_whole_chunks(&site.result);
     let wide = on_tensor_cores.then(|| AttentionWide::of(&problem, writes_vectors, gpu)).flatten();
     if on_tensor_cores && site.d <= MAX_HEAD {
-        let attention =
-            Attention { tile: Tile::of(site.sq, site.sk, site.d), writes_vectors, problem };
+        let attention = Attention { tile: Tile::of(&problem), writes_vectors, problem };
         (queries, keys, units) = (attention.queries(), attention.tile.keys, "tensor");
         (grid, function) = (attention.grid(), Function::Attention(attention));
     } else if let Some(attention) = wide {
