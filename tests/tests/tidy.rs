@@ -13,8 +13,10 @@ use std::sync::LazyLock;
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("ops", &[]),
     ("kernels", &["ops"]),
+    ("kernels/cuda", &["kernels"]),
     ("compiler", &["kernels"]),
     ("runtime", &["compiler"]),
+    ("runtime/aot", &["compiler", "cuda-kernels", "engine"]),
     ("runtime/cuda", &["emulator", "engine", "runtime"]),
     ("runtime/emulator", &[]),
     ("runtime/engine", &["ops"]),
@@ -28,6 +30,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("models/kino", EVERYTHING),
     ("benches", EVERYTHING),
     ("tests", EVERYTHING),
+    ("tests/cuda", EVERYTHING),
 ];
 
 const EVERYTHING: &[&str] = &["everything"];
