@@ -14,8 +14,8 @@ use kernels::cuda::{Function, Gpu};
 use crate::attention;
 use crate::attention_fma;
 use crate::attention_wide;
-use crate::error::Error;
 use crate::columns;
+use crate::error::Error;
 use crate::gather;
 use crate::gemm;
 use crate::group_norm;
@@ -44,7 +44,7 @@ pub struct Source {
 /// Makes CUDA text of a function.
 ///
 /// # Errors
-/// [`Error::Emit`] if CubeCL refuses it.
+/// [`Error::Emit`] if `CubeCL` refuses it.
 pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
     let [x, y, z] = function.block();
     let settings =

@@ -3,12 +3,12 @@
 /// Why there is no machine code.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// CubeCL refuses the function.
+    /// `CubeCL` refuses the function.
     #[error("no CUDA text for {function}: {reason}")]
     Emit {
         /// Its name.
         function: String,
-        /// What CubeCL says.
+        /// What `CubeCL` says.
         reason: String,
     },
     /// The compiler's library or its headers are not there.

@@ -182,10 +182,10 @@ fn tensor(
     let line_bytes = comptime!(tile.line_bytes());
     let copies = comptime!(tile.line_copies());
     // Where this lane's line of the first matrices is, in the first stage.
-    let left_copy = lane / 16 ^ swizzle_left(lane, copies);
+    let left_copy = (lane / 16) ^ swizzle_left(lane, copies);
     let left_at = base + (warp_row + lane % 16) * line_bytes + left_copy * 16;
     let right_line = lane % 8 / 2 * 8 + lane / 16 * 2 + lane % 2;
-    let right_copy = lane / 8 % 2 ^ swizzle_right(right_line, copies);
+    let right_copy = (lane / 8 % 2) ^ swizzle_right(right_line, copies);
     let right_at = base
         + comptime!(tile.rows * line_bytes)
         + (warp_column + right_line) * line_bytes

@@ -1,4 +1,4 @@
-//! Products and convolutions on the tensor cores of sm_90a, which four warps feed together straight
+//! Products and convolutions on the tensor cores of `sm_90a`, which four warps feed together straight
 //! from shared memory (`wgmma`): twice what single warps can feed them.
 //!
 //! A group of four warps sums 64 rows and all columns of the tile in its registers. Lines lie in shared

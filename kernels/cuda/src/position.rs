@@ -22,7 +22,7 @@ pub(crate) fn coordinates(index: usize, #[comptime] dims: Vec<u32>) -> Array<usi
             at[axis] = rest;
         } else {
             at[axis] = rest % dim;
-            rest = rest / dim;
+            rest /= dim;
         }
     }
     at

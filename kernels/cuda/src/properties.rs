@@ -1,4 +1,4 @@
-//! What CubeCL is told of a device that is not there.
+//! What `CubeCL` is told of a device that is not there.
 
 use std::sync::Arc;
 

@@ -133,7 +133,7 @@ fn bits(number: u32) -> u32 {
 pub enum Method {
     /// Halves on tensor cores, warp by warp.
     Tensor(Tile),
-    /// Halves on tensor cores that four warps feed together, on sm_90a.
+    /// Halves on tensor cores that four warps feed together, on `sm_90a`.
     Group(Tile),
     /// f32 on ordinary units: [`SCALAR_TILE`] rows and columns a block.
     Scalar,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cuda::{Device, Driver, Emulated, EngineBackend, OpenDevice};
 use engine::{Arch, Engine};
 use kernels::cuda::Gpu;
+use ops::DType;
 
 use crate::failure::{Failure, Outcome};
 use crate::machine;
@@ -20,8 +21,19 @@ enum Place {
     Emulated,
 }
 
-/// An engine on the device called `device`, and the generation that its plans are for.
-pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<(EngineBackend, Gpu)> {
+/// An engine on a device.
+#[derive(Debug)]
+pub(crate) struct OnDevice {
+    /// What runs plans.
+    pub backend: EngineBackend,
+    /// The generation that its plans are for.
+    pub gpu: Gpu,
+    /// What it stores activations in.
+    pub dtype: DType,
+}
+
+/// The engine of a file on the device called `device`.
+pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<OnDevice> {
     let place = parse(device.unwrap_or("cuda:0"))?;
     let engine = Engine::open(path).map_err(|error| Failure::Run(error.into()))?;
     let images = engine.kernels.iter().flat_map(|kernel| &kernel.images);
@@ -43,7 +55,8 @@ pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<(EngineBackend,
             Ok(Box::new(Emulated::new(arch, options)) as Box<dyn Device>)
         }),
     };
-    Ok((EngineBackend::new(Arc::new(engine), open), gpu))
+    let dtype = engine.dtype;
+    Ok(OnDevice { backend: EngineBackend::new(Arc::new(engine), open), gpu, dtype })
 }
 
 fn parse(device: &str) -> Outcome<Place> {

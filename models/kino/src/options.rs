@@ -226,6 +226,16 @@ impl Storage {
         }
     }
 
+    /// The storage type of an element type; f32 for what is no float.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of(dtype: ops::DType) -> Storage {
+        match dtype {
+            ops::DType::F16 => Storage::F16,
+            ops::DType::Bf16 => Storage::Bf16,
+            _ => Storage::F32,
+        }
+    }
+
     /// The element type of a text encoder's weights.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ pub(crate) fn run(
     interrupt: &AtomicBool,
 ) -> Outcome<()> {
     let start = Instant::now();
-    let (options, earlier) = layers::gather(flags)?;
+    let (mut options, earlier) = layers::gather(flags)?;
     let mut console = Console::new(options.quiet, options.json);
     settings::check(&options)?;
     let (prompts, n_listed) = prompts::gather(&options)?;
@@ -39,7 +39,7 @@ pub(crate) fn run(
     let n_videos = prompts.len().saturating_mul(options.num_sample.unwrap_or(1));
     outputs::check(&options, n_videos)?;
     let target = machine::target(forced_isa, options.threads)?;
-    let (engine, target) = on_device(&options, target)?;
+    let (engine, target) = on_device(&mut options, target)?;
     let references = references::gather(&options, &prompts, n_listed, interrupt)?;
     if let Some(earlier) = earlier {
         let isa = target.isa.name();
@@ -130,20 +130,36 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// The engine that runs instead of this CPU, if there is one, and what plans are made for.
+/// The engine that runs instead of this CPU, if there is one, and what plans are made for. Storage types are
+/// the engine's.
 #[cfg(feature = "cuda")]
 fn on_device(
-    options: &SampleOptions,
+    options: &mut SampleOptions,
     target: Target,
 ) -> Outcome<(Option<Box<dyn Backend>>, Target)> {
     let Some(path) = &options.engine else { return Ok((None, target)) };
-    let (backend, gpu) = crate::device::open(path, options.device.as_deref())?;
+    let crate::device::OnDevice { backend, gpu, dtype } =
+        crate::device::open(path, options.device.as_deref())?;
+    match options.dtype {
+        Some(storage) if storage.dtype() != dtype => {
+            return Err(Failure::usage(format!(
+                "--dtype {}, but {} is compiled for {dtype}: leave --dtype out, or compile another engine",
+                storage.dtype(),
+                path.display()
+            )));
+        }
+        _ => options.dtype = Some(crate::options::Storage::of(dtype)),
+    }
     Ok((Some(Box::new(backend)), Target { gpu: Some(gpu), ..target }))
 }
 
 /// This build has none.
 #[cfg(not(feature = "cuda"))]
-#[expect(clippy::unnecessary_wraps, reason = "the other build can fail")]
-fn on_device(_: &SampleOptions, target: Target) -> Outcome<(Option<Box<dyn Backend>>, Target)> {
+#[expect(
+    clippy::unnecessary_wraps,
+    clippy::needless_pass_by_ref_mut,
+    reason = "the other build needs them"
+)]
+fn on_device(_: &mut SampleOptions, target: Target) -> Outcome<(Option<Box<dyn Backend>>, Target)> {
     Ok((None, target))
 }

@@ -1,4 +1,5 @@
 //! Attention, on the emulated device against the interpreter.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
 use cuda_tests::attention_sites::{
     any_head, examples, long, masked_and_biased, parts, prepared, short, wide,

@@ -1,4 +1,5 @@
 //! Group norms, alone and with code around them.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
 use kernels::cuda::Gpu;
 use ops::defs::conv::Window;

@@ -1,4 +1,5 @@
 //! Elementwise groups and copies.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
 use std::collections::BTreeMap;
 
