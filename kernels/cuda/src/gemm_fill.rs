@@ -132,7 +132,9 @@ impl Side {
 
     /// Whether all copies of a step are of one tap.
     fn has_one_tap(&self) -> bool {
-        self.windows.as_ref().is_some_and(|windows| windows.channels % self.tile.depth == 0)
+        self.windows
+            .as_ref()
+            .is_some_and(|windows| windows.channels.is_multiple_of(self.tile.depth))
     }
 
     /// Stride along the depth.
@@ -224,8 +226,8 @@ pub(crate) fn fill(
     let place =
         lines.copy ^ swizzle(lines.line, copies, comptime!(side.is_right && !side.is_group));
     let line_at = stage + comptime!(side.offset) + lines.line * line_bytes;
-    let has_all_lines = comptime!(side.n_lines() % side.lines == 0);
-    let has_all_depth = comptime!(side.depth % side.tile.depth == 0);
+    let has_all_lines = comptime!(side.n_lines().is_multiple_of(side.lines));
+    let has_all_depth = comptime!(side.depth.is_multiple_of(side.tile.depth));
     let depth_left = k + lines.copy * COPY < comptime!(side.depth);
     #[unroll]
     for i in 0..comptime!(side.n_copies()) {

@@ -1,9 +1,13 @@
 //! Products: types, shapes, strides, batches, and what is fused behind them.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
+
 use std::collections::BTreeMap;
 
-use kernels::cuda::Gpu;
+use kernels::Kernel;
+use kernels::cuda::gemm::{Method, Tile};
+use kernels::cuda::{Function, Gpu};
 use ops::{Builder, DType, Graph, Tensor, TensorType, ValueId};
 use tests::{Rng, relative_l2};
 
@@ -192,6 +196,35 @@ fn norms_and_code_before_the_product_are_made_in_scratch() {
             let graph = case.finish(y);
             // What is rounded on its way into the product differs by a half's bits.
             check(&graph, Gpu(80));
+        }
+    }
+}
+
+#[test]
+fn nothing_spills_and_tensor_cores_are_fed_asynchronously() {
+    let mut case = Case::new(DType::Bf16);
+    let (x, w) = (case.input("x", &[2, 520, 1152]), case.param("w", &[1152, 1152]));
+    let (gate, residual) =
+        (case.input("gate", &[2, 1, 1152]), case.input("residual", &[2, 520, 1152]));
+    let bias = case.param("bias", &[1, 1, 1152]);
+    let y = case.b.matmul(x, w, false, true).unwrap();
+    let y = case.b.add(y, bias).unwrap();
+    let y = case.b.mul(y, gate).unwrap();
+    let y = case.b.add(residual, y).unwrap();
+    let graph = case.finish(y);
+    for gpu in [Gpu(80), Gpu(90)] {
+        let plan = compiler::compile(graph.clone(), &cuda_tests::target(gpu)).unwrap();
+        let Kernel::Cuda(kernel) = &plan.steps[0].kernel else { panic!("a CPU's kernel") };
+        let Function::Matmul(matmul) = &kernel.launches[0].function else { panic!("no product") };
+        for tile in Tile::ALL {
+            let mut matmul = matmul.clone();
+            matmul.0.method = Method::Tensor(tile);
+            let (_, compiled) = cuda_tests::compile(&Function::Matmul(matmul), gpu);
+            let resources = compiled.resources;
+            assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{gpu} {tile:?}");
+            for instruction in ["mma.sync", "ldmatrix", "cp.async", "st.global.v4"] {
+                assert!(compiled.ptx.contains(instruction), "{gpu} {tile:?}: no {instruction}");
+            }
         }
     }
 }
