@@ -327,7 +327,7 @@ fn add_tile(
         let largest = maxima(&scores, &kept.running, heights, tiles);
         follow(&largest, &mut kept.running, &mut kept.outputs, heights, chunks, factor);
         let weights = weigh(&scores, &mut kept.running, heights, tiles, factor, element);
-        take_turn(task, comptime!(attention.tile));
+        take_turn_with(task, &weights, comptime!(attention.clone()));
         accumulate(&mut kept.outputs, &weights, kept.v_lane + stage, product);
     }
 }
@@ -366,6 +366,27 @@ fn take_turn(task: &Task, #[comptime] tile: Tile) {
     if comptime!(tile.groups == 2) {
         if task.takes_turns {
             wait_at(FIRST_TURNS + task.group, comptime!(64 * tile.warps));
+        }
+    }
+}
+
+/// As [`take_turn`], once the weights are there. Their signs are part of the barrier's number, which
+/// keeps the assembler from weighing later, in the turn: no weight is negative.
+#[cube]
+fn take_turn_with(task: &Task, weights: &Array<Words4>, #[comptime] attention: Attention) {
+    if comptime!(attention.tile.groups == 2) {
+        let n = comptime!((attention.tile.heights * attention.tile.keys / 16) as usize);
+        let mut all = 0u32;
+        #[unroll]
+        for i in 0..n {
+            #[unroll]
+            for part in 0..4usize {
+                all |= weights[i].extract(part);
+            }
+        }
+        if task.takes_turns {
+            let barrier = FIRST_TURNS + task.group + (all >> 31);
+            wait_at(barrier, comptime!(64 * attention.tile.warps));
         }
     }
 }

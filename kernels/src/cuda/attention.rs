@@ -24,6 +24,8 @@ use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 const ROWS: u32 = 16;
 /// Keys of a tile in shared memory.
 const KEYS: u32 = 64;
+/// Largest head of groups that take turns, whose registers hold all weights of a tile at once.
+const MAX_TURN_HEAD: usize = 72;
 /// Tiles of keys from which on it is worth to take turns.
 const MIN_TURNS: u32 = 4;
 /// Warps of a block.
@@ -137,7 +139,8 @@ impl Tile {
         let has_pair_per_warp = sq as u32 <= heights * ROWS && sk as u32 <= heights * ROWS;
         let heights = if has_pair_per_warp || sq as u32 > WARPS * ROWS { heights } else { 1 };
         let is_long = sq as u32 > 2 * ROWS * WARPS && sk as u32 >= MIN_TURNS * KEYS;
-        let takes_turns = heights == 2 && is_long && problem.mask.is_none();
+        let is_plain = problem.mask.is_none() && problem.bias.is_none();
+        let takes_turns = heights == 2 && d <= MAX_TURN_HEAD && is_long && is_plain;
         let groups = if takes_turns { 2 } else { 1 };
         Tile { warps: WARPS, groups, heights, keys, has_pair_per_warp }
     }
