@@ -277,11 +277,12 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     write(&target, &operands.result, &at, &kept.outputs, written);
 }
 
-/// The last tile where it has fewer keys than others, by 16 at least.
+/// The last tile where it has fewer keys than others, by 16 at least. Groups that take turns have no
+/// registers to spare for another tile's code.
 fn rest(attention: &Attention) -> Option<Attention> {
     let Attention { problem, tile, .. } = attention;
     let keys = (problem.sk % tile.keys).next_multiple_of(STEP_KEYS);
-    (problem.sk > tile.keys && keys != 0 && keys < tile.keys)
+    (tile.groups == 1 && problem.sk > tile.keys && keys != 0 && keys < tile.keys)
         .then(|| Attention { tile: Tile { keys, ..*tile }, ..attention.clone() })
 }
 

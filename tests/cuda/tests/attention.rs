@@ -80,6 +80,7 @@ fn registers_and_shared_memory_leave_room_for_two_blocks() {
             ([1, 4096, 16, 72], 4096, false),
             ([1, 4096, 16, 72], 200, false),
             ([1, 405, 16, 72], 405, false),
+            ([1, 3600, 16, 64], 3600, false),
             ([1, 300, 1, 80], 300, false),
             ([1, 512, 64, 64], 512, true),
             ([256, 16, 16, 72], 16, false),
