@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::ast::Space;
 use crate::error::FaultKind;
-use crate::exec::{Bulk, Mbarrier, Pause, Warp};
+use crate::exec::{Bulk, Group, Mbarrier, Pause, Warp};
 use crate::launch::{Options, Order};
 use crate::memory::clocks::{Known, MAX_WARPS, merge};
 use crate::memory::{InLane, Memory, Wrong, resolve};
@@ -43,6 +43,8 @@ pub(crate) struct Block<'a> {
     pub(crate) is_reached: &'a mut [bool],
     pub(crate) mbarriers: BTreeMap<u64, Mbarrier>,
     pub(crate) bulk_copies: Vec<Bulk>,
+    /// Each four warps that are whole.
+    pub(crate) groups: Vec<Group>,
     barriers: [Option<Barrier>; BARRIERS],
 }
 
@@ -58,6 +60,7 @@ impl<'a> Block<'a> {
     pub(crate) fn new(
         memory: Memory<'a>,
         options: &'a Options,
+        n_warps: usize,
         is_reached: &'a mut [bool],
     ) -> Self {
         Self {
@@ -67,6 +70,7 @@ impl<'a> Block<'a> {
             is_reached,
             mbarriers: BTreeMap::new(),
             bulk_copies: vec![],
+            groups: vec![Group::default(); n_warps / Group::WARPS],
             barriers: [const { None }; BARRIERS],
         }
     }

@@ -91,7 +91,11 @@ pub enum FaultKind {
     NeverWritten,
     /// Bytes were used while an asynchronous copy to them was not waited for.
     PendingCopy,
-    /// A barrier reached by a part of a warp.
+    /// Registers were used while an asynchronous product that sums in them was not waited for.
+    PendingProduct,
+    /// A product of four warps used what another instruction accessed, with no fence between.
+    MissingFence,
+    /// A barrier reached by a part of a warp, or a product of four warps by some of them.
     DivergentBarrier,
     /// No warp can go on: a barrier waits for warps that do not come.
     Deadlock,

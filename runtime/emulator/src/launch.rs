@@ -333,7 +333,7 @@ impl Run<'_> {
             Order::Random(seed) => seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             Order::Forward | Order::Reverse => 0,
         };
-        let mut block = Block::new(memory, options, is_reached);
+        let mut block = Block::new(memory, options, n_warps, is_reached);
         match block.run(&mut warps, &entry.code, seed) {
             Ok(()) => Ok(block.stats),
             Err(error) => Err(self.fault(id, error)),

@@ -46,7 +46,7 @@
 //! ```
 //!
 //! What it does not model: time, caches, weak memory order, registers and occupancy, clusters of more than one
-//! block, tensor maps, `wgmma`. Races between lanes of one warp are found within one instruction only.
+//! block, tensor maps, `wgmma` with A in registers or operands that are transposed. Races between lanes of one warp are found within one instruction only.
 //! Approximate functions are rounded correctly, and matrix products are summed in f32, one k after another;
 //! a device differs in the last bits of both.
 

@@ -9,8 +9,11 @@ use crate::types::Ty;
 pub enum Mutation {
     /// The n-th barrier of the text (`bar.sync`, `barrier.sync`) is taken out.
     RemoveBarrier(usize),
-    /// The n-th wait for asynchronous copies (`cp.async.wait_group`, `.wait_all`) is taken out.
+    /// The n-th wait for asynchronous copies (`cp.async.wait_group`, `.wait_all`) or products
+    /// (`wgmma.wait_group`) is taken out.
     RemoveWait(usize),
+    /// The n-th fence of the asynchronous proxy (`fence.proxy.async`) or of registers (`wgmma.fence`) is taken out.
+    RemoveFence(usize),
     /// The n-th access of the text to global or shared memory is moved up by what it accesses.
     ShiftAddress(usize),
 }
@@ -20,7 +23,16 @@ fn is_barrier(inst: &Instruction) -> bool {
 }
 
 fn is_wait(inst: &Instruction) -> bool {
-    inst.opcode[0] == "cp" && (inst.has("wait_group") || inst.has("wait_all"))
+    matches!(inst.opcode[0].as_str(), "cp" | "wgmma")
+        && (inst.has("wait_group") || inst.has("wait_all"))
+}
+
+fn is_fence(inst: &Instruction) -> bool {
+    match inst.opcode[0].as_str() {
+        "fence" => inst.has("proxy") && inst.has("async"),
+        "wgmma" => inst.has("fence"),
+        _ => false,
+    }
 }
 
 /// The operand that is the address of an access, and the bytes of the access.
@@ -58,13 +70,17 @@ impl Mutation {
         match self {
             Self::RemoveBarrier(_) => is_barrier(inst),
             Self::RemoveWait(_) => is_wait(inst),
+            Self::RemoveFence(_) => is_fence(inst),
             Self::ShiftAddress(_) => accessed(inst).is_some(),
         }
     }
 
     fn index(self) -> usize {
         match self {
-            Self::RemoveBarrier(n) | Self::RemoveWait(n) | Self::ShiftAddress(n) => n,
+            Self::RemoveBarrier(n)
+            | Self::RemoveWait(n)
+            | Self::RemoveFence(n)
+            | Self::ShiftAddress(n) => n,
         }
     }
 }
@@ -73,8 +89,12 @@ impl Module {
     /// All mutations of an entry.
     pub fn mutations(&self, entry: &str) -> Result<Vec<Mutation>, Error> {
         let function = self.entry(entry)?;
-        let kinds: [fn(usize) -> Mutation; 3] =
-            [Mutation::RemoveBarrier, Mutation::RemoveWait, Mutation::ShiftAddress];
+        let kinds: [fn(usize) -> Mutation; 4] = [
+            Mutation::RemoveBarrier,
+            Mutation::RemoveWait,
+            Mutation::RemoveFence,
+            Mutation::ShiftAddress,
+        ];
         let mut mutations = vec![];
         for kind in kinds {
             let is_place = |statement: &&Statement| matches!(statement, Statement::Instruction(inst) if kind(0).applies(inst));
@@ -99,7 +119,7 @@ impl Module {
             return Err(Error::Unknown(format!("{entry} has no place for {mutation:?}")));
         };
         match mutation {
-            Mutation::RemoveBarrier(_) | Mutation::RemoveWait(_) => {
+            Mutation::RemoveBarrier(_) | Mutation::RemoveWait(_) | Mutation::RemoveFence(_) => {
                 // A hint that does nothing stands where the instruction was.
                 inst.opcode = vec!["pmevent".to_string()];
                 inst.operands.clear();

@@ -1,5 +1,7 @@
 //! Instructions as they are executed: names resolved to rows, labels to places, modifiers to enums.
 
+use std::sync::Arc;
+
 use crate::ast::Space;
 use crate::registers::{PredUse, Reg};
 use crate::rounding::Rounding;
@@ -13,6 +15,8 @@ pub(crate) struct Inst {
     pub(crate) guard: PredUse,
     pub(crate) line: u32,
     pub(crate) class: Class,
+    /// Registers it names that are sums of a [`GroupProduct`], unless it is one itself.
+    pub(crate) sums: Box<[Reg]>,
 }
 
 /// How an f32 or f64 result is finished, and for f32 how operands are read.
@@ -243,6 +247,21 @@ pub(crate) struct Product {
     /// Layouts of A and B of `wmma`, by which fragments were loaded; `None` for `mma`.
     pub(crate) wmma: Option<(bool, bool)>,
     pub(crate) is_saturated: bool,
+}
+
+/// D = A * B + D of four warps, 64 x n, 16 deep, A and B of 16-bit elements in shared memory.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupProduct {
+    pub(crate) n: usize,
+    pub(crate) element: Element,
+    /// D of one warp: its 16 rows.
+    pub(crate) sums: Vec<Reg>,
+    /// Descriptors of A and B.
+    pub(crate) descriptors: [Reg; 2],
+    /// Whether D is added.
+    pub(crate) keeps_sums: PredUse,
+    /// Whether A * B is subtracted.
+    pub(crate) is_negated: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -511,6 +530,16 @@ pub(crate) enum Op {
         from: Vec<Reg>,
     },
     Product(Box<Product>),
+    GroupProduct(Arc<GroupProduct>),
+    /// Orders accesses to registers before products of a group that use them.
+    GroupFence,
+    GroupCommit,
+    /// Waits until at most this many groups of products are open.
+    GroupWait {
+        n_open: u32,
+    },
+    /// Makes writes to shared memory visible to products of a group.
+    ProxyFence,
 }
 
 /// What a test of an mbarrier waits for.

@@ -475,7 +475,7 @@ fn products_of_other_types() {
 #[test]
 fn what_is_not_known_is_refused_at_load() {
     for (body, named) in [
-        ("wgmma.fence.sync.aligned;", "wgmma"),
+        ("tcgen05.wait::ld.sync.aligned;", "tcgen05"),
         ("add.rn.ftz.weird.f32 %out, %a, %b;", "weird"),
         ("mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%a}, {%a}, {%a}, {%a};", "m8n8k4"),
         ("add.u32 %out, %a, %unknown;", "unknown"),

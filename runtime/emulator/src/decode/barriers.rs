@@ -12,7 +12,8 @@ impl Lowering<'_> {
     pub(super) fn collective(&mut self, inst: &Instruction) -> Result<(), Error> {
         match inst.opcode[0].as_str() {
             "bar" | "barrier" => self.barrier(inst),
-            "membar" | "fence" => self.emit(Op::Nop, Class::Barrier),
+            "membar" => self.emit(Op::Nop, Class::Barrier),
+            "fence" => self.fence(inst),
             "shfl" => self.shuffle(inst),
             "vote" => self.vote(inst),
             "match" => self.match_lanes(inst),
@@ -33,6 +34,15 @@ impl Lowering<'_> {
                 self.emit(Op::ActiveMask { to }, Class::Collective)
             }
         }
+    }
+
+    /// Memory is in order here, but for what products of a group read of it.
+    fn fence(&mut self, inst: &Instruction) -> Result<(), Error> {
+        let is_of_proxy = inst.has("proxy") && inst.has("async");
+        // One that names a space orders accesses to that space only.
+        let is_of_shared = !inst.has("global");
+        let op = if is_of_proxy && is_of_shared { Op::ProxyFence } else { Op::Nop };
+        self.emit(op, Class::Barrier)
     }
 
     fn barrier(&mut self, inst: &Instruction) -> Result<(), Error> {

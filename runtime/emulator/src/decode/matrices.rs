@@ -9,13 +9,13 @@ use crate::stats::Class;
 use crate::types::Ty;
 
 /// `m16n8k16` to its numbers.
-fn shape(text: &str) -> Option<[usize; 3]> {
+pub(super) fn shape(text: &str) -> Option<[usize; 3]> {
     let (m, rest) = text.strip_prefix('m')?.split_once('n')?;
     let (n, k) = rest.split_once('k')?;
     Some([m.parse().ok()?, n.parse().ok()?, k.parse().ok()?])
 }
 
-fn element(text: &str) -> Option<Element> {
+pub(super) fn element(text: &str) -> Option<Element> {
     Some(match text {
         "f16" => Element::F16,
         "bf16" => Element::Bf16,

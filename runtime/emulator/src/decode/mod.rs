@@ -10,6 +10,7 @@ mod control;
 mod conversions;
 mod data;
 mod flow;
+mod group_products;
 mod matrices;
 mod memory;
 mod operands;
@@ -152,6 +153,10 @@ struct Lowering<'m> {
     module: &'m Module,
     variables: &'m Variables,
     code: Vec<Inst>,
+    /// Registers of up to 32 bits that each instruction of `code` names.
+    named: Vec<Vec<Reg>>,
+    /// Those named since the last one.
+    names: Vec<Reg>,
     registers: Registers,
     narrow_constants: BTreeMap<u32, Reg>,
     wide_constants: BTreeMap<u64, Reg>,
@@ -180,6 +185,8 @@ impl<'m> Lowering<'m> {
             module,
             variables,
             code: vec![],
+            named: vec![],
+            names: vec![],
             registers,
             narrow_constants: BTreeMap::new(),
             wide_constants: BTreeMap::new(),
@@ -219,6 +226,7 @@ impl<'m> Lowering<'m> {
         self.emit(Op::Exit, Class::Control)?;
         self.resolve_labels()?;
         flow::set_joins(&mut self.code);
+        group_products::set_sums(&mut self.code, &self.named);
         let dynamic = self.shared_bytes.next_multiple_of(self.dynamic_align);
         Ok(Entry {
             name: function.name.clone(),
@@ -302,6 +310,7 @@ impl<'m> Lowering<'m> {
             "bar" | "barrier" | "membar" | "fence" | "shfl" | "vote" | "match" | "redux"
             | "elect" | "activemask" => self.collective(inst),
             "ldmatrix" | "stmatrix" | "mma" | "wmma" => self.matrix(inst),
+            "wgmma" => self.group_product(inst),
             "bra" | "brx" | "ret" | "exit" | "trap" | "brkpt" | "nanosleep" | "griddepcontrol"
             | "setmaxnreg" | "pmevent" => self.control(inst),
             "call" => self.call(inst),
@@ -313,7 +322,9 @@ impl<'m> Lowering<'m> {
         if self.code.len() >= MAX_CODE {
             return self.invalid(format!("more than {MAX_CODE} instructions, calls included"));
         }
-        self.code.push(Inst { op, guard: self.guard, line: self.line, class });
+        let sums = Box::default();
+        self.code.push(Inst { op, guard: self.guard, line: self.line, class, sums });
+        self.named.push(std::mem::take(&mut self.names));
         Ok(())
     }
 

@@ -282,7 +282,16 @@ impl<'m> Lowering<'m> {
         self.invalid(format!("unknown name {name}"))
     }
 
+    /// What a name of an operand stands for; the instruction at hand names it from now on.
     pub(super) fn find_symbol(&mut self, name: &str) -> Result<Option<Symbol>, Error> {
+        let found = self.look_up(name)?;
+        if let Some(Symbol::Narrow { reg, .. }) = found {
+            self.names.push(reg);
+        }
+        Ok(found)
+    }
+
+    fn look_up(&mut self, name: &str) -> Result<Option<Symbol>, Error> {
         let prefix = name.trim_end_matches(|c: char| c.is_ascii_digit());
         let number: Option<u32> = name[prefix.len()..].parse().ok();
         let mut declared = None;

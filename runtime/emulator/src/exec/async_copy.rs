@@ -229,7 +229,7 @@ impl Bulk {
             Access { warp: self.warp, lane: self.lane, is_atomic: false, bytes: MAX_ACCESS };
         for &(place, from) in &self.places {
             let data = block.memory.read(Some(Space::Global), from, access)?;
-            block.memory.shared.land(place, &data, access);
+            block.memory.shared.land_bulk(place, &data, access);
         }
         let n = (self.places.len() * MAX_ACCESS) as i64;
         block.arrive(self.warp, self.lane, self.barrier, (0, 0, -n)).map(|_| ())

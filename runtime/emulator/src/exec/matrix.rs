@@ -16,7 +16,7 @@ use crate::registers::{LANES, Reg, Word, lanes};
 use crate::rounding::{F16, Rounding, bf16_value, f16_value};
 
 /// Columns of a panel, in which products are computed.
-const PANEL: usize = 8;
+pub(super) const PANEL: usize = 8;
 /// Most elements of an operand.
 const MAX_ELEMENTS: usize = 512;
 
@@ -36,7 +36,7 @@ impl Element {
 
     /// The `j`-th element of a register; integers of 8 bits are exact in f32.
     #[inline]
-    fn value(self, word: u32, j: usize) -> f32 {
+    pub(super) fn value(self, word: u32, j: usize) -> f32 {
         match self {
             Self::F16 => f16_value((word >> (16 * j)) as u16),
             Self::Bf16 => bf16_value((word >> (16 * j)) as u16),
@@ -74,11 +74,11 @@ impl Fragment {
 }
 
 /// A panel of B and of the accumulator: rows of eight columns.
-type Rows = [[f32; PANEL]; LANES];
+pub(super) type Rows = [[f32; PANEL]; LANES];
 
 /// acc += a * b for one panel: a is rows x k.
 #[inline]
-fn multiply(a: &[f32], k: usize, b: &Rows, acc: &mut [[f32; PANEL]]) {
+pub(super) fn multiply(a: &[f32], k: usize, b: &Rows, acc: &mut [[f32; PANEL]]) {
     for (row, acc) in a.chunks_exact(k).zip(acc) {
         let mut sum = *acc;
         for (&x, b) in row.iter().zip(b) {
@@ -92,7 +92,7 @@ fn multiply(a: &[f32], k: usize, b: &Rows, acc: &mut [[f32; PANEL]]) {
 
 impl Warp {
     /// Instructions of a whole warp must be executed by it.
-    fn check_whole(&self, mask: u32) -> Result<(), Box<Wrong>> {
+    pub(super) fn check_whole(&self, mask: u32) -> Result<(), Box<Wrong>> {
         if mask == u32::MAX {
             return Ok(());
         }

@@ -9,6 +9,7 @@ mod collective;
 mod compare;
 mod convert;
 mod float;
+mod group_product;
 mod half;
 mod integer;
 mod load_store;
@@ -17,6 +18,7 @@ mod mbarrier;
 mod move_bits;
 
 pub(crate) use async_copy::{Bulk, Copies};
+pub(crate) use group_product::{Group, GroupProducts};
 pub(crate) use mbarrier::Mbarrier;
 
 use crate::block::Block;
@@ -54,6 +56,7 @@ pub(crate) struct Warp {
     /// Lanes that have not exited.
     pub(crate) live: u32,
     pub(crate) copies: Copies,
+    pub(crate) group_products: GroupProducts,
     /// Instructions so far.
     pub(crate) n_steps: u64,
 }
@@ -70,7 +73,15 @@ impl Warp {
     /// A warp at the first instruction with the lanes of `mask`.
     pub(crate) fn new(index: usize, registers: Registers, mask: u32) -> Self {
         let stack = vec![Frame { at: 0, join: u32::MAX, mask }];
-        Self { index, registers, stack, live: mask, copies: Copies::default(), n_steps: 0 }
+        Self {
+            index,
+            registers,
+            stack,
+            live: mask,
+            copies: Copies::default(),
+            group_products: GroupProducts::default(),
+            n_steps: 0,
+        }
     }
 
     /// The instruction that the warp is at.
@@ -103,6 +114,9 @@ impl Warp {
             block.stats.count(inst.class);
             let mask = frame.mask & self.registers.pred(inst.guard);
             block.is_reached[frame.at as usize] |= mask != 0;
+            if !inst.sums.is_empty() && mask != 0 {
+                self.note_sums(&inst.sums)?;
+            }
             match self.execute(block, inst, frame, mask)? {
                 Flow::Next => self.advance(),
                 Flow::Jumped => {}
@@ -225,7 +239,12 @@ impl Warp {
                 self.branch_by_index(frame, mask, (*index, targets, *join))?;
                 return Ok(Flow::Jumped);
             }
-            Op::Exit => return Ok(self.exit(mask)),
+            Op::Exit => {
+                if mask == self.live {
+                    self.leave_group(block)?;
+                }
+                return Ok(self.exit(mask));
+            }
             Op::Trap => return Err(Wrong::boxed(FaultKind::Trap, "the kernel trapped")),
             Op::Yield => return Ok(Flow::Pause(Pause::Turn)),
             Op::Barrier { kind, is_aligned, id, threads } => {
@@ -380,6 +399,12 @@ impl Warp {
                 self.store_fragment(block, mask, *space, fragment, (*address, *stride), from)?;
             }
             Op::Product(product) => self.product(block, mask, product)?,
+            Op::GroupProduct(product) => self.group_product(block, mask, product)?,
+            Op::GroupFence => self.group_fence(mask)?,
+            Op::GroupCommit => self.group_commit(mask)?,
+            Op::GroupWait { n_open } => self.group_wait(block, mask, *n_open)?,
+            // Which lane wrote a byte is not known, so that only a fence of the whole warp counts.
+            Op::ProxyFence if mask == self.live => block.memory.shared.clocks.fence(self.index),
             _ => {}
         }
         Ok(Flow::Next)

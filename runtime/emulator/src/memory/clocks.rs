@@ -13,14 +13,20 @@ pub(crate) type Known = [u32; MAX_WARPS];
 pub(crate) struct Clocks {
     now: u32,
     known: Vec<Known>,
+    /// Times of each warp's fences of the asynchronous proxy, rising. A write of the warp at an earlier time is
+    /// made visible to that proxy by the fence.
+    fences: Vec<Vec<u32>>,
 }
+
+/// Fences of a warp after which those that no longer decide anything are dropped.
+const MANY_FENCES: usize = 1 << 10;
 
 impl Clocks {
     pub(crate) fn new(n_warps: usize) -> Self {
         // Time 0 is that of bytes that no access of this block wrote.
         // Warps that do not exist have done whatever they do.
         let known = std::array::from_fn(|v| if v < n_warps { 1 } else { u32::MAX });
-        Self { now: 1, known: vec![known; n_warps] }
+        Self { now: 1, known: vec![known; n_warps], fences: vec![vec![]; n_warps] }
     }
 
     pub(crate) fn now(&self) -> u32 {
@@ -42,6 +48,29 @@ impl Clocks {
     pub(crate) fn tick(&mut self) -> u32 {
         self.now = self.now.saturating_add(1);
         self.now
+    }
+
+    /// `warp` makes its writes so far visible to the asynchronous proxy.
+    pub(crate) fn fence(&mut self, warp: usize) {
+        let time = self.tick();
+        let fences = &mut self.fences[warp];
+        if fences.len() >= MANY_FENCES {
+            // Of the fences that every warp knows of, the last one has made visible all that the others did.
+            let others = self.known.iter().enumerate().filter(|(v, _)| *v != warp);
+            let known = others.map(|(_, known)| known[warp]).min().unwrap_or(time);
+            let n_known = fences.partition_point(|&fence| fence < known);
+            fences.drain(..n_known.saturating_sub(1));
+        }
+        fences.push(time);
+    }
+
+    /// Whether `by` fenced its write at `time`, and `warp` knows of that fence.
+    #[inline]
+    pub(crate) fn is_fenced(&self, by: usize, time: u32, warp: usize) -> bool {
+        let known = if by == warp { u32::MAX } else { self.known[warp][by] };
+        let fences = &self.fences[by];
+        let n_known = fences.partition_point(|&fence| fence < known);
+        fences[..n_known].last().is_some_and(|&fence| time < fence)
     }
 
     /// What `warp` publishes when it arrives somewhere and goes on; its later accesses are not part of it.

@@ -250,4 +250,15 @@ impl Memory<'_> {
         let at = self.shared_place(address, access.bytes)?;
         self.shared.read(at, access, self.checks_never_written)
     }
+
+    /// The same through the asynchronous proxy.
+    #[inline]
+    pub(crate) fn read_shared_by_proxy(
+        &mut self,
+        address: u64,
+        access: Access,
+    ) -> Result<&[u8], Box<Wrong>> {
+        let at = self.shared_place(address, access.bytes)?;
+        self.shared.read_by_proxy(at, access, self.checks_never_written)
+    }
 }

@@ -9,13 +9,16 @@ use super::{Access, SPACE_START, Wrong};
 use crate::error::FaultKind;
 use crate::registers::lanes;
 
-/// A write: 0 for never, [`PENDING`], or time << 5 | warp.
+/// A write: 0 for never, [`PENDING`], or time << 5 | warp, with [`BULK`] if a bulk copy made it.
 type Write = u32;
+
+/// The write came through the asynchronous proxy, to which it needs no fence.
+const BULK: Write = 1 << 31;
 
 /// An asynchronous copy to the byte is under way.
 const PENDING: Write = u32::MAX;
-/// Latest time of a write that is told from others.
-const MAX_TIME: u32 = (1 << 26) - 1;
+/// Latest time of a write that is told from others; with any warp it is not [`PENDING`].
+const MAX_TIME: u32 = (1 << 26) - 2;
 
 /// Who came since the last write: time << 32 | set of warps, or [`LISTED`] << 32 | index of a list.
 type Visits = u64;
@@ -82,6 +85,38 @@ impl Shared {
             self.note_reads(at, access);
         }
         Ok(&self.bytes[range])
+    }
+
+    /// The same for a read through the asynchronous proxy, as of products of four warps: plain writes and small
+    /// copies must have been fenced.
+    #[inline]
+    pub(crate) fn read_by_proxy(
+        &mut self,
+        at: usize,
+        access: Access,
+        checks_never_written: bool,
+    ) -> Result<&[u8], Box<Wrong>> {
+        self.read(at, access, checks_never_written)?;
+        if self.checks_races {
+            let mut last = 0;
+            for (i, &write) in self.writes[at..at + access.bytes].iter().enumerate() {
+                if write == last || write == 0 || write & BULK != 0 {
+                    continue;
+                }
+                last = write;
+                let (time, by) = maker(write);
+                if !self.clocks.is_fenced(by, time, access.warp) {
+                    let what = format!(
+                        "asynchronous read of shared memory by warp {}, which warp {by} wrote with no \
+                         fence.proxy.async of the whole warp between the write and the barrier",
+                        access.warp
+                    );
+                    let address = (at + i) as u64 + SPACE_START;
+                    return Err(Wrong::at(FaultKind::MissingFence, address, what));
+                }
+            }
+        }
+        Ok(&self.bytes[at..at + access.bytes])
     }
 
     #[inline]
@@ -179,7 +214,7 @@ impl Shared {
             );
             return Err(Wrong::at(FaultKind::PendingCopy, at as u64 + SPACE_START, what));
         }
-        let (time, by) = (write >> 5, (write & 31) as usize);
+        let (time, by) = maker(write);
         if !self.checks_races || self.clocks.is_before(by, time, access.warp) {
             return Ok(());
         }
@@ -282,10 +317,24 @@ impl Shared {
         self.bytes[range].copy_from_slice(bytes);
     }
 
+    /// Writes what a bulk copy brings, without a check.
+    pub(crate) fn land_bulk(&mut self, at: usize, bytes: &[u8], access: Access) {
+        self.land(at, bytes, access);
+        for write in &mut self.writes[at..at + bytes.len()] {
+            *write |= BULK;
+        }
+    }
+
     /// Bytes under an asynchronous copy that has arrived early.
     pub(crate) fn bytes(&self, at: usize, n: usize) -> &[u8] {
         &self.bytes[at..at + n]
     }
+}
+
+/// Time and warp of a write.
+#[inline]
+fn maker(write: Write) -> (u32, usize) {
+    ((write & !BULK) >> 5, (write & 31) as usize)
 }
 
 fn race(at: usize, access: Access, verb: &str, (by, did): (usize, &str)) -> Box<Wrong> {
