@@ -212,11 +212,11 @@ fn nothing_spills_and_tensor_cores_are_fed_asynchronously() {
     let y = case.b.mul(y, gate).unwrap();
     let y = case.b.add(residual, y).unwrap();
     let graph = case.finish(y);
-    for gpu in [Gpu(80), Gpu(90)] {
+    for (gpu, tiles) in [(Gpu(80), &Tile::ALL[2..3]), (Gpu(90), &Tile::ALL[..])] {
         let plan = compiler::compile(graph.clone(), &cuda_tests::target(gpu)).unwrap();
         let Kernel::Cuda(kernel) = &plan.steps[0].kernel else { panic!("a CPU's kernel") };
         let Function::Matmul(matmul) = &kernel.launches[0].function else { panic!("no product") };
-        for tile in Tile::ALL {
+        for &tile in tiles {
             let mut matmul = matmul.clone();
             matmul.0.method = Method::Tensor(tile);
             let (_, compiled) = cuda_tests::compile(&Function::Matmul(matmul), gpu);
