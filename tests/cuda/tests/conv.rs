@@ -1,8 +1,6 @@
 //! Convolutions: windows at every edge, channels that fill no copy, doubled inputs, parts of weights.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
-#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
-
 use std::collections::BTreeMap;
 
 use kernels::cuda::Gpu;

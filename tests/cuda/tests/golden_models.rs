@@ -16,9 +16,6 @@ use runtime::{WeightSource, WeightStore};
 use tests::golden::{Report, relative_l2};
 use tests::model_cases::half_cases;
 
-/// The generation whose PTX every later one runs too.
-const GPU: Gpu = Gpu(80);
-
 /// Tensors by name, as weights.
 struct Table(BTreeMap<String, Tensor>);
 
@@ -30,9 +27,9 @@ impl WeightSource for Table {
 }
 
 /// The first output of `graph` from an engine file on the emulated device.
-fn run(graph: &Graph, given: &BTreeMap<String, Tensor>) -> Tensor {
-    let plan = compiler::compile(graph.clone(), &cuda_tests::target(GPU)).unwrap();
-    let mut builder = Builder::new(GPU);
+fn run(graph: &Graph, given: &BTreeMap<String, Tensor>, gpu: Gpu) -> Tensor {
+    let plan = compiler::compile(graph.clone(), &cuda_tests::target(gpu)).unwrap();
+    let mut builder = Builder::new(gpu);
     builder.add(&graph.name, &plan).unwrap();
     let about = ("tests".to_owned(), graph.name.clone(), DType::Bf16);
     let engine = builder.build(about, cuda_tests::nvrtc(), None, 2, &|_| {}).unwrap();
@@ -43,7 +40,7 @@ fn run(graph: &Graph, given: &BTreeMap<String, Tensor>) -> Tensor {
     let engine = Arc::new(Engine::open(&path).unwrap());
     let threads = NonZeroUsize::new(2).unwrap();
     let options = emulator::Options { threads, ..emulator::Options::default() };
-    let device = Emulated::new(GPU.code_name().parse().unwrap(), options);
+    let device = Emulated::new(gpu.code_name().parse().unwrap(), options);
     let store = WeightStore::new(Table(given.clone()));
     let mut session = Session::new(Box::new(device), Arc::clone(&engine), &[], &store).unwrap();
     let program = &engine.programs[0];
@@ -60,11 +57,17 @@ fn run(graph: &Graph, given: &BTreeMap<String, Tensor>) -> Tensor {
 fn engines_are_as_close_to_f32_as_upstream() {
     let mut report = Report::default();
     let cases = half_cases();
-    for case in &cases {
+    // The generation whose code every later one runs, and the one with instructions of its own, in turns.
+    for (case, gpu) in cases.iter().zip([Gpu(80), Gpu(90)].into_iter().cycle()) {
         let expected = cuda_tests::expected(&case.wide, &case.typed(&case.wide)).remove(0);
-        let found = run(&case.half, &case.typed(&case.half));
+        let found = run(&case.half, &case.typed(&case.half), gpu);
         let limit = 2.0 * case.upstream_error;
-        report.check(&case.name, "bf16", relative_l2(&found, &expected), limit);
+        report.check(
+            &format!("{} [{gpu}]", case.name),
+            "bf16",
+            relative_l2(&found, &expected),
+            limit,
+        );
     }
     print!("{}", report.summary());
     assert!(cases.len() >= 10, "the goldens have {} cases with an error of bf16", cases.len());

@@ -1,8 +1,6 @@
 //! Products: types, shapes, strides, batches, and what is fused behind them.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
-#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
-
 use std::collections::BTreeMap;
 
 use kernels::Kernel;
