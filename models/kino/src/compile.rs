@@ -8,8 +8,6 @@ use std::time::Instant;
 use aot::{Builder, Cache};
 use clap::Args;
 use cuda_kernels::Nvrtc;
-use kernels::cuda::Gpu;
-use kernels::{Isa, Target};
 use serde_json::json;
 
 use crate::dump::{ModelOptions, StageName};
@@ -17,8 +15,7 @@ use crate::failure::{Failure, Outcome};
 use crate::options::Storage;
 use crate::parts::Parts;
 use crate::progress::Console;
-use crate::report::line;
-use crate::{VERSION, machine, plan, progress, settings, units};
+use crate::{VERSION, gpus, inspect_engine, machine, plan, progress, settings, units};
 
 /// What to compile.
 #[derive(Args, Debug)]
@@ -64,19 +61,9 @@ pub(crate) struct CompileOptions {
 /// The command. Compiled functions are kept below `cache`, the user's cache folder.
 pub(crate) fn run(options: &CompileOptions, cache: Option<PathBuf>) -> Outcome<()> {
     let start = Instant::now();
-    let gpu = Gpu::from_name(&options.target).ok_or_else(|| {
-        let known: Vec<String> = Gpu::ALL.iter().map(|gpu| gpu.code_name()).collect();
-        Failure::usage(format!("--target {}; expected one of {}", options.target, known.join(", ")))
-    })?;
+    let gpu = gpus::generation("--target", &options.target)?;
     let memory = options.memory.as_deref().map(settings::parse_memory).transpose()?;
-    let target = Target {
-        isa: Isa::PORTABLE,
-        threads: 1,
-        l1_bytes: 0,
-        l2_bytes: 0,
-        l3_bytes: 0,
-        gpu: Some(gpu),
-    };
+    let target = machine::gpu_target(gpu);
     let nvrtc = Nvrtc::find().map_err(|error| Failure::Run(error.into()))?;
     let parts = Parts::find(&options.model)?;
     let mut builder = Builder::new(gpu);
@@ -124,7 +111,8 @@ pub(crate) fn run(options: &CompileOptions, cache: Option<PathBuf>) -> Outcome<(
         });
         progress::write_out(&format!("{document:#}\n"));
     } else {
-        console.print(&table(&engine));
+        let tables = [inspect_engine::kernels_text, inspect_engine::programs_text];
+        console.print(&tables.map(|table| table(&engine)).concat());
         console.print(&format!(
             "{} in {}: {}\n",
             options.output.display(),
@@ -147,43 +135,4 @@ impl CompileOptions {
             threads: None,
         }
     }
-}
-
-/// Kernels by kind: how many, and the most that one of them needs.
-fn table(engine: &engine::Engine) -> String {
-    let mut names: Vec<&str> = engine.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let mut text = String::new();
-    line(&mut text, format_args!("kernel       count  launches  registers  spills  shared"));
-    for name in names {
-        let of_kind =
-            || engine.kernels.iter().enumerate().filter(|(_, kernel)| kernel.name == name);
-        let images = || of_kind().flat_map(|(_, kernel)| &kernel.images);
-        let launches = engine
-            .programs
-            .iter()
-            .flat_map(|program| &program.steps)
-            .flat_map(|step| &step.launches)
-            .filter(|launch| engine.kernels[launch.kernel as usize].name == name)
-            .count();
-        let registers = images().map(|image| image.registers).max().unwrap_or(0);
-        let spills = images().map(|image| image.spill_bytes).max().unwrap_or(0);
-        let shared = of_kind().map(|(_, kernel)| kernel.shared_bytes).max().unwrap_or(0);
-        let (count, shared) = (of_kind().count(), units::bytes(f64::from(shared)));
-        line(
-            &mut text,
-            format_args!(
-                "{name:<12} {count:>5}  {launches:>8}  {registers:>9}  {spills:>6}  {shared}"
-            ),
-        );
-    }
-    for program in &engine.programs {
-        let arena = units::bytes(program.arena_bytes as f64);
-        line(
-            &mut text,
-            format_args!("{}: {} steps, {arena} arena", program.name, program.steps.len()),
-        );
-    }
-    text
 }

@@ -1,4 +1,4 @@
-//! `kino inspect`: what a checkpoint, a pipeline folder or an output is, and whether it fits.
+//! `kino inspect`: what a checkpoint, a pipeline folder, an engine or an output is, and whether it fits.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -14,12 +14,14 @@ use pipeline::Transformer;
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Outcome};
+#[cfg(feature = "engine-files")]
+use crate::inspect_engine;
 use crate::{progress, units};
 
 /// What to look at.
 #[derive(Args, Debug)]
 pub(crate) struct InspectOptions {
-    /// A checkpoint (file or folder), a pipeline folder, or an output of `kino sample`
+    /// A checkpoint (file or folder), a pipeline folder, an engine, or an output of `kino sample`
     path: PathBuf,
     /// List every tensor
     #[arg(long)]
@@ -51,6 +53,15 @@ pub(crate) fn run(options: &InspectOptions) -> Outcome<()> {
     }
     if is_output(path) {
         return inspect_output(options);
+    }
+    #[cfg(feature = "engine-files")]
+    if engine::Engine::is_engine(path) {
+        let engine = inspect_engine::open(path)?;
+        progress::write_out(&match options.json {
+            true => format!("{:#}\n", inspect_engine::to_json(path, &engine)),
+            false => inspect_engine::to_text(path, &engine),
+        });
+        return Ok(());
     }
     let mut documents = Vec::new();
     let mut text = String::new();

@@ -7,9 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use kernels::cuda::Gpu;
 use kernels::{Isa, Target};
 
 use crate::failure::{Failure, Outcome};
+use crate::units;
 
 /// Names an instruction set to use instead of the best: `avx512bf16`, `avx512`, `avx2`, `neon`, `portable`.
 pub(crate) const ISA_VARIABLE: &str = "KINO_CPU";
@@ -37,6 +39,22 @@ pub(crate) fn target(forced_isa: Option<&str>, threads: Option<usize>) -> Outcom
     };
     let [l1_bytes, l2_bytes, l3_bytes] = caches();
     Ok(Target { isa, threads, l1_bytes, l2_bytes, l3_bytes, gpu: None })
+}
+
+/// What a plan for a GPU is compiled for: nothing of this machine.
+pub(crate) fn gpu_target(gpu: Gpu) -> Target {
+    Target { isa: Isa::PORTABLE, threads: 1, l1_bytes: 0, l2_bytes: 0, l3_bytes: 0, gpu: Some(gpu) }
+}
+
+/// What plans for `target` run on, for people.
+pub(crate) fn describe(target: &Target) -> String {
+    match target.gpu {
+        Some(gpu) => format!("a GPU of generation {}", gpu.code_name()),
+        None => {
+            let threads = units::counted(target.threads, "thread");
+            format!("{}, {threads}, {}", cpu_name(), target.isa)
+        }
+    }
 }
 
 /// Cores that this process may use.
@@ -95,8 +113,8 @@ pub(crate) fn check_memory(needed: f64, qualifier: &str) -> Outcome<()> {
     Err(Failure::Run(anyhow::anyhow!(
         "this needs {qualifier}{} of memory, {} is free: use a smaller size, fewer frames or a \
          smaller batch",
-        crate::units::bytes(needed),
-        crate::units::bytes(available as f64)
+        units::bytes(needed),
+        units::bytes(available as f64)
     )))
 }
 

@@ -13,7 +13,11 @@ mod device;
 mod doctor;
 mod dump;
 mod failure;
+mod gpu_model;
+mod gpus;
 mod inspect;
+#[cfg(feature = "engine-files")]
+mod inspect_engine;
 mod layers;
 mod machine;
 mod nearest;
@@ -35,6 +39,8 @@ mod progress;
 mod prompts;
 mod references;
 mod report;
+mod roofline;
+mod roofline_table;
 mod run;
 mod sample;
 mod settings;
@@ -67,12 +73,14 @@ struct Cli {
 enum Command {
     /// Sample videos or images from prompts
     Sample(Box<options::SampleOptions>),
-    /// Tell what a checkpoint, a pipeline folder or an output is
+    /// Tell what a checkpoint, a pipeline folder, an engine or an output is
     Inspect(inspect::InspectOptions),
     /// Print a model's graph, or its plan, as text
     Dump(dump::DumpOptions),
     /// Tell what a request takes before it runs: memory, work, expected time
     Plan(plan::PlanOptions),
+    /// Model how long a plan or an engine takes on a GPU, and what limits it
+    Roofline(roofline::RooflineOptions),
     /// Compile a model for GPUs: plans and kernels as one engine file
     #[cfg(feature = "compile")]
     Compile(compile::CompileOptions),
@@ -113,6 +121,7 @@ fn run(command: Command) -> Outcome<()> {
     match command {
         Command::Sample(options) => sample::run(*options, forced_isa, &calibration, &*interrupt()?),
         Command::Plan(options) => plan::run(&options, forced_isa, &calibration),
+        Command::Roofline(options) => roofline::run(&options),
         #[cfg(feature = "compile")]
         Command::Compile(options) => compile::run(&options, cache_folder()),
         Command::Profile(options) => {

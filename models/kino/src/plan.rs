@@ -12,6 +12,7 @@ use clap::Args;
 use compiler::cost::CostModel;
 use compiler::{Content, Plan, Purpose, Work};
 use kernels::Target;
+use kernels::cuda::Gpu;
 use ops::{Graph, Op, ValueId};
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ use crate::dump::{ModelOptions, StageName};
 use crate::failure::Outcome;
 use crate::parts::Parts;
 use crate::report::line;
-use crate::{VERSION, machine, plan_chart, plan_page, plan_table, progress, settings, units};
+use crate::{VERSION, gpus, machine, plan_chart, plan_page, plan_table, progress, settings, units};
 
 /// What to plan and how to show it.
 #[derive(Args, Debug)]
@@ -36,6 +37,9 @@ pub(crate) struct PlanOptions {
     /// Most memory for arena and weights, such as 12GiB: chunks get smaller, a text encoder's weights are streamed
     #[arg(long, value_name = "BYTES")]
     memory: Option<String>,
+    /// A plan for a GPU: h100, h200, a100, rtx4090, l40s, or a generation such as sm_90a
+    #[arg(long, value_name = "GPU", conflicts_with = "threads")]
+    gpu: Option<String>,
     /// A table over upstream's resolutions and lengths
     #[arg(long, conflicts_with_all = ["svg", "html"])]
     all_buckets: bool,
@@ -92,10 +96,18 @@ pub(crate) fn run(
     forced_isa: Option<&str>,
     calibration: &Calibration,
 ) -> Outcome<()> {
-    let target = machine::target(forced_isa, options.model.threads)?;
-    let model = calibration.load(&target)?;
+    let gpu = options.gpu.as_deref().map(gpus::device_or_generation).transpose()?;
+    let (target, model, advice) = match gpu {
+        Some((gpu, _)) => (machine::gpu_target(gpu), None, "`kino roofline` models it for a GPU"),
+        None => {
+            let target = machine::target(forced_isa, options.model.threads)?;
+            let model = calibration.load(&target)?;
+            let advice = calibration.advice(&target);
+            (target, model, advice)
+        }
+    };
     if options.all_buckets {
-        return plan_table::run(options, &target, model.as_ref(), calibration.advice(&target));
+        return plan_table::run(options, &target, model.as_ref(), advice);
     }
     let size = options.model.size()?;
     let limit = options.limit()?;
@@ -112,6 +124,7 @@ pub(crate) fn run(
             "num_frames": size[0], "height": size[1], "width": size[2],
             "batch_size": options.model.batch_size, "dtype": options.model.dtype,
             "threads": target.threads, "isa": target.isa.name(), "calibrated": model.is_some(),
+            "gpu": target.gpu.map(Gpu::code_name),
             "peak_bytes": peak_bytes(&stages),
             "stages": stages.iter().map(StagePlan::to_json).collect::<Vec<_>>(),
         });
@@ -132,7 +145,14 @@ pub(crate) fn run(
         );
     }
     if model.is_none() {
-        line(&mut text, format_args!("\ntime     unknown: {}", calibration.advice(&target)));
+        line(&mut text, format_args!("\ntime     unknown: {advice}"));
+    }
+    if let Some((_, Some(sheet))) = gpu {
+        let (needed, memory) = (peak_bytes(&stages) as f64, sheet.memory_bytes as f64);
+        let verdict = if needed <= memory { "fits" } else { "does not fit" };
+        let (needed, memory) = (units::bytes(needed), units::bytes(memory));
+        let device = sheet.title;
+        line(&mut text, format_args!("device   {needed} {verdict} {memory} of one {device}"));
     }
     for path in options.svg.iter().chain(&options.html) {
         line(&mut text, format_args!("wrote    {}", path.display()));
@@ -419,14 +439,12 @@ pub(crate) fn header(
     target: &Target,
 ) -> String {
     format!(
-        "model    {}, {} of {height}x{width}, batch {}, {}\nmachine  {}, {}, {}\n",
+        "model    {}, {} of {height}x{width}, batch {}, {}\nmachine  {}\n",
         options.model,
         units::counted(frames, "frame"),
         options.batch_size,
         options.dtype.dtype(),
-        machine::cpu_name(),
-        units::counted(target.threads, "thread"),
-        target.isa
+        machine::describe(target)
     )
 }
 

@@ -2,6 +2,7 @@
 
 use compiler::cost::CostModel;
 use kernels::Target;
+use kernels::cuda::Gpu;
 use models::nn;
 use serde_json::json;
 
@@ -22,11 +23,17 @@ const LENGTHS: [&str; 5] = ["1", "2s", "4s", "8s", "16s"];
 /// Landscape, as upstream's commands have it.
 const ASPECT: &str = "9:16";
 
-struct Row {
-    bucket: String,
-    size: [usize; 3],
-    tokens: usize,
-    plan: StagePlan,
+/// A size of the table and its plan.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// As `--bucket` takes it.
+    pub bucket: String,
+    /// Frames, height and width in pixels.
+    pub size: [usize; 3],
+    /// Tokens of the transformer, or elements of the latent's grid.
+    pub tokens: usize,
+    /// The plan.
+    pub plan: StagePlan,
 }
 
 /// The command.
@@ -40,32 +47,45 @@ pub(crate) fn run(
     let stage = options.model.stage.unwrap_or(parts.usual_stage());
     let limit = options.limit()?;
     let console = Console::new(options.json, false);
-    let mut bar = console.stage("plan", (RESOLUTIONS.len() * LENGTHS.len()) as u64);
-    let mut rows = Vec::new();
-    for resolution in RESOLUTIONS {
-        for length in LENGTHS {
-            rows.push(bar.time(|bar| -> Outcome<Row> {
-                let row = row(
-                    &options.model,
-                    &parts,
-                    stage,
-                    [resolution, length],
-                    target,
-                    &limit,
-                    model,
-                )?;
-                bar.advance();
-                Ok(row)
-            })?);
-        }
-    }
-    bar.finish();
+    let rows = rows(&options.model, (&parts, stage), target, &limit, model, &console)?;
     if options.json {
         progress::write_out(&to_json(options, stage, target, &rows));
     } else {
         progress::write_out(&to_text(options, stage, target, &rows, advice));
     }
     Ok(())
+}
+
+/// The plans of all sizes, by resolution, then by length.
+pub(crate) fn rows(
+    options: &ModelOptions,
+    (parts, stage): (&Parts, StageName),
+    target: &Target,
+    limit: &compiler::Options,
+    model: Option<&CostModel>,
+    console: &Console,
+) -> Outcome<Vec<Row>> {
+    let mut bar = console.stage("plan", (RESOLUTIONS.len() * LENGTHS.len()) as u64);
+    let mut rows = Vec::new();
+    for resolution in RESOLUTIONS {
+        for length in LENGTHS {
+            rows.push(bar.time(|bar| -> Outcome<Row> {
+                let bucket = [resolution, length];
+                let row = row(options, parts, stage, bucket, target, limit, model)?;
+                bar.advance();
+                Ok(row)
+            })?);
+        }
+    }
+    bar.finish();
+    Ok(rows)
+}
+
+impl Row {
+    /// The bucket without its aspect, which is the same for all.
+    pub(crate) fn short_name(&self) -> &str {
+        self.bucket.strip_suffix(ASPECT).map_or("", |name| name.trim_end_matches(':'))
+    }
 }
 
 fn row(
@@ -98,13 +118,11 @@ fn to_text(
     let mut text = String::new();
     let (model, dtype, batch) =
         (&options.model.model, options.model.dtype.dtype(), options.model.batch_size);
-    let threads = units::counted(target.threads, "thread");
-    let (cpu, isa) = (machine::cpu_name(), target.isa);
     line(
         &mut text,
         format_args!("model    {model} {}, {ASPECT}, batch {batch}, {dtype}", stage.name()),
     );
-    line(&mut text, format_args!("machine  {cpu}, {threads}, {isa}\n"));
+    line(&mut text, format_args!("machine  {}\n", machine::describe(target)));
     let [a, b, c, d, e, f, g, h] =
         ["bucket", "frames", "tokens", "work", "arena", "bound", "gap", "weights"];
     line(
@@ -116,8 +134,7 @@ fn to_text(
     );
     for row in rows {
         let plan = &row.plan.plan;
-        // The aspect is the same for all, and above the table.
-        let name = row.bucket.strip_suffix(ASPECT).map_or("", |name| name.trim_end_matches(':'));
+        let name = row.short_name();
         let gap = percent(row.plan.gap_bytes() as f64, plan.lower_bound_bytes as f64);
         let time = row.plan.total_seconds().map_or("-".into(), units::seconds);
         line(
@@ -157,7 +174,8 @@ fn to_json(options: &PlanOptions, stage: StageName, target: &Target, rows: &[Row
     let document = json!({
         "version": VERSION, "model": options.model.model, "stage": stage.name(),
         "batch_size": options.model.batch_size, "dtype": options.model.dtype,
-        "threads": target.threads, "isa": target.isa.name(), "buckets": buckets,
+        "threads": target.threads, "isa": target.isa.name(),
+        "gpu": target.gpu.map(Gpu::code_name), "buckets": buckets,
     });
     format!("{document:#}\n")
 }

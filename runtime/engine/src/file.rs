@@ -1,7 +1,7 @@
 //! The file: header, sections, hash; written beside its name and renamed, read through a map.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -49,6 +49,13 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 impl Engine {
+    /// Whether a file begins as engine files do; it may be damaged further on. What cannot be read is none.
+    pub fn is_engine(path: &Path) -> bool {
+        let mut start = [0; MAGIC.len()];
+        let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+        read.is_ok() && start == MAGIC
+    }
+
     /// The bytes of the engine's file.
     ///
     /// # Errors
