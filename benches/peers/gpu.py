@@ -1,6 +1,6 @@
 """PyTorch on a GPU: times of the work that an engine does, on made-up weights, as lines of JSON.
 
-    python3 benches/peers/gpu.py [--only NAME ...] [--no-compile]
+    python3 benches/peers/gpu.py [--only NAME ...] [--buckets NAME ...] [--no-compile]
 
 Every row is the median over runs after warm-up, timed by events of the device. `stdit2-step` is one guided step
 (two rows) of STDiT-2 XL/2 in bf16; `compiled` is torch.compile (see --mode); the plain rows are
@@ -115,6 +115,7 @@ def step(name, compiled, mode):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", default=["ceilings", "products", "attentions", "convolutions", "steps"])
+    parser.add_argument("--buckets", nargs="*", default=list(BUCKETS))
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--mode", default="default", help="of torch.compile")
     options = parser.parse_args()
@@ -125,7 +126,7 @@ def main():
             measure()
     if "steps" in options.only:
         for compiled in (False, True):
-            for bucket in BUCKETS:
+            for bucket in options.buckets:
                 if not (compiled and options.no_compile):
                     step(bucket, compiled, options.mode)
 
