@@ -46,8 +46,8 @@ impl Case {
         let (eight, row, copy) = (line / 8, line % 8, k / 8);
         let copy_at = match self.pitch {
             128 => row * 128 + (copy ^ row) * 16,
-            64 => row * 64 + (copy ^ row / 2) * 16,
-            32 => row * 32 + (copy ^ row / 4) * 16,
+            64 => row * 64 + (copy ^ (row / 2)) * 16,
+            32 => row * 32 + (copy ^ (row / 4)) * 16,
             _ => copy * self.leading() + row * 16,
         };
         eight * self.stride() + copy_at + k % 8 * 2

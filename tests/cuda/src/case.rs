@@ -5,11 +5,12 @@ use std::path::Path;
 
 use aot::{Builder, Cache};
 use compiler::Plan;
-use kernels::Kernel;
+use kernels::cuda::Gpu;
 use kernels::cuda::gemm::{Method, Tile};
-use kernels::cuda::{Function, Gpu};
 use ops::{DType, Graph, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
+
+use crate::tiles;
 
 /// Writes `NAME.engine` and `NAME.safetensors` to `folder`: inputs as `in.NAME`, weights as `w.NAME`,
 /// what must come out, f32, as `out.INDEX`, and `limit`, the largest relative distance that is right.
@@ -73,21 +74,9 @@ pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) -> Vec<St
     let mut names = vec![];
     let plan = compiler::compile(graph.clone(), &crate::target(gpu))
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    let single = Tile::ALL.into_iter().map(Method::Tensor);
-    let groups = Tile::GROUPS.into_iter().filter(|_| gpu >= Gpu(90)).map(Method::Group);
-    for method in single.chain(groups) {
+    for method in tiles::methods(gpu) {
+        let plan = tiles::with_method(&plan, method);
         let (Method::Tensor(tile) | Method::Group(tile)) = method else { continue };
-        let mut plan = plan.clone();
-        let kernels = plan.steps.iter_mut().filter_map(|step| match &mut step.kernel {
-            Kernel::Cuda(kernel) => Some(kernel),
-            _ => None,
-        });
-        for launch in kernels.flat_map(|kernel| &mut kernel.launches) {
-            if let Function::Matmul(matmul) = &mut launch.function {
-                matmul.0.method = method;
-                launch.grid = matmul.0.grid().expect("the grid of the chosen tile fits too");
-            }
-        }
         let way = if matches!(method, Method::Group(_)) { "group" } else { "warp" };
         let Tile { rows, columns, depth, stages, .. } = tile;
         let name = format!("{name}@{way}-{rows}x{columns}x{depth}x{stages}");

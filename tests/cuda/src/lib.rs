@@ -4,19 +4,23 @@
 pub mod attention_sites;
 pub mod case;
 pub mod row_sites;
+mod run;
 pub mod sites;
 pub mod speed;
+pub mod tiles;
 
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use compiler::{Place, Plan};
+use compiler::Plan;
 use cuda_kernels::{Compiled, Nvrtc, Source};
-use emulator::{Arrival, Device, Launch, Module, Options, Order};
-use kernels::cuda::{Base, Function, Gpu};
-use kernels::{Isa, Kernel, KernelDef as _, Pool, Target};
-use ops::{Graph, Role, Rounding, Tensor};
+use emulator::{Arrival, Module, Options, Order};
+use kernels::cuda::{Function, Gpu};
+use kernels::{Isa, Kernel, Target};
+use ops::{Graph, Rounding, Tensor};
 use tests::{Rng, relative_l2};
+
+pub use run::{Ran, Run, Stopped};
 
 /// The compiler, found once.
 static NVRTC: LazyLock<Nvrtc> =
@@ -58,11 +62,17 @@ pub fn compile(function: &Function, gpu: Gpu) -> (Source, Compiled) {
 pub fn run(graph: &Graph, given: &BTreeMap<String, Tensor>, gpu: Gpu) -> Vec<Tensor> {
     let plan = compiler::compile(graph.clone(), &target(gpu))
         .unwrap_or_else(|error| panic!("graph @{}: {error}", graph.name));
+    run_orders(&plan, given, gpu)
+}
+
+/// The outputs of `plan` in every order of [`ORDERS`], which must not differ in a bit.
+pub fn run_orders(plan: &Plan, given: &BTreeMap<String, Tensor>, gpu: Gpu) -> Vec<Tensor> {
     let mut found: Option<Vec<Tensor>> = None;
     for (order, arrival) in ORDERS {
-        let outputs = run_plan(&plan, given, gpu, order, arrival);
+        let outputs = run_plan(plan, given, gpu, order, arrival);
         if let Some(found) = &found {
-            assert!(*found == outputs, "@{}: results depend on the order {order:?}", graph.name);
+            let name = &plan.graph.name;
+            assert!(*found == outputs, "@{name}: results depend on the order {order:?}");
         }
         found = Some(outputs);
     }
@@ -77,89 +87,19 @@ pub fn run_plan(
     order: Order,
     arrival: Arrival,
 ) -> Vec<Tensor> {
-    let mut device = Device::new();
     let options = Options { order, arrival, checks_block_races: true, ..Options::default() };
-    let arena = alloc(&mut device, plan.arena_bytes);
-    let at = |buffer: compiler::BufferId| arena + plan.buffers[buffer.index()].offset as u64;
-    for port in &plan.inputs {
-        let bytes = given[&*port.name].to_bytes();
-        device.upload(at(port.buffer), &bytes).expect("inputs fit their buffers");
-    }
-    for step in &plan.steps {
-        let Kernel::Cuda(kernel) = &step.kernel else { panic!("a CPU kernel in a GPU's plan") };
-        let operands: Vec<u64> = step
-            .operands
-            .iter()
-            .enumerate()
-            .map(|(position, operand)| match &operand.place {
-                Place::Buffer(buffer) => at(*buffer),
-                Place::Param { name, packing, .. } => {
-                    let dense = given[&**name].to_bytes();
-                    let bytes = match packing {
-                        None => dense,
-                        Some(packing) => {
-                            let mut packed = vec![0; packing.bytes];
-                            let pool = Pool::new(1).expect("one thread is this one");
-                            kernel.pack(position, &dense, &mut packed, &pool);
-                            packed
-                        }
-                    };
-                    upload(&mut device, &bytes)
-                }
-                Place::Constant(value) => {
-                    let Role::Constant(tensor) = &plan.graph.node(*value).role else {
-                        panic!("{value} is no constant")
-                    };
-                    upload(&mut device, &tensor.to_bytes())
-                }
-            })
-            .collect();
-        for launch in &kernel.launches {
-            let (source, compiled) = compile(&launch.function, gpu);
-            let module = Module::parse(&compiled.ptx).unwrap_or_else(|error| panic!("{error}"));
-            let program = device.load(&module).unwrap_or_else(|error| panic!("{error}"));
-            let mut params: Vec<Vec<u8>> = launch
-                .args
-                .iter()
-                .map(|arg| {
-                    let base = match &arg.base {
-                        Base::Operand(operand) => operands[*operand],
-                        Base::Result => at(step.result),
-                        Base::Scratch => at(step.scratch.expect("a kernel with scratch has some")),
-                        Base::Constant(bytes) => upload(&mut device, bytes),
-                    };
-                    (base + arg.offset as u64).to_le_bytes().to_vec()
-                })
-                .collect();
-            if !source.info.is_empty() {
-                params.push(source.info.iter().flat_map(|word| word.to_le_bytes()).collect());
-            }
-            let params: Vec<&[u8]> = params.iter().map(Vec::as_slice).collect();
-            let what = Launch {
-                grid: launch.grid,
-                block: launch.function.block(),
-                shared_bytes: source.shared_bytes,
-                params: &params,
-            };
-            device.launch(&program, &source.entry, &what, &options).unwrap_or_else(|error| {
-                panic!("@{}: {error}\n{}\n{:?}", plan.graph.name, source.text, launch.function)
-            });
+    let run = Run { plan, given, gpu, options: &options };
+    let ran = run.run(|launch, _| Module::parse(&compile(&launch.function, gpu).1.ptx));
+    match ran {
+        Ok(ran) => {
+            let outputs = ran.outputs.into_iter();
+            outputs.map(|output| output.expect("all of an output is written")).collect()
+        }
+        Err(Stopped { launch, error }) => {
+            let (source, _) = compile(&launch.function, gpu);
+            panic!("@{}: {error}\n{}\n{:?}", plan.graph.name, source.text, launch.function)
         }
     }
-    plan.outputs
-        .iter()
-        .map(|port| {
-            let mut bytes = vec![0; port.ty.bytes()];
-            let from = at(port.buffer);
-            assert_eq!(
-                device.first_unwritten(from, bytes.len() as u64),
-                None,
-                "output is not written"
-            );
-            device.download(from, &mut bytes).expect("outputs lie in the arena");
-            Tensor::from_bytes(port.ty.clone(), &bytes).expect("ports have their type")
-        })
-        .collect()
 }
 
 /// Runs a site, and panics if a result is further from the interpreter's than the site says.
@@ -202,14 +142,4 @@ pub fn distance(graph: &Graph, given: &BTreeMap<String, Tensor>, gpu: Gpu) -> f6
 /// What the interpreter makes of the same graph.
 pub fn expected(graph: &Graph, given: &BTreeMap<String, Tensor>) -> Vec<Tensor> {
     ops::eval(graph, given, Rounding::Exact).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn alloc(device: &mut Device, bytes: usize) -> u64 {
-    device.alloc(bytes.max(1) as u64).expect("the emulated device has room")
-}
-
-fn upload(device: &mut Device, bytes: &[u8]) -> u64 {
-    let address = alloc(device, bytes.len());
-    device.upload(address, bytes).expect("an allocation takes its bytes");
-    address
 }
