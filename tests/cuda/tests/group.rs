@@ -15,7 +15,8 @@ fn check(graph: &Graph, limit: f64) {
     let given = declared
         .map(|(value, name)| (name.to_string(), rng.tensor(graph.ty(value), (-2.0, 2.0))))
         .collect();
-    let plan = compiler::compile(graph.clone(), &cuda_tests::target(GPU)).unwrap();
+    let plan = compiler::compile(graph.clone(), &cuda_tests::target(GPU))
+        .unwrap_or_else(|error| panic!("{}: {error}", graph.name));
     let expected = cuda_tests::expected(graph, &given);
     for tile in Tile::GROUPS {
         let plan = cuda_tests::tiles::with_method(&plan, Method::Group(tile));

@@ -47,9 +47,9 @@ fn kind(
     let mut b = Builder::new(name);
     let mut args = vec![];
     for (i, (shape, dtype)) in types.iter().enumerate() {
-        args.push(b.input(&i.to_string(), TensorType::new(*dtype, *shape).unwrap()));
+        args.push(b.input(&i.to_string(), TensorType::new(*dtype, *shape).expect("a valid shape")));
     }
-    let output = build(&mut b, &args).unwrap();
+    let output = build(&mut b, &args).expect("shapes fit");
     let limit = match b.ty(output).dtype() {
         DType::F32 => 2e-6,
         DType::Bf16 => 8e-3,
@@ -145,14 +145,15 @@ impl Subject {
             (name.to_string(), rng.tensor(ty, range))
         });
         let given = given.collect();
-        let mut plan =
-            compiler::compile(kind.graph.clone(), &cuda_tests::target(kind.gpu)).unwrap();
+        let mut plan = compiler::compile(kind.graph.clone(), &cuda_tests::target(kind.gpu))
+            .unwrap_or_else(|error| panic!("{}: {error}", kind.name));
         if let Some(method) = kind.method {
             plan = cuda_tests::tiles::with_method(&plan, method);
         }
         let module = |launch: &Launch| {
             let (source, compiled) = cuda_tests::compile(&launch.function, kind.gpu);
-            (Module::parse(&compiled.ptx).unwrap(), source.entry, compiled.ptx)
+            let module = Module::parse(&compiled.ptx).unwrap_or_else(|error| panic!("{error}"));
+            (module, source.entry, compiled.ptx)
         };
         let modules = launches(&plan).map(module).collect();
         let expected = cuda_tests::expected(&kind.graph, &given).remove(0);
