@@ -113,12 +113,8 @@ pub(crate) fn kernels_text(engine: &Engine) -> String {
     text
 }
 
-/// Programs, one line each.
-pub(crate) fn programs_text(engine: &Engine) -> String {
-    engine.programs.iter().map(program_text).collect()
-}
-
-fn program_text(program: &Program) -> String {
+/// What a program holds and does, in a line.
+pub(crate) fn program_text(program: &Program) -> String {
     let bytes = |count: u64| units::bytes(count as f64);
     format!(
         "{}: {}, {}, {}, {} arena (lower bound {})\n",

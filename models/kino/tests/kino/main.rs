@@ -4,10 +4,13 @@
 
 mod checkpoints;
 mod conditioning;
+#[cfg(feature = "engine-files")]
+mod engines;
 mod failures;
 mod look;
 mod measure;
 mod plan;
 mod profile;
 mod program;
+mod roofline;
 mod sample;

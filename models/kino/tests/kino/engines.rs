@@ -1,0 +1,95 @@
+//! Engine files: what `kino inspect` and `kino roofline` say of them, whole and damaged.
+
+use std::fs;
+
+use engine::Engine;
+use serde_json::Value;
+
+use crate::program::Program;
+
+// The one that the engine's own tests read and write.
+#[path = "../../../../runtime/engine/tests/common/mod.rs"]
+mod common;
+
+/// A program in a folder with `engine` as `x.engine`.
+fn with_engine(engine: &Engine) -> Program {
+    let program = Program::new();
+    engine.save(&program.path("x.engine")).unwrap();
+    program
+}
+
+fn document(program: &Program, args: &[&str]) -> Value {
+    let ran = program.run(&[args, &["--json"]].concat()).done();
+    serde_json::from_str(&ran.stdout).unwrap()
+}
+
+#[test]
+fn an_engine_tells_what_it_is() {
+    let engine = common::small();
+    let program = with_engine(&engine);
+    let found = document(&program, &["inspect", "x.engine"]);
+    assert_eq!(found["engine"], "a test");
+    assert_eq!(found["dtype"], "bf16");
+    assert_eq!(found["targets"], serde_json::json!(["sm_80 (PTX)", "sm_80", "sm_90a"]));
+    assert_eq!(found["weights"], serde_json::json!({ "count": 1, "bytes": 64, "permuted": 1 }));
+    assert_eq!(found["constants"], serde_json::json!({ "count": 2, "bytes": 5 }));
+    let code: usize = engine.kernels[0].images[..2].iter().map(|image| image.bytes.len()).sum();
+    let kernel = &found["kernels"][0];
+    assert_eq!((&kernel["kernel"], &kernel["registers"]), (&"matmul".into(), &32.into()));
+    assert_eq!((&kernel["launches"], &kernel["code_bytes"]), (&1.into(), &code.into()));
+    let of = &found["programs"][0];
+    assert_eq!((&of["arena_bytes"], &of["lower_bound_bytes"]), (&256.into(), &200.into()));
+    assert_eq!(of["inputs"][0], serde_json::json!({ "name": "x", "type": "bf16[4, 6]" }));
+    let text = program.run(&["inspect", "x.engine"]).done().stdout;
+    for words in ["kino 0.1.0", "sm_90a", "1 launch,", "64.0 KiB", "in   x : bf16[4, 6]"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn damaged_engines_are_refused_by_their_reader() {
+    let bytes = common::small().to_bytes().unwrap();
+    let program = Program::new();
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for damaged in [&flipped[..], &bytes[..bytes.len() - 1], &bytes[..100]] {
+        fs::write(program.path("x.engine"), damaged).unwrap();
+        let expected = Engine::from_bytes(damaged.to_vec()).unwrap_err().to_string();
+        program.run(&["inspect", "x.engine"]).failed(1, &expected);
+        program.run(&["roofline", "x.engine", "--gpu", "h100"]).failed(1, &expected);
+    }
+}
+
+#[test]
+fn a_roofline_of_an_engine_is_that_of_its_steps() {
+    let mut engine = common::small();
+    // One ms of products at the rate measured on an H100.
+    engine.programs[0].steps[0].flops = 520_000_000_000;
+    let mut other = engine.programs[0].clone();
+    other.name = "other".into();
+    engine.programs.push(other);
+    let program = with_engine(&engine);
+    let args = ["roofline", "x.engine", "--gpu", "h100"];
+    let found = document(&program, &args);
+    assert_eq!(found["programs"].as_array().unwrap().len(), 2);
+    let seconds = found["programs"][0]["seconds"].as_f64().unwrap();
+    assert!((seconds - 1e-3 - 1.5e-6).abs() < 1e-9, "{seconds}");
+    assert_eq!(found["programs"][0]["limit"], "compute");
+    let one = document(&program, &[&args[..], &["--program", "other"]].concat());
+    assert_eq!(one["programs"].as_array().unwrap().len(), 1);
+    assert_eq!(one["programs"][0]["name"], "other");
+    program
+        .run(&[&args[..], &["--program", "none"]].concat())
+        .failed(2, "step 240p:16f:9:16, other");
+    program.run(&[&args[..], &["--all-buckets"]].concat()).failed(2, "--all-buckets plans a model");
+}
+
+#[test]
+fn a_device_that_cannot_run_an_engine_has_no_roofline_of_it() {
+    let mut engine = common::small();
+    engine.kernels[0].images.retain(|image| image.arch.is_specific);
+    let program = with_engine(&engine);
+    let args = ["roofline", "x.engine", "--gpu", "a100"];
+    program.run(&args).failed(2, "has code for sm_90a, and the A100 80GB SXM is sm_80");
+    program.run(&["roofline", "x.engine", "--gpu", "h200"]).done();
+}
