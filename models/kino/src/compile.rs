@@ -111,8 +111,10 @@ pub(crate) fn run(options: &CompileOptions, cache: Option<PathBuf>) -> Outcome<(
         });
         progress::write_out(&format!("{document:#}\n"));
     } else {
-        let tables = [inspect_engine::kernels_text, inspect_engine::programs_text];
-        console.print(&tables.map(|table| table(&engine)).concat());
+        console.print(&inspect_engine::kernels_text(&engine));
+        for program in &engine.programs {
+            console.print(&inspect_engine::program_text(program));
+        }
         console.print(&format!(
             "{} in {}: {}\n",
             options.output.display(),
