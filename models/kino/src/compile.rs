@@ -38,7 +38,7 @@ pub(crate) struct CompileOptions {
     /// Storage type of a pipeline's text encoder, f32 or bf16 [default: that of the rest]
     #[arg(long, value_name = "TYPE")]
     text_dtype: Option<Storage>,
-    /// Generation of GPUs: sm_80, sm_86, sm_89 or sm_90a
+    /// Generation of GPUs: `sm_80`, `sm_86`, `sm_89` or `sm_90a`
     #[arg(long, default_value = "sm_90a", value_name = "ARCH")]
     target: String,
     /// Most memory for arena and weights of a plan, such as 80GiB

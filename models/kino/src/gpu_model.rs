@@ -1,7 +1,8 @@
 //! A roofline of GPUs: how long steps would take on a device, from its data sheet and from the
 //! shares of it that kernels were measured to reach on an H100 SXM.
 //!
-//! `seconds = launches * LAUNCH_SECONDS + max(FLOPs / rate, bytes / bandwidth)` for each step. All
+//! `seconds = launches * LAUNCH_SECONDS + max(FLOPs / rate, bytes / bandwidth) + prepared / bandwidth`
+//! for each step, where what is prepared in scratch by launches of its own overlaps with nothing. All
 //! bytes come from memory: what a level 2 cache keeps from one step to the next is not modelled.
 
 use compiler::cost::{Estimate, Limit};
@@ -40,6 +41,8 @@ pub(crate) struct Task {
     pub flops: u64,
     /// Bytes read and written, each once.
     pub bytes: u64,
+    /// Bytes of scratch, which launches before the main one fill from as many.
+    pub scratch: u64,
     /// Launches.
     pub launches: usize,
 }
@@ -105,14 +108,15 @@ impl Roofline {
         };
         let start = task.launches as f64 * LAUNCH_SECONDS;
         let (compute, memory) = (task.flops as f64 / rate, task.bytes as f64 / self.bandwidth);
-        let limit = if start > compute.max(memory) {
+        let prepare = 2.0 * task.scratch as f64 / self.bandwidth;
+        let limit = if start > prepare + compute.max(memory) {
             Limit::Launch
-        } else if memory > compute {
+        } else if memory + prepare > compute {
             Limit::Memory
         } else {
             Limit::Compute
         };
-        Estimate { seconds: start + compute.max(memory), limit }
+        Estimate { seconds: start + prepare + compute.max(memory), limit }
     }
 
     /// What the times rest on, for people: one line each.
@@ -126,6 +130,7 @@ impl Roofline {
         };
         vec![
             "a step takes its launches + the longer of FLOPs / rate and bytes / bandwidth".into(),
+            "plans add what is prepared in scratch, moved twice; engines do not tell of it".into(),
             format!("peaks are those of the vendor's data sheet of the {}", sheet.title),
             format!("matmul    {} ({peak})", tera(self.product)),
             format!("conv      {} (the same)", tera(self.conv)),
@@ -156,7 +161,7 @@ mod tests {
     use crate::gpus::data_sheet;
 
     fn task(kernel: &str, flops: u64, bytes: u64) -> Task {
-        Task { kernel: kernel.into(), flops, bytes, launches: 1 }
+        Task { kernel: kernel.into(), flops, bytes, scratch: 0, launches: 1 }
     }
 
     fn h100(code: Code, dtype: DType) -> Roofline {

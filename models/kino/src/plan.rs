@@ -37,7 +37,7 @@ pub(crate) struct PlanOptions {
     /// Most memory for arena and weights, such as 12GiB: chunks get smaller, a text encoder's weights are streamed
     #[arg(long, value_name = "BYTES")]
     memory: Option<String>,
-    /// A plan for a GPU: h100, h200, a100, rtx4090, l40s, or a generation such as sm_90a
+    /// A plan for a GPU: h100, h200, a100, rtx4090, l40s, or a generation such as `sm_90a`
     #[arg(long, value_name = "GPU", conflicts_with = "threads")]
     gpu: Option<String>,
     /// A table over upstream's resolutions and lengths

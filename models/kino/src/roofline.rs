@@ -44,7 +44,7 @@ pub(crate) struct RooflineOptions {
     /// Storage type of weights and activations
     #[arg(long, default_value = "bf16")]
     dtype: Storage,
-    /// Generation that a model's kernels are made for: sm_80, sm_86, sm_89 or sm_90a [default: that of the GPU]
+    /// Generation that a model's kernels are made for, such as `sm_80` [default: that of the GPU]
     #[arg(long, value_name = "ARCH")]
     target: Option<String>,
     /// A table over upstream's resolutions and lengths
@@ -160,6 +160,7 @@ pub(crate) fn tasks_of_plan(plan: &StagePlan) -> Vec<Task> {
         kernel: step.kernel.def().name().to_owned(),
         flops: work.flops(),
         bytes: work.bytes(),
+        scratch: step.scratch.map_or(0, |id| plan.plan.buffers[id.index()].bytes as u64),
         launches: match &step.kernel {
             Kernel::Cuda(kernel) => kernel.launches.len(),
             _ => 1,
@@ -174,6 +175,8 @@ fn programs_of_engine(engine: &engine::Engine) -> Vec<Program> {
         kernel: step.label.clone(),
         flops: step.flops,
         bytes: step.bytes,
+        // The file does not tell scratch from the rest of the arena.
+        scratch: 0,
         launches: step.launches.len(),
     };
     let program = |program: &engine::Program| Program {
