@@ -18,14 +18,9 @@ use crate::attention_softmax::{
 };
 use crate::attention_write::{Target, Written, write};
 use crate::position::{coordinates, position};
-use crate::ptx::{
-    Sums, Words4, arrive_at, commit_copies, load_global_word, shared_address, wait_at, wait_copies,
-};
+use crate::ptx::{Sums, Words4, commit_copies, load_global_word, shared_address, wait_copies};
 use crate::slot::{Slot, load};
 
-/// Barriers of the block: for the turn of each group, then for the tiles of each.
-const FIRST_TURNS: u32 = 1;
-const FIRST_TILES: u32 = 3;
 /// Keys of one step of the second product.
 const STEP_KEYS: u32 = 16;
 
@@ -70,7 +65,7 @@ impl Geometry {
             group,
             tile_bytes,
             group_bytes,
-            words: group_bytes * (32 * tile.warps * tile.groups / group) / 4,
+            words: group_bytes * (32 * tile.warps / group) / 4,
         }
     }
 }
@@ -102,9 +97,6 @@ struct Task {
     column: usize,
     /// Number within the warp.
     lane: usize,
-    /// Which group of warps, and whether there are two that take turns.
-    group: u32,
-    takes_turns: bool,
 }
 
 #[cube]
@@ -130,8 +122,6 @@ fn body(operands: &Operands, #[comptime] attention: Attention) {
             row: lane / 4,
             column: lane % 4,
             lane,
-            group: 0u32,
-            takes_turns: false.runtime(),
         };
         let n = comptime!(attention.problem.n_pairs() as usize);
         if comptime!(n % warps == 0) {
@@ -141,30 +131,18 @@ fn body(operands: &Operands, #[comptime] attention: Attention) {
         }
     } else {
         let n = comptime!(attention.query_blocks() as usize);
-        let queries = comptime!(attention.queries() as usize);
-        let groups = comptime!(attention.tile.groups as usize);
-        let group = warp / warps;
-        let first = block % n * comptime!(queries * groups);
-        let query = first + group * queries;
-        let own = shared + group as u32 * comptime!(geometry.group_bytes);
-        let own_warp = warp % warps;
         let task = Task {
             pair: block / n,
-            query: query + own_warp * comptime!(warp_rows as usize),
-            member: thread % comptime!(geometry.group as usize),
-            shared: own,
-            staged: own + own_warp as u32 * comptime!(warp_rows * geometry.row_bytes),
+            query: block % n * comptime!(attention.queries() as usize)
+                + warp * comptime!(warp_rows as usize),
+            member: thread,
+            shared,
+            staged: shared + warp as u32 * comptime!(warp_rows * geometry.row_bytes),
             row: lane / 4,
             column: lane % 4,
             lane,
-            group: group as u32,
-            takes_turns: first + queries < comptime!(attention.problem.sq as usize),
         };
-        if comptime!(groups == 1) {
-            attend(&task, operands, attention);
-        } else if query < comptime!(attention.problem.sq as usize) {
-            attend(&task, operands, attention);
-        }
+        attend(&task, operands, attention);
     }
 }
 
@@ -184,6 +162,7 @@ struct Kept {
 fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     let geometry = comptime!(Geometry::of(&attention));
     let problem = comptime!(attention.problem.clone());
+    let is_warp = comptime!(attention.tile.has_pair_per_warp);
     let heights = comptime!(attention.tile.heights as usize);
     let keys = comptime!(attention.tile.keys as usize);
     let tiles = comptime!(attention.key_tiles() as usize);
@@ -213,13 +192,6 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
         comptime!(is_ragged_or_masked(&problem, attention.tile.keys) && rest.is_none());
     let is_checked = comptime!(is_checked || problem.mask.is_some());
     let tile_keys = comptime!(attention.tile.keys);
-    if comptime!(attention.tile.groups == 2) {
-        // The first turn is the first group's.
-        if task.group == 1 {
-            pass_turn(task, comptime!(attention.tile));
-        }
-        take_turn(task, comptime!(attention.tile));
-    }
     let mut stage = 0u32;
     for tile in 0..whole {
         let first = tile * keys;
@@ -227,7 +199,7 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
         let flags =
             key_flags(task.lane, &operands.sides, &at, first, problem, tile_keys, is_checked);
         wait_copies(0u32);
-        sync_group(task, comptime!(attention.tile));
+        sync_group(is_warp);
         if comptime!(tiles > 1) {
             if tile + 1 < tiles {
                 advance(&mut k_piece, comptime!(k_rows.clone()));
@@ -253,19 +225,13 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
         let flags =
             key_flags(task.lane, &operands.sides, &at, first, problem, tile_keys, is_checked);
         wait_copies(0u32);
-        sync_group(task, comptime!(attention.tile));
+        sync_group(is_warp);
         add_tile(&mut kept, task, operands, &at, &flags, first, stage, attention, is_checked);
-    }
-    if comptime!(attention.tile.groups == 2) {
-        // The last turn is the second group's.
-        if task.group == 0 {
-            pass_turn(task, comptime!(attention.tile));
-        }
     }
     let sums = row_sums(&kept.running, heights);
     normalize(&mut kept.outputs, &sums, heights, chunks);
     // Tiles make room for outputs.
-    sync_group(task, comptime!(attention.tile));
+    sync_group(is_warp);
     let target = Target { query: task.query, dim: 0usize, staged: task.staged, lane: task.lane };
     let written = comptime!(Written {
         heights,
@@ -277,12 +243,11 @@ fn attend(task: &Task, operands: &Operands, #[comptime] attention: Attention) {
     write(&target, &operands.result, &at, &kept.outputs, written);
 }
 
-/// The last tile where it has fewer keys than others, by 16 at least. Groups that take turns have no
-/// registers to spare for another tile's code.
+/// The last tile where it has fewer keys than others, by 16 at least.
 fn rest(attention: &Attention) -> Option<Attention> {
     let Attention { problem, tile, .. } = attention;
     let keys = (problem.sk % tile.keys).next_multiple_of(STEP_KEYS);
-    (tile.groups == 1 && problem.sk > tile.keys && keys != 0 && keys < tile.keys)
+    (problem.sk > tile.keys && keys != 0 && keys < tile.keys)
         .then(|| Attention { tile: Tile { keys, ..*tile }, ..attention.clone() })
 }
 
@@ -311,13 +276,11 @@ fn add_tile(
     let problem = comptime!(attention.problem.clone());
     let row_bytes = comptime!(geometry.row_bytes);
     let product = comptime!(Product { heights, tiles, chunks, row_bytes, element });
-    let takes_part = has_queries(task, comptime!(attention.clone()))
-        && has_key(flags, comptime!(problem.clone()), words);
-    if takes_part {
+    let has_queries = has_queries(task, comptime!(attention.clone()));
+    if has_queries && has_key(flags, comptime!(problem.clone()), words) {
         let mut scores = zeros(comptime!(heights * tiles));
         let (k_lane, k_tail) = (kept.k_lane + stage, kept.k_tail + stage);
         score(&mut scores, &kept.queries, k_lane, k_tail, product);
-        pass_turn(task, comptime!(attention.tile));
         if comptime!(problem.bias.is_some()) {
             let slot = operands.sides.index(comptime!(usize::from(problem.mask.is_some())));
             add_bias(&mut scores, task, slot, at, first, comptime!(attention.clone()));
@@ -328,16 +291,14 @@ fn add_tile(
         let largest = maxima(&scores, &kept.running, heights, tiles);
         follow(&largest, &mut kept.running, &mut kept.outputs, heights, chunks, factor);
         let weights = weigh(&scores, &mut kept.running, heights, tiles, factor, element);
-        take_turn_with(task, &weights, comptime!(attention.clone()));
         accumulate(&mut kept.outputs, &weights, kept.v_lane + stage, product);
     }
 }
 
-/// Whether the warp has a query; of groups that take turns, all warps do what the others do.
+/// Whether the warp has a query.
 #[cube]
 fn has_queries(task: &Task, #[comptime] attention: Attention) -> bool {
-    let is_whole = comptime!(attention.problem.sq.is_multiple_of(attention.queries()));
-    if comptime!(is_whole || attention.tile.groups > 1) {
+    if comptime!(attention.problem.sq.is_multiple_of(attention.queries())) {
         true.runtime()
     } else {
         task.query < comptime!(attention.problem.sq as usize)
@@ -351,54 +312,11 @@ fn score_factor(attention: &Attention) -> f32 {
 
 /// Waits for the threads that share tiles.
 #[cube]
-fn sync_group(task: &Task, #[comptime] tile: Tile) {
-    if comptime!(tile.has_pair_per_warp) {
+fn sync_group(#[comptime] is_warp: bool) {
+    if comptime!(is_warp) {
         sync_plane();
-    } else if comptime!(tile.groups == 1) {
-        sync_cube();
     } else {
-        wait_at(FIRST_TILES + task.group, comptime!(32 * tile.warps));
-    }
-}
-
-/// Waits until the other group has passed the turn to this one.
-#[cube]
-fn take_turn(task: &Task, #[comptime] tile: Tile) {
-    if comptime!(tile.groups == 2) {
-        if task.takes_turns {
-            wait_at(FIRST_TURNS + task.group, comptime!(64 * tile.warps));
-        }
-    }
-}
-
-/// As [`take_turn`], once the weights are there. Their signs are part of the barrier's number, which
-/// keeps the assembler from weighing later, in the turn: no weight is negative.
-#[cube]
-fn take_turn_with(task: &Task, weights: &Array<Words4>, #[comptime] attention: Attention) {
-    if comptime!(attention.tile.groups == 2) {
-        let n = comptime!((attention.tile.heights * attention.tile.keys / 16) as usize);
-        let mut all = 0u32;
-        #[unroll]
-        for i in 0..n {
-            #[unroll]
-            for part in 0..4usize {
-                all |= weights[i].extract(part);
-            }
-        }
-        if task.takes_turns {
-            let barrier = FIRST_TURNS + task.group + (all >> 31);
-            wait_at(barrier, comptime!(64 * attention.tile.warps));
-        }
-    }
-}
-
-/// Gives the turn to the other group.
-#[cube]
-fn pass_turn(task: &Task, #[comptime] tile: Tile) {
-    if comptime!(tile.groups == 2) {
-        if task.takes_turns {
-            arrive_at(FIRST_TURNS + 1 - task.group, comptime!(64 * tile.warps));
-        }
+        sync_cube();
     }
 }
 

@@ -252,18 +252,6 @@ pub(crate) fn exp2(x: f32) -> f32 {
     y
 }
 
-/// Waits at barrier `barrier` of the block until `threads` have arrived there, waiting or not.
-#[cube]
-pub(crate) fn wait_at(barrier: u32, #[comptime] threads: u32) {
-    gpu_asm!("bar.sync {barrier}, {threads};", barrier = in(_) read::<u32>(barrier));
-}
-
-/// Arrives at barrier `barrier` of the block and goes on.
-#[cube]
-pub(crate) fn arrive_at(barrier: u32, #[comptime] threads: u32) {
-    gpu_asm!("bar.arrive {barrier}, {threads};", barrier = in(_) read::<u32>(barrier));
-}
-
 /// Sine of radians between -pi and pi, within 5e-7.
 #[cube]
 pub(crate) fn sine_of_turn(x: f32) -> f32 {

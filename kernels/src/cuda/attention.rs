@@ -24,10 +24,6 @@ use super::{Arg, Base, CudaKernel, Function, Gpu, Launch};
 const ROWS: u32 = 16;
 /// Keys of a tile in shared memory.
 const KEYS: u32 = 64;
-/// Largest head of groups that take turns, whose registers hold all weights of a tile at once.
-const MAX_TURN_HEAD: usize = 72;
-/// Tiles of keys from which on it is worth to take turns.
-const MIN_TURNS: u32 = 4;
 /// Warps of a block.
 const WARPS: u32 = 4;
 /// Largest head whose outputs fit a warp's registers.
@@ -110,11 +106,8 @@ pub struct AttentionFma {
 /// How attention is cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tile {
-    /// Warps that share tiles.
+    /// Warps of a block.
     pub warps: u32,
-    /// Groups of them in a block, each with tiles of its own: two take turns, so that one multiplies
-    /// while the other weighs.
-    pub groups: u32,
     /// Times 16 queries for each warp.
     pub heights: u32,
     /// Keys in shared memory at a time: a multiple of 16.
@@ -129,30 +122,24 @@ impl Tile {
         sk.next_multiple_of(ROWS).min(KEYS)
     }
 
-    /// For this problem.
-    fn of(problem: &Problem) -> Tile {
-        let Problem { sq, sk, d, .. } = *problem;
-        let (sq, sk, d) = (sq as usize, sk as usize, d as usize);
+    /// For `sq` queries, `sk` keys and heads of `d` elements.
+    fn of(sq: usize, sk: usize, d: usize) -> Tile {
         let most = if d <= MAX_TALL_HEAD { 2 } else { 1 };
         let heights = (sq as u32).div_ceil(ROWS).min(most);
         let keys = Tile::of_keys(sk as u32);
         let has_pair_per_warp = sq as u32 <= heights * ROWS && sk as u32 <= heights * ROWS;
         let heights = if has_pair_per_warp || sq as u32 > WARPS * ROWS { heights } else { 1 };
-        let is_long = sq as u32 > 2 * ROWS * WARPS && sk as u32 >= MIN_TURNS * KEYS;
-        let is_plain = problem.mask.is_none() && problem.bias.is_none();
-        let takes_turns = heights == 2 && d <= MAX_TURN_HEAD && is_long && is_plain;
-        let groups = if takes_turns { 2 } else { 1 };
-        Tile { warps: WARPS, groups, heights, keys, has_pair_per_warp }
+        Tile { warps: WARPS, heights, keys, has_pair_per_warp }
     }
 }
 
 impl Attention {
     /// Threads of a block.
     pub fn block(&self) -> [u32; 3] {
-        [32 * self.tile.warps * self.tile.groups, 1, 1]
+        [32 * self.tile.warps, 1, 1]
     }
 
-    /// Queries of a group of warps, or of a warp that has its own pair.
+    /// Queries of a block, or of a warp that has its own pair.
     pub fn queries(&self) -> u32 {
         let warps = if self.tile.has_pair_per_warp { 1 } else { self.tile.warps };
         ROWS * self.tile.heights * warps
@@ -160,7 +147,7 @@ impl Attention {
 
     /// Blocks of queries of one pair.
     pub fn query_blocks(&self) -> u32 {
-        self.problem.sq.div_ceil(self.queries() * self.tile.groups)
+        self.problem.sq.div_ceil(self.queries())
     }
 
     /// Tiles of keys.
@@ -308,7 +295,8 @@ pub(super) fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
     let writes_vectors = has_whole_chunks(&site.result);
     let wide = on_tensor_cores.then(|| AttentionWide::of(&problem, writes_vectors, gpu)).flatten();
     if on_tensor_cores && site.d <= MAX_HEAD {
-        let attention = Attention { tile: Tile::of(&problem), writes_vectors, problem };
+        let attention =
+            Attention { tile: Tile::of(site.sq, site.sk, site.d), writes_vectors, problem };
         (queries, keys, units) = (attention.queries(), attention.tile.keys, "tensor");
         (grid, function) = (attention.grid(), Function::Attention(attention));
     } else if let Some(attention) = wide {

@@ -50,9 +50,6 @@ pub fn long() -> Vec<Site> {
     let shapes = [
         ([1, 128, 128, 2, 64], DType::Bf16),
         ([1, 130, 200, 2, 72], DType::Bf16),
-        // Groups of warps that take turns, with and without a second one.
-        ([1, 200, 264, 1, 72], DType::Bf16),
-        ([1, 290, 256, 1, 16], DType::Bf16),
         ([1, 70, 120, 1, 128], DType::F16),
         ([2, 33, 9, 1, 32], DType::F16),
     ];
