@@ -1,4 +1,4 @@
-//! Checks engines against what must come out of them: `NAME.engine` beside `NAME.safetensors` with inputs
+//! Checks engines against what must come out of them: `NAME.engine` or `NAME@WAY.engine` beside `NAME.safetensors` with inputs
 //! (`in.NAME`), weights (`w.NAME`), results (`out.INDEX`, f32) and the largest relative distance that is right
 //! (`limit`). The crate `cuda-tests` writes such cases.
 //!
@@ -90,7 +90,10 @@ impl WeightSource for Weights {
 
 fn check(options: &Options, path: &Path) -> Result<String> {
     let engine = Arc::new(Engine::open(path)?);
-    let case = Arc::new(Case(std::fs::read(path.with_extension("safetensors"))?));
+    // Variants `NAME@WAY` of one case have the same numbers.
+    let stem = name(path);
+    let case = path.with_file_name(stem.split('@').next().unwrap_or(&stem));
+    let case = Arc::new(Case(std::fs::read(format!("{}.safetensors", case.display()))?));
     let device: Box<dyn Device> = match options.emulated {
         Some(arch) => Box::new(Emulated::new(arch, emulator::Options::default())),
         None => Box::new(Driver::open(options.gpu)?),

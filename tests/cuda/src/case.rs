@@ -69,9 +69,8 @@ pub fn write_engine(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
     write_plan(folder, name, &plan, gpu);
 }
 
-/// Writes an engine for each tile that products can have, and returns their names.
-pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) -> Vec<String> {
-    let mut names = vec![];
+/// Writes an engine for each tile that products can have.
+pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
     let plan = compiler::compile(graph.clone(), &crate::target(gpu))
         .unwrap_or_else(|error| panic!("{name}: {error}"));
     for method in tiles::methods(gpu) {
@@ -81,9 +80,7 @@ pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) -> Vec<St
         let Tile { rows, columns, depth, stages, .. } = tile;
         let name = format!("{name}@{way}-{rows}x{columns}x{depth}x{stages}");
         write_plan(folder, &name, &plan, gpu);
-        names.push(name);
     }
-    names
 }
 
 fn write_plan(folder: &Path, name: &str, plan: &Plan, gpu: Gpu) {
