@@ -155,11 +155,6 @@ fn on_device(
 
 /// This build has none.
 #[cfg(not(feature = "cuda"))]
-#[expect(
-    clippy::unnecessary_wraps,
-    clippy::needless_pass_by_ref_mut,
-    reason = "the other build needs them"
-)]
 fn on_device(_: &mut SampleOptions, target: Target) -> Outcome<(Option<Box<dyn Backend>>, Target)> {
     Ok((None, target))
 }
