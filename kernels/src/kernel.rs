@@ -171,6 +171,7 @@ macro_rules! kernels {
 // specialized kernel and those.
 kernels! {
     "attention" => attention::Attention,
+    "attention_grad" => attention_grad::AttentionGrad,
     "concat" => concat::Concat,
     "conv" => conv::Conv,
     "gather" => gather::Gather,

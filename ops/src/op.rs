@@ -227,6 +227,7 @@ ops! {
     }
     ops {
         "attention" => attention::Attention,
+        "attention_grad" => attention_grad::AttentionGrad,
         "broadcast" => broadcast::Broadcast,
         "cast" => cast::Cast,
         "concat" => concat::Concat,

@@ -1,6 +1,8 @@
 //! Kernels for the CPU.
 
 pub mod attention;
+pub mod attention_grad;
+mod attention_grad_task;
 mod attention_pack;
 mod attention_rows;
 mod attention_softmax;

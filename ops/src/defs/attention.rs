@@ -6,13 +6,14 @@
 //! no key takes part the result is 0. The result is like `q`. Composite, computed in f32 for half
 //! types. Kernels recognize it whole and never hold scores of `[Sq, Sk]`.
 
+use crate::defs::attention_grad::AttentionGrad;
 use crate::defs::broadcast::broadcast_shape;
 use crate::op::{float_or_f32, same_float, shaped};
 use crate::{Attr, AttrReader, Builder, DType, Error, Example, OpDef, TensorType, ValueId};
 
 /// What a masked score becomes: far below any real one, yet finite, so that subtracting the maximum
 /// of a fully masked row is 0 and not NaN.
-const MASKED: f64 = -1e30;
+pub(super) const MASKED: f64 = -1e30;
 
 /// `attention`.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -121,6 +122,31 @@ impl OpDef for Attention {
 
     fn decompose(&self, b: &mut Builder, args: &[ValueId]) -> Option<Result<ValueId, Error>> {
         Some(self.build(b, args))
+    }
+
+    /// One op for all three, except where a bias wants a gradient: then that of the decomposition.
+    fn vjp(
+        &self,
+        b: &mut Builder,
+        args: &[ValueId],
+        out: ValueId,
+        grad: ValueId,
+    ) -> Result<Vec<Option<ValueId>>, Error> {
+        let types: Vec<&TensorType> = args.iter().map(|&arg| b.ty(arg)).collect();
+        let extra = Attention::extra(&types)?;
+        if extra.bias.is_some() {
+            return Err(Error::NoGradient(self.name()));
+        }
+        let axis = types[0].rank() - 3;
+        let [sq, sk] = [0, 1].map(|arg| types[arg].shape()[axis]);
+        let mut operands = vec![args[0], args[1], args[2], out, grad];
+        operands.extend(extra.key_mask.map(|i| args[i]));
+        let all = b.op(AttentionGrad { scale: self.scale }, &operands)?;
+        let mut grads = vec![None; args.len()];
+        for (at, (start, len)) in [(0, sq), (sq, sk), (sq + sk, sk)].into_iter().enumerate() {
+            grads[at] = Some(b.slice_axis(all, axis, start, start + len)?);
+        }
+        Ok(grads)
     }
 
     fn flops(&self, args: &[&TensorType], out: &TensorType) -> u64 {

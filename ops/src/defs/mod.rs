@@ -1,6 +1,7 @@
 //! Every op: one file each, elementwise ones as rows of a table. The list is in `op.rs`.
 
 pub mod attention;
+pub mod attention_grad;
 pub mod binary;
 pub mod broadcast;
 pub mod cast;

@@ -1,0 +1,127 @@
+//! `attention_grad`: gradients of queries, keys and values, never holding weights of `[Sq, Sk]`.
+//!
+//! A block of queries, transposed, meets the keys twice, block by block: first for the reference and sum of
+//! its softmax, then for its weights again, their gradients, and all three results (Dao et al.,
+//! `FlashAttention`, algorithm 4, without a stored log-sum-exp: that is one product more for a value less).
+//! All six products are the register tile of `attention`: queries are lanes where weights are made, head dims
+//! where keys and values collect over queries. Masked keys are left out and get zeros.
+//!
+//! Arithmetic is f32, whatever the type of the operands. Roofline: the multiply-add units, less one
+//! exponential per score and pass. One task is a (batch, head) pair, and its sums follow the order of queries,
+//! so bytes do not depend on threads.
+
+use ops::{Attr, DType, Op};
+
+use crate::attention_site::{Side, pairs};
+use crate::body::operand_view;
+use crate::head_rows::HeadRows;
+use crate::kernel::{KernelDef, Launch, Site};
+use crate::nest::Nest;
+use crate::simd::dispatch;
+use crate::{Isa, Layout};
+
+use super::attention_grad_task::{Task, worker_bytes};
+use super::attention_softmax::MAX_VECTORS;
+use super::shared::Shared;
+
+/// Gradients of attention.
+#[derive(Clone, Debug)]
+pub struct AttentionGrad {
+    isa: Isa,
+    pub(super) scale: f64,
+    pub(super) sq: usize,
+    pub(super) sk: usize,
+    pub(super) d: usize,
+    /// Queries, keys, values, the attention's result, its cotangent.
+    pub(super) rows: [HeadRows; 5],
+    pub(super) mask: Option<Side>,
+    pub(super) result: Layout,
+    /// One row per (batch, head) pair: of the result, queries, keys, values and the mask.
+    pub(super) pairs: Nest,
+    /// The same, of the attention's result and its cotangent where queries and keys were.
+    pub(super) out_pairs: Nest,
+}
+
+impl AttentionGrad {
+    /// Takes one `attention_grad` of operands as they are stored.
+    pub fn select(site: &Site<'_>) -> Option<AttentionGrad> {
+        let &[root] = &site.body.outputs[..] else { return None };
+        let Some(Op::AttentionGrad(op)) = site.body.op(root) else { return None };
+        let args = &site.body.node(root).args;
+        let mut tables = vec![];
+        let mut rows = |arg: usize| HeadRows::of(site.body, args[arg], site.operands, &mut tables);
+        let rows = [rows(0)?, rows(1)?, rows(2)?, rows(3)?, rows(4)?];
+        if !rows.iter().all(HeadRows::is_plain) {
+            return None;
+        }
+        let mask = match args.get(5) {
+            Some(&mask) => {
+                let (operand, layout) = operand_view(site.body, mask, site.operands)?;
+                Some(Side { operand, layout })
+            }
+            None => None,
+        };
+        let (result, rank) = (site.result.clone(), site.result.rank());
+        if !result.dtype.is_float() || result.strides[rank - 1] != 1 && result.shape[rank - 1] > 1 {
+            return None;
+        }
+        let [q, k, v, out, grad] = &rows;
+        Some(AttentionGrad {
+            isa: site.target.isa,
+            scale: op.scale,
+            sq: q.layout.shape[rank - 3],
+            sk: k.layout.shape[rank - 3],
+            d: q.layout.shape[rank - 1],
+            pairs: pairs(&result, [&q.layout, &k.layout, &v.layout], &mask, &None)?,
+            out_pairs: pairs(&result, [&out.layout, &grad.layout, &v.layout], &None, &None)?,
+            rows,
+            mask,
+            result,
+        })
+    }
+
+    /// Most vectors of query lanes, and of head dims, in a tile.
+    pub(super) fn most_vectors(&self) -> usize {
+        if self.isa.registers() == 32 { MAX_VECTORS } else { 2 }
+    }
+
+    pub(super) fn lanes(&self) -> usize {
+        self.isa.lanes()
+    }
+
+    /// Queries of a block.
+    pub(super) fn block(&self) -> usize {
+        self.sq.div_ceil(self.lanes()).min(self.most_vectors()) * self.lanes()
+    }
+
+    /// Vectors of the groups that head dims are split into.
+    pub(super) fn groups(&self) -> impl Iterator<Item = usize> + use<> {
+        let vectors = self.d.div_ceil(self.lanes());
+        let n_groups = vectors.div_ceil(self.most_vectors());
+        (0..n_groups).map(move |group| (vectors + group) / n_groups)
+    }
+}
+
+impl KernelDef for AttentionGrad {
+    fn name(&self) -> &'static str {
+        "attention_grad"
+    }
+
+    fn tunables(&self) -> Vec<(&'static str, Attr)> {
+        vec![
+            ("queries", Attr::Int(self.block() as i64)),
+            ("words", Attr::Str(DType::F32.to_string())),
+        ]
+    }
+
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        threads * worker_bytes(self)
+    }
+
+    unsafe fn run(&self, launch: &Launch<'_>) {
+        let shared = Shared::new(launch);
+        launch.pool.run(self.pairs.n_rows(), &|pair, worker| {
+            dispatch(self.isa, Task { kernel: self, shared, pair, worker });
+        });
+    }
+}
