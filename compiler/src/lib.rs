@@ -18,6 +18,7 @@ mod place_buffers;
 mod plan;
 mod plan_memory;
 mod plan_text;
+mod recompute;
 mod report;
 mod residents;
 mod rewrite;
@@ -30,6 +31,7 @@ pub use check_plan::check_plan;
 pub use dot::to_dot;
 pub use error::Error;
 pub use pass::{PIPELINE, Pass, Stage, optimize, passes, pipeline_through, run_passes};
+pub use passes::choose_checkpoints::{Checkpoints, choose_checkpoints, recompute_where};
 pub use passes::chunk_tokens::{Chunking, chunk_tokens};
 pub use plan::{ALIGN_BYTES, Buffer, BufferId, Operand, Place, Plan, Port, Step};
 pub use plan_text::{describe, parse_plan};
@@ -84,6 +86,74 @@ pub fn compile_with(graph: Graph, target: &Target, options: &Options) -> Result<
         weights: smallest.weight_bytes(),
     })
 }
+
+/// A plan of a training step, and what it makes again.
+#[derive(Debug)]
+pub struct TrainingPlan {
+    /// The plan.
+    pub plan: Plan,
+    /// Bytes of the values that are not kept.
+    pub recomputed_bytes: usize,
+    /// How many values are not kept.
+    pub n_recomputed: usize,
+    /// FLOPs that are done again, which the plan's include.
+    pub added_flops: u64,
+}
+
+/// [`compile()`] for a training step: all values are kept where that takes at most `memory` bytes for
+/// arena and weights; otherwise what takes the least work is made again ([`choose_checkpoints`]).
+///
+/// # Errors
+/// As [`plan()`], and [`Error::Memory`] with the smallest limit that works.
+pub fn compile_training(
+    graph: Graph,
+    target: &Target,
+    memory: Option<usize>,
+) -> Result<TrainingPlan, Error> {
+    let name = graph.name.clone();
+    let fused = run_passes(graph, pass::BEFORE_CHUNKING, &mut |_| {});
+    let planned = |budget: usize| -> Result<TrainingPlan, Error> {
+        let checkpoints = choose_checkpoints(&fused, budget);
+        Ok(TrainingPlan {
+            plan: plan(&checkpoints.graph, target)?,
+            recomputed_bytes: checkpoints.recomputed_bytes,
+            n_recomputed: checkpoints.recomputed.len(),
+            added_flops: checkpoints.added_flops,
+        })
+    };
+    let all = planned(usize::MAX)?;
+    let Some(memory) = memory.filter(|&memory| all.plan.held_bytes() > memory) else {
+        return Ok(all);
+    };
+    let mut best = planned(0)?;
+    if best.plan.held_bytes() > memory {
+        return Err(Error::Memory {
+            name,
+            memory,
+            smallest: best.plan.held_bytes(),
+            arena: best.plan.arena_bytes,
+            weights: best.plan.weight_bytes(),
+        });
+    }
+    // What the budget estimates is close to the arena, but not equal: operands are overwritten.
+    let (mut low, mut high) = (0, all.plan.arena_bytes.saturating_mul(2));
+    for _ in 0..MAX_BUDGETS {
+        let budget = low + (high - low) / 2;
+        let tried = planned(budget)?;
+        if tried.plan.held_bytes() <= memory {
+            low = budget;
+            if tried.added_flops <= best.added_flops {
+                best = tried;
+            }
+        } else {
+            high = budget;
+        }
+    }
+    Ok(best)
+}
+
+/// Budgets that are tried for a training step's limit: the last two differ by a thousandth.
+const MAX_BUDGETS: usize = 10;
 
 /// Each step of fineness halves chunks. Below 1 MiB on a CPU they would cost time and save nothing that
 /// a machine that holds the weights could not spare.

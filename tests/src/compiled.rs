@@ -15,7 +15,7 @@ pub fn target(isa: Isa, threads: usize) -> Target {
 }
 
 /// Tensors by name, as weights.
-struct Table(BTreeMap<String, Tensor>);
+pub struct Table(pub BTreeMap<String, Tensor>);
 
 impl WeightSource for Table {
     fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String> {

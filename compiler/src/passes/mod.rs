@@ -5,6 +5,7 @@
 
 mod along;
 pub(crate) mod canonicalize;
+pub(crate) mod choose_checkpoints;
 pub(crate) mod chunk_tokens;
 pub(crate) mod eliminate_common_subexpressions;
 pub(crate) mod eliminate_dead_values;
