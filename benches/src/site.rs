@@ -68,6 +68,7 @@ impl Timed {
             l2_bytes: 1 << 20,
             l3_bytes: 32 << 20,
             gpu: None,
+            tiles: None,
         };
         let site = Site {
             body: &body,

@@ -10,10 +10,12 @@
 //! }
 //! ```
 //!
+//! A target with measured tiles prints each as a line, `tile sm_90a matmul …`, before the arena.
 //! Steps and kernels follow from the graph and the target, so [`parse_plan`] derives them again,
 //! takes buffers and offsets from the text, and requires that the result prints as the text did.
 
 use std::fmt;
+use std::sync::Arc;
 
 use kernels::cuda::Gpu;
 use kernels::{Isa, KernelDef, Layout, Target};
@@ -60,6 +62,8 @@ impl fmt::Display for Plan {
             write!(f, ", gpu = {gpu}")?;
         }
         writeln!(f, "}} {{")?;
+        let tiles = t.tiles.as_ref().map(|tiles| tiles.to_string()).unwrap_or_default();
+        tiles.lines().try_for_each(|tile| writeln!(f, "  tile {tile}"))?;
         writeln!(f, "  arena {} (lower bound {})", self.arena_bytes, self.lower_bound_bytes)?;
         for (i, buffer) in self.buffers.iter().enumerate() {
             writeln!(
@@ -111,8 +115,14 @@ pub fn parse_plan(text: &str) -> Result<Plan, Error> {
     let first_line = graph_text.lines().count() + 1;
     let graph = ops::parse(graph_text)?;
     let header = text[start..].lines().next().unwrap_or_default();
-    let target =
+    let mut target =
         parse_target(header).ok_or_else(|| bad(first_line, "expected the target's fields"))?;
+    let tiles = text[start..].lines().filter_map(|line| line.strip_prefix("  tile "));
+    let tiles: Vec<&str> = tiles.collect();
+    if !tiles.is_empty() {
+        let tiles = tiles.join("\n").parse().map_err(|reason: String| bad(first_line, &reason))?;
+        target.tiles = Some(Arc::new(tiles));
+    }
     let lowered = lower(&graph, &target)?;
     let mut plan = plan_memory(lowered, &target);
     let mut buffer = 0;
@@ -168,5 +178,6 @@ fn parse_target(header: &str) -> Option<Target> {
             Some(name) => Some(Gpu::from_name(name)?),
             None => None,
         },
+        tiles: None,
     })
 }

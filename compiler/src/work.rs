@@ -229,6 +229,7 @@ mod tests {
             l2_bytes: 1 << 20,
             l3_bytes: 16 << 20,
             gpu: None,
+            tiles: None,
         };
         crate::compile(graph, &target).unwrap()
     }

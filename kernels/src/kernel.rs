@@ -6,9 +6,11 @@
 //! prints in the plan and runs on raw pointers.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ops::{Attr, Graph};
 
+use crate::cuda::tiles::Tiles;
 use crate::cuda::{self, CudaKernel, Gpu};
 use crate::{Isa, Layout, Pool};
 
@@ -27,6 +29,8 @@ pub struct Target {
     pub l3_bytes: usize,
     /// The device that runs every step; `None` for this CPU.
     pub gpu: Option<Gpu>,
+    /// Measured choices of the device's tiles; what they lack is chosen by a cost model.
+    pub tiles: Option<Arc<Tiles>>,
 }
 
 /// One place in a graph that needs a kernel.

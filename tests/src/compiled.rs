@@ -11,7 +11,15 @@ use runtime::{Session, WeightSource, WeightStore};
 
 /// A target with the caches of a common core.
 pub fn target(isa: Isa, threads: usize) -> Target {
-    Target { isa, threads, l1_bytes: 48 << 10, l2_bytes: 1 << 20, l3_bytes: 32 << 20, gpu: None }
+    Target {
+        isa,
+        threads,
+        l1_bytes: 48 << 10,
+        l2_bytes: 1 << 20,
+        l3_bytes: 32 << 20,
+        gpu: None,
+        tiles: None,
+    }
 }
 
 /// Tensors by name, as weights.

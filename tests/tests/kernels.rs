@@ -33,6 +33,7 @@ fn target(isa: Isa) -> Target {
         l2_bytes: 1 << 20,
         l3_bytes: 300 << 10,
         gpu: None,
+        tiles: None,
     }
 }
 

@@ -72,7 +72,7 @@ impl Conv {
             vector: 1,
             method: Method::Scalar,
         }
-        .tuned(&args, gpu)?;
+        .tuned(&args, gpu, site.target)?;
         let in_place = (0..site.operands.len())
             .map(|operand| {
                 !factor.reads(operand)

@@ -3,11 +3,17 @@
 //!
 //! Products of halves run on tensor cores, those of f32 on ordinary units with exact arithmetic; a
 //! few rows are one warp's per column, which reads each weight once and nothing twice. A block of
-//! threads computes a [`Tile`]; which tile is the choice of [`Tile::choose`], from a list.
+//! threads computes a [`Tile`]; which tile is the choice of [`Tile::choose`], from a list, or of a measured
+//! table ([`Tiles`]).
+
+use std::fmt;
 
 use ops::DType;
 
+use crate::kernel::Target;
+
 use super::access::widest_vector;
+use super::tiles::{Product, Tiles};
 use super::{Access, Arg, Code, Gpu};
 
 /// Lanes of a warp.
@@ -141,6 +147,30 @@ pub enum Method {
     Few,
 }
 
+impl Method {
+    /// What a block computes, where that is a choice.
+    pub fn tile(&self) -> Option<Tile> {
+        match *self {
+            Method::Tensor(tile) | Method::Group(tile) => Some(tile),
+            Method::Scalar | Method::Few => None,
+        }
+    }
+}
+
+/// As tables of measured tiles name it: `group 128x256x64 4`.
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (way, tile) = match self {
+            Method::Tensor(tile) => ("tensor", tile),
+            Method::Group(tile) => ("group", tile),
+            Method::Scalar => return write!(f, "scalar"),
+            Method::Few => return write!(f, "few"),
+        };
+        let Tile { rows, columns, depth, stages, .. } = tile;
+        write!(f, "{way} {rows}x{columns}x{depth} {stages}")
+    }
+}
+
 /// What a block of threads computes on tensor cores, in steps along the depth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tile {
@@ -209,7 +239,7 @@ impl Tile {
     }
 
     /// Blocks that a multiprocessor runs at once; 0 where one does not fit.
-    fn residents(&self, gpu: Gpu) -> u32 {
+    pub(super) fn residents(&self, gpu: Gpu) -> u32 {
         let (of_gpu, of_block) = gpu.shared_bytes();
         // Each block also takes 1 KiB for the system.
         let by_memory = of_gpu as u32 / (self.shared_bytes() + 1024);
@@ -228,16 +258,10 @@ impl Tile {
 
     /// The way that is expected to be the fastest for `batch` products of `rows` x `columns`.
     fn choose(batch: u32, rows: u32, columns: u32, depth: u32, gpu: Gpu) -> Option<Method> {
-        let groups = Tile::GROUPS.into_iter().filter(|_| gpu >= Gpu(90)).map(Method::Group);
-        let all = Tile::ALL.into_iter().map(Method::Tensor).chain(groups);
-        let costs = all.filter_map(|method| {
-            let (tile, is_group) = match method {
-                Method::Tensor(tile) => (tile, false),
-                Method::Group(tile) => (tile, true),
-                Method::Scalar | Method::Few => return None,
-            };
-            let fits = tile.residents(gpu) > 0;
-            fits.then(|| (tile.cost([batch, rows, columns, depth], is_group, gpu), method))
+        let costs = Tiles::methods(gpu).into_iter().filter_map(|method| {
+            let is_group = matches!(method, Method::Group(_));
+            let cost = method.tile()?.cost([batch, rows, columns, depth], is_group, gpu);
+            Some((cost, method))
         });
         costs.min_by_key(|(cost, _)| *cost).map(|(_, method)| method)
     }
@@ -310,8 +334,8 @@ impl Gemm {
         (self.n_batch() <= u32::from(u16::MAX)).then_some([n_tiles?, 1, self.n_batch()])
     }
 
-    /// With the method and the vectors that suit `gpu` and the pointers `args`.
-    pub(super) fn tuned(mut self, args: &[Arg], gpu: Gpu) -> Option<Gemm> {
+    /// With the method and the vectors that suit the target's device and the pointers `args`.
+    pub(super) fn tuned(mut self, args: &[Arg], gpu: Gpu, target: &Target) -> Option<Gemm> {
         let accesses = std::iter::once(&self.result).chain(self.epilogue.memory());
         let offsets = args[2..].iter().map(|arg| arg.offset);
         let is_run = self.result.strides.last() == Some(&1);
@@ -321,7 +345,11 @@ impl Gemm {
         self.method = if n_rows <= FEW_ROWS && matches!(self.left, Left::Matrix { .. }) {
             Method::Few
         } else if is_half {
-            Tile::choose(n_batch, n_rows, self.columns, self.depth, gpu)?
+            let tiles = target.tiles.as_deref();
+            match tiles.and_then(|tiles| tiles.method(&Product::of_gemm(&self, gpu))) {
+                Some(measured) => measured,
+                None => Tile::choose(n_batch, n_rows, self.columns, self.depth, gpu)?,
+            }
         } else {
             Method::Scalar
         };

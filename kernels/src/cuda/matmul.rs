@@ -100,7 +100,7 @@ impl Matmul {
             vector: 1,
             method: Method::Few,
         }
-        .tuned(&args, gpu)?;
+        .tuned(&args, gpu, site.target)?;
         let in_place = (0..site.operands.len())
             .map(|operand| {
                 !factor.reads(operand)

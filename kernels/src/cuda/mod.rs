@@ -26,6 +26,7 @@ pub mod map;
 pub mod matmul;
 mod rope;
 pub mod rows;
+pub mod tiles;
 pub mod transpose;
 
 use std::fmt;

@@ -2,12 +2,16 @@
 //!
 //! No weight is read, and no GPU is needed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::{Context, anyhow};
 use aot::{Builder, Cache};
 use clap::Args;
 use cuda_kernels::Nvrtc;
+use kernels::Target;
+use kernels::cuda::tiles::Tiles;
 use serde_json::json;
 
 use crate::dump::{ModelOptions, StageName};
@@ -44,6 +48,9 @@ pub(crate) struct CompileOptions {
     /// Most memory for arena and weights of a plan, such as 80GiB
     #[arg(long, value_name = "BYTES")]
     memory: Option<String>,
+    /// Measured tiles of products, as `kino tune` writes them, in place of modelled ones
+    #[arg(long, value_name = "FILE")]
+    tiles: Option<PathBuf>,
     /// The engine
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
@@ -63,7 +70,8 @@ pub(crate) fn run(options: &CompileOptions, cache: Option<PathBuf>) -> Outcome<(
     let start = Instant::now();
     let gpu = gpus::generation("--target", &options.target)?;
     let memory = options.memory.as_deref().map(settings::parse_memory).transpose()?;
-    let target = machine::gpu_target(gpu);
+    let tiles = options.tiles.as_ref().map(|path| tiles(path)).transpose()?;
+    let target = Target { tiles: tiles.map(Arc::new), ..machine::gpu_target(gpu) };
     let nvrtc = Nvrtc::find().map_err(|error| Failure::Run(error.into()))?;
     let parts = Parts::find(&options.model)?;
     let mut builder = Builder::new(gpu);
@@ -123,6 +131,13 @@ pub(crate) fn run(options: &CompileOptions, cache: Option<PathBuf>) -> Outcome<(
         ));
     }
     Ok(())
+}
+
+/// The table of tiles in a file.
+pub(crate) fn tiles(path: &Path) -> Outcome<Tiles> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let tiles = text.parse().map_err(|reason: String| anyhow!("{}: {reason}", path.display()))?;
+    Ok(tiles)
 }
 
 impl CompileOptions {

@@ -59,6 +59,15 @@ pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<OnDevice> {
     Ok(OnDevice { backend: EngineBackend::new(Arc::new(engine), open), gpu, dtype })
 }
 
+/// The number of the GPU called `device`; `None` for the emulated one.
+#[cfg(feature = "compile")]
+pub(crate) fn gpu_index(device: &str) -> Outcome<Option<usize>> {
+    Ok(match parse(device)? {
+        Place::Gpu(index) => Some(index),
+        Place::Emulated => None,
+    })
+}
+
 fn parse(device: &str) -> Outcome<Place> {
     let unknown = || {
         Failure::usage(format!("--device {device}; expected cuda:0, cuda:1, … or cuda-emulated"))

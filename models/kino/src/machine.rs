@@ -38,12 +38,20 @@ pub(crate) fn target(forced_isa: Option<&str>, threads: Option<usize>) -> Outcom
         }
     };
     let [l1_bytes, l2_bytes, l3_bytes] = caches();
-    Ok(Target { isa, threads, l1_bytes, l2_bytes, l3_bytes, gpu: None })
+    Ok(Target { isa, threads, l1_bytes, l2_bytes, l3_bytes, gpu: None, tiles: None })
 }
 
 /// What a plan for a GPU is compiled for: nothing of this machine.
 pub(crate) fn gpu_target(gpu: Gpu) -> Target {
-    Target { isa: Isa::PORTABLE, threads: 1, l1_bytes: 0, l2_bytes: 0, l3_bytes: 0, gpu: Some(gpu) }
+    Target {
+        isa: Isa::PORTABLE,
+        threads: 1,
+        l1_bytes: 0,
+        l2_bytes: 0,
+        l3_bytes: 0,
+        gpu: Some(gpu),
+        tiles: None,
+    }
 }
 
 /// What plans for `target` run on, for people.

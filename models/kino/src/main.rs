@@ -46,6 +46,8 @@ mod sample;
 mod settings;
 mod source;
 mod synth;
+#[cfg(all(feature = "compile", feature = "cuda"))]
+mod tune;
 mod units;
 
 use std::path::PathBuf;
@@ -84,6 +86,9 @@ enum Command {
     /// Compile a model for GPUs: plans and kernels as one engine file
     #[cfg(feature = "compile")]
     Compile(compile::CompileOptions),
+    /// Find the fastest tiles of a model's products on a GPU, for `compile --tiles`
+    #[cfg(all(feature = "compile", feature = "cuda"))]
+    Tune(tune::TuneOptions),
     /// Run a model and tell where time and memory go, on made-up weights if it is only a name
     Profile(profile::ProfileOptions),
     /// Measure this machine once, so that plans have an expected time
@@ -124,6 +129,8 @@ fn run(command: Command) -> Outcome<()> {
         Command::Roofline(options) => roofline::run(&options),
         #[cfg(feature = "compile")]
         Command::Compile(options) => compile::run(&options, cache_folder()),
+        #[cfg(all(feature = "compile", feature = "cuda"))]
+        Command::Tune(options) => tune::run(&options, cache_folder(), &*interrupt()?),
         Command::Profile(options) => {
             profile::run(&options, forced_isa, &calibration, &*interrupt()?)
         }

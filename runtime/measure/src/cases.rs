@@ -268,6 +268,7 @@ mod tests {
             l2_bytes: 1 << 20,
             l3_bytes: 16 << 20,
             gpu: None,
+            tiles: None,
         };
         let mut kernels: Vec<&str> = vec![];
         for dtype in [DType::F32, DType::Bf16] {

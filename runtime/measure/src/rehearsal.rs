@@ -169,6 +169,7 @@ mod tests {
             l2_bytes: 1 << 20,
             l3_bytes: 16 << 20,
             gpu: None,
+            tiles: None,
         };
         let plan = compiler::compile(b.finish(&[y]), &target).unwrap();
         Rehearsal::new(Arc::new(plan), Arc::new(Pool::new(1).unwrap())).unwrap()
