@@ -152,8 +152,8 @@ pub fn compile_training(
     Ok(best)
 }
 
-/// Budgets that are tried for a training step's limit: the last two differ by a thousandth.
-const MAX_BUDGETS: usize = 10;
+/// Budgets that are tried for a training step's limit: the last two differ by less than a hundredth.
+const MAX_BUDGETS: usize = 8;
 
 /// Each step of fineness halves chunks. Below 1 MiB on a CPU they would cost time and save nothing that
 /// a machine that holds the weights could not spare.

@@ -62,7 +62,7 @@ impl fmt::Display for Plan {
             write!(f, ", gpu = {gpu}")?;
         }
         writeln!(f, "}} {{")?;
-        let tiles = t.tiles.as_ref().map(|tiles| tiles.to_string()).unwrap_or_default();
+        let tiles = t.tiles.as_ref().map(ToString::to_string).unwrap_or_default();
         tiles.lines().try_for_each(|tile| writeln!(f, "  tile {tile}"))?;
         writeln!(f, "  arena {} (lower bound {})", self.arena_bytes, self.lower_bound_bytes)?;
         for (i, buffer) in self.buffers.iter().enumerate() {

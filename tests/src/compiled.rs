@@ -23,6 +23,7 @@ pub fn target(isa: Isa, threads: usize) -> Target {
 }
 
 /// Tensors by name, as weights.
+#[derive(Debug)]
 pub struct Table(pub BTreeMap<String, Tensor>);
 
 impl WeightSource for Table {

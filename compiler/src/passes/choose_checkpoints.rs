@@ -4,7 +4,8 @@
 //! What is live at the fullest place of the program and is read only later is a candidate: its users after
 //! that place may read a copy. It gains its bytes and costs the nodes that a copy takes. The candidate with
 //! the most bytes for its cost goes first, in the place that is the fullest then, until all places fit;
-//! afterwards each drop is taken back that turned out not to be needed, the most expensive first. For one
+//! afterwards each drop is taken back that turned out not to be needed, or is worth less than another, the
+//! most expensive first. For one
 //! full place and candidates that do not depend on each other that is the greedy solution of the fractional
 //! knapsack (Dantzig 1957), which is off by less than one candidate. Values are those of the fused graph,
 //! that is, what kernels store: recomputing is a choice among buffers, not among blocks of a model.
@@ -15,12 +16,17 @@ use ops::{Graph, ValueId};
 
 use crate::recompute::{Drops, Facts, Program};
 
-/// What moving a byte is worth in FLOPs: some such ratio holds of every machine, and it only ranks
-/// candidates.
-const FLOPS_PER_BYTE: u64 = 8;
+/// How many bytes that are moved weigh as much as a FLOP: they tell apart what computes nothing.
+const BYTES_PER_FLOP: u64 = 64;
 
-/// Drops that are tried to be taken back.
-const MAX_TAKEN_BACK: usize = 400;
+/// How often drops are tried to be taken back, times the number of values.
+const MAX_TRIED_VALUES: usize = 4_000_000;
+
+/// Candidates that are tried one by one before a place is given up.
+const MAX_TRIED: usize = 24;
+
+/// What is tried in place of a drop.
+const MAX_EXCHANGES: usize = 3;
 
 /// A graph that makes some values again.
 #[derive(Clone, Debug)]
@@ -45,7 +51,7 @@ impl Checkpoints {
             recomputed: drops.keys().copied().collect(),
             recomputed_bytes: bytes.sum(),
             added_flops: facts.added_flops(program),
-            live_bytes: facts.live_bytes(program).into_iter().max().unwrap_or_default(),
+            live_bytes: fullest(&facts.live_bytes(program)).1,
         }
     }
 }
@@ -56,36 +62,45 @@ pub fn choose_checkpoints(graph: &Graph, budget: usize) -> Checkpoints {
     let facts = Facts::of(graph);
     let mut drops = Drops::new();
     let mut program = facts.program(&drops);
-    let mut best: Option<(usize, Drops)> = None;
+    let mut best = (usize::MAX, Drops::new());
     loop {
         let live = facts.live_bytes(&program);
-        let fullest = (0..live.len()).max_by_key(|&at| (live[at], Reverse(at)));
-        let Some(fullest) = fullest else { break };
-        let excess = live[fullest].saturating_sub(budget);
-        if best.as_ref().is_none_or(|(least, _)| live[fullest] < *least) {
-            best = Some((live[fullest], drops.clone()));
+        let (at, bytes) = fullest(&live);
+        if bytes < best.0 {
+            best = (bytes, drops.clone());
         }
-        if excess == 0 {
+        if bytes <= budget {
             break;
         }
-        let mut candidates = candidates(&facts, &mut drops, program.instances[fullest].at);
+        let mut candidates = candidates(&facts, &mut drops, program.instances[at].at);
         candidates.sort_by(|a, b| b.rank(a));
-        // The costs of the others change with each drop.
+        // Many at once, because the costs of the others change with each and each takes a walk over the
+        // program; where that does not help, one of them.
         let mut freed = 0;
-        for candidate in &candidates {
-            drops.insert(candidate.value, candidate.last);
+        let many = candidates.iter().take_while(|candidate| {
+            let is_enough = freed >= (bytes - budget).div_ceil(2);
             freed += candidate.bytes;
-            if freed >= excess.div_ceil(2) {
-                break;
+            !is_enough
+        });
+        let many = many.count();
+        let excess = excess(&live, budget);
+        let tries =
+            std::iter::once(&candidates[..many]).chain(candidates.chunks(1).take(MAX_TRIED));
+        let accepted = tries.filter(|tried| !tried.is_empty()).find_map(|tried| {
+            drops.extend(tried.iter().map(|candidate| (candidate.value, candidate.last)));
+            let next = facts.program(&drops);
+            if self::excess(&facts.live_bytes(&next), budget) < excess {
+                return Some(next);
             }
+            drops.retain(|&value, _| tried.iter().all(|candidate| candidate.value != value));
+            None
+        });
+        match accepted {
+            Some(next) => program = next,
+            None => break,
         }
-        if candidates.is_empty() {
-            break;
-        }
-        program = facts.program(&drops);
     }
-    let drops = best.map(|(_, drops)| drops).unwrap_or_default();
-    let drops = take_back(&facts, drops, budget);
+    let drops = take_back(&facts, best.1, budget);
     Checkpoints::of(&facts, &drops, &facts.program(&drops))
 }
 
@@ -153,32 +168,68 @@ fn candidates(facts: &Facts<'_>, drops: &mut Drops, at: usize) -> Vec<Candidate>
     found
 }
 
-/// What a copy of `value` costs, in FLOPs.
+/// What a copy of `value` costs, in FLOPs times [`BYTES_PER_FLOP`].
 fn cost(facts: &Facts<'_>, value: ValueId) -> u64 {
     if !facts.is_stored(value) {
         return 0;
     }
     let args = facts.graph.arg_types(value);
     let moved = args.iter().map(|ty| ty.bytes()).sum::<usize>() + facts.graph.ty(value).bytes();
-    facts.flops[value.index()].saturating_add(FLOPS_PER_BYTE * moved as u64)
+    facts.flops[value.index()].saturating_mul(BYTES_PER_FLOP).saturating_add(moved as u64)
 }
 
-/// Keeps again what can be kept within `budget`.
+/// Keeps again what can be kept within `budget`, at the price of something cheaper if need be.
 fn take_back(facts: &Facts<'_>, mut drops: Drops, budget: usize) -> Drops {
-    let peak = |program: &Program| facts.live_bytes(program).into_iter().max().unwrap_or_default();
     let mut program = facts.program(&drops);
-    let limit = budget.max(peak(&program));
+    let limit = budget.max(fullest(&facts.live_bytes(&program)).1);
+    let mut trials = MAX_TRIED_VALUES / facts.graph.nodes.len().max(1);
     let mut order: Vec<ValueId> = drops.keys().copied().collect();
     order.sort_by_key(|&value| (Reverse(facts.flops[value.index()]), value));
-    for value in order.into_iter().take(MAX_TAKEN_BACK) {
+    for value in order {
         let Some(last) = drops.remove(&value) else { continue };
         let other = facts.program(&drops);
-        let is_less = facts.added_flops(&other) < facts.added_flops(&program);
-        if is_less && peak(&other) <= limit {
-            program = other;
-        } else {
-            drops.insert(value, last);
+        let (at, bytes) = fullest(&facts.live_bytes(&other));
+        let mut found = None;
+        if facts.added_flops(&other) < facts.added_flops(&program) {
+            if bytes <= limit {
+                found = Some(other);
+            } else {
+                let mut cheaper = candidates(facts, &mut drops, other.instances[at].at);
+                cheaper.retain(|one| one.value != value && one.bytes >= bytes - limit);
+                cheaper.sort_by_key(|one| (one.cost, one.value));
+                found = cheaper.iter().take(MAX_EXCHANGES).find_map(|one| {
+                    drops.insert(one.value, one.last);
+                    let with = facts.program(&drops);
+                    let is_less = facts.added_flops(&with) < facts.added_flops(&program);
+                    if is_less && fullest(&facts.live_bytes(&with)).1 <= limit {
+                        return Some(with);
+                    }
+                    drops.remove(&one.value);
+                    None
+                });
+            }
+        }
+        match found {
+            Some(other) => program = other,
+            None => {
+                drops.insert(value, last);
+            }
+        }
+        trials = trials.saturating_sub(1);
+        if trials == 0 {
+            break;
         }
     }
     drops
+}
+
+/// The place with the most live bytes, and those.
+fn fullest(live: &[usize]) -> (usize, usize) {
+    let places = live.iter().copied().enumerate();
+    places.max_by_key(|&(at, bytes)| (bytes, Reverse(at))).unwrap_or_default()
+}
+
+/// What all places together have above `budget`.
+fn excess(live: &[usize], budget: usize) -> u128 {
+    live.iter().map(|bytes| bytes.saturating_sub(budget) as u128).sum()
 }
