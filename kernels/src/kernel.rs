@@ -129,14 +129,16 @@ pub trait KernelDef: fmt::Debug {
     }
 }
 
-/// Lists every kernel once, in order of preference. Expands to the enum and lookups, no semantics.
+/// Lists every kernel once, in order of preference, with the crate's feature that it is part of if it is not
+/// always there. Expands to the enum and lookups, no semantics.
 macro_rules! kernels {
-    ($($name:literal => $module:ident :: $kernel:ident),* $(,)?) => {
+    ($($name:literal => $module:ident :: $kernel:ident $(if $feature:literal)?),* $(,)?) => {
         /// A kernel instance: what one plan step runs.
         #[derive(Clone, Debug)]
         pub enum Kernel {
             $(
                 #[doc = concat!("`", $name, "`.")]
+                $(#[cfg(feature = $feature)])?
                 $kernel(crate::cpu::$module::$kernel),
             )*
             /// Launches on a CUDA device.
@@ -149,7 +151,8 @@ macro_rules! kernels {
                 if let Some(gpu) = site.target.gpu {
                     return cuda::select(site, gpu).map(Kernel::Cuda);
                 }
-                $(if let Some(kernel) = crate::cpu::$module::$kernel::select(site) {
+                $($(#[cfg(feature = $feature)])?
+                if let Some(kernel) = crate::cpu::$module::$kernel::select(site) {
                     return Some(Kernel::$kernel(kernel));
                 })*
                 None
@@ -158,14 +161,17 @@ macro_rules! kernels {
             /// The kernel's contract.
             pub fn def(&self) -> &dyn KernelDef {
                 match self {
-                    $(Kernel::$kernel(kernel) => kernel,)*
+                    $(
+                        $(#[cfg(feature = $feature)])?
+                        Kernel::$kernel(kernel) => kernel,
+                    )*
                     Kernel::Cuda(kernel) => kernel,
                 }
             }
 
             /// Printed names in list order.
             pub fn names() -> &'static [&'static str] {
-                &[$($name),*]
+                &[$($(#[cfg(feature = $feature)])? $name),*]
             }
         }
     };
@@ -175,7 +181,7 @@ macro_rules! kernels {
 // specialized kernel and those.
 kernels! {
     "attention" => attention::Attention,
-    "attention_grad" => attention_grad::AttentionGrad,
+    "attention_grad" => attention_grad::AttentionGrad if "training",
     "concat" => concat::Concat,
     "conv" => conv::Conv,
     "gather" => gather::Gather,

@@ -1,7 +1,9 @@
 //! Kernels for the CPU.
 
 pub mod attention;
+#[cfg(feature = "training")]
 pub mod attention_grad;
+#[cfg(feature = "training")]
 mod attention_grad_task;
 mod attention_pack;
 mod attention_rows;
