@@ -163,11 +163,16 @@ impl SimdJob for Task<'_> {
                 let count = kernel.block().min(kernel.sq - start);
                 let is_first = start == 0;
                 let pair = &pair;
+                // Without many registers there are no wider blocks, and no code for them.
                 match count.div_ceil(S::LANES) {
                     1 => s.outline(Queries::<1> { pair, start, count, is_first }),
-                    2 => s.outline(Queries::<2> { pair, start, count, is_first }),
-                    3 => s.outline(Queries::<3> { pair, start, count, is_first }),
-                    _ => s.outline(Queries::<4> { pair, start, count, is_first }),
+                    3 if S::REGISTERS == 32 => {
+                        s.outline(Queries::<3> { pair, start, count, is_first });
+                    }
+                    4 if S::REGISTERS == 32 => {
+                        s.outline(Queries::<4> { pair, start, count, is_first });
+                    }
+                    _ => s.outline(Queries::<2> { pair, start, count, is_first }),
                 }
             }
             pair.write_keys(s);
@@ -434,9 +439,13 @@ impl Pair<'_> {
                 let store = Store { to: to_rows };
                 match vectors {
                     1 => product::<S, _, _, 1, false>(s, Single, factors, n, store),
-                    2 => product::<S, _, _, 2, false>(s, Single, factors, n, store),
-                    3 => product::<S, _, _, 3, false>(s, Single, factors, n, store),
-                    _ => product::<S, _, _, 4, false>(s, Single, factors, n, store),
+                    3 if S::REGISTERS == 32 => {
+                        product::<S, _, _, 3, false>(s, Single, factors, n, store);
+                    }
+                    4 if S::REGISTERS == 32 => {
+                        product::<S, _, _, 4, false>(s, Single, factors, n, store);
+                    }
+                    _ => product::<S, _, _, 2, false>(s, Single, factors, n, store),
                 }
                 rows = rows.add(self.kernel.block() * width);
                 to = to.add(self.kernel.sk * width);

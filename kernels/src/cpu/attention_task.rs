@@ -188,11 +188,16 @@ impl<A: Packed> SimdJob for TaskOf<'_, A> {
                     let start = block * attention.block();
                     let count = attention.block().min(attention.sq - start);
                     let pair = &pair;
+                    // Without many registers there are no wider blocks, and no code for them.
                     match count.div_ceil(S::LANES) {
                         1 => arithmetic.outline(s, Queries::<A, 1> { pair, start, count }),
-                        2 => arithmetic.outline(s, Queries::<A, 2> { pair, start, count }),
-                        3 => arithmetic.outline(s, Queries::<A, 3> { pair, start, count }),
-                        _ => arithmetic.outline(s, Queries::<A, 4> { pair, start, count }),
+                        3 if S::REGISTERS == 32 => {
+                            arithmetic.outline(s, Queries::<A, 3> { pair, start, count });
+                        }
+                        4 if S::REGISTERS == 32 => {
+                            arithmetic.outline(s, Queries::<A, 4> { pair, start, count });
+                        }
+                        _ => arithmetic.outline(s, Queries::<A, 2> { pair, start, count }),
                     }
                 }
             }
