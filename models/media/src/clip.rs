@@ -142,7 +142,7 @@ fn byte_from_f32(value: f32) -> u8 {
     (((value + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0 + 0.5) as u8
 }
 
-fn check_length(found: usize, frames: usize, height: usize, width: usize) -> Result<()> {
+pub(crate) fn check_length(found: usize, frames: usize, height: usize, width: usize) -> Result<()> {
     let expected = [height, width, 3]
         .iter()
         .try_fold(frames as u64, |product, &dim| product.checked_mul(dim as u64))

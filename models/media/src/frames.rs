@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crate::error::Fault;
-use crate::fit::{Scaling, fit};
+use crate::fit::{Fit, fit};
+use crate::resample::{Filter, Scaling};
 use crate::{Error, Result, image, ppm};
 
 /// Most frames of one video.
@@ -28,12 +29,33 @@ pub(crate) struct Picture {
     pub(crate) rgb: Vec<u8>,
 }
 
+/// A picture with the opacity of its pixels.
+#[derive(Clone, Debug)]
+pub struct RgbaPicture {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// 8-bit red, green, blue and opacity, `[height, width, 4]`; colors are not multiplied by it.
+    pub rgba: Vec<u8>,
+}
+
+/// Reads any PNG with its opacity.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Malformed`].
+pub fn read_rgba_png(path: &Path) -> Result<RgbaPicture> {
+    let read = || image::png::read_rgba(BufReader::new(File::open(path)?));
+    read().map_err(|fault: Fault| fault.reading(path))
+}
+
 /// An image or a video to read frames from.
 #[derive(Debug)]
 pub struct FrameSource {
     path: PathBuf,
     kind: Kind,
     n_frames: usize,
+    fit: Fit,
 }
 
 #[derive(Debug)]
@@ -52,32 +74,50 @@ impl FrameSource {
     /// [`Error::Io`], [`Error::Malformed`], [`Error::NoDecoder`] where `ffmpeg` is needed and missing,
     /// [`Error::Interrupted`].
     pub fn open(path: &Path, stop: &AtomicBool) -> Result<FrameSource> {
-        let fault = |fault: Fault| fault.reading(path);
-        let metadata = fs::metadata(path).map_err(|error| fault(Fault::Io(error)))?;
-        let path = path.to_owned();
-        if metadata.is_dir() {
-            let files = pngs(&path).map_err(|fault| fault.reading(&path))?;
-            let n_frames = files.len();
-            return Ok(FrameSource { path, kind: Kind::Folder(files), n_frames });
+        let mut source = FrameSource::open_counted(path, 0)?;
+        if let Kind::Video = source.kind {
+            Decoder::start(path)?.each::<Error>(path, stop, |_, _| {
+                source.n_frames += 1;
+                Ok(true)
+            })?;
         }
-        if is_png(&path).map_err(|error| Fault::Io(error).reading(&path))? {
-            return Ok(FrameSource { path, kind: Kind::Png, n_frames: 1 });
-        }
-        let mut n_frames = 0;
-        Decoder::start(&path)?.each::<Error>(&path, stop, |_, _| {
-            n_frames += 1;
-            Ok(true)
-        })?;
-        Ok(FrameSource { path, kind: Kind::Video, n_frames })
+        Ok(source)
     }
 
-    /// Count of frames, at least 1.
+    /// As [`FrameSource::open`], but a video is believed to have `n_frames` and not decoded; frames that
+    /// it has not are found out when they are read.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn open_counted(path: &Path, n_frames: usize) -> Result<FrameSource> {
+        let fault = |fault: Fault| fault.reading(path);
+        let metadata = fs::metadata(path).map_err(|error| fault(Fault::Io(error)))?;
+        let (kind, n_frames) = if metadata.is_dir() {
+            let files = pngs(path).map_err(fault)?;
+            let n_frames = files.len();
+            (Kind::Folder(files), n_frames)
+        } else if is_png(path).map_err(|error| fault(Fault::Io(error)))? {
+            (Kind::Png, 1)
+        } else {
+            (Kind::Video, n_frames)
+        };
+        Ok(FrameSource { path: path.to_owned(), kind, n_frames, fit: Fit::Cover })
+    }
+
+    /// The same source with its frames brought to a size by `fit`.
+    #[must_use]
+    pub fn fitted(self, fit: Fit) -> FrameSource {
+        FrameSource { fit, ..self }
+    }
+
+    /// Count of frames, at least 1 unless [`FrameSource::open_counted`] was told so.
     pub fn n_frames(&self) -> usize {
         self.n_frames
     }
 
     /// Calls `each` with the index and the pixels of every frame of `wanted`, which ascends: f32
-    /// `[3, height, width]` in -1..1, scaled to cover `size` (height first) and cropped in the middle.
+    /// `[3, height, width]` in -1..1, scaled to cover `size` (height first) and cropped in the middle, as
+    /// [`FrameSource::fitted`] says.
     /// An image is scaled as images are, a frame of a folder or video as those of videos.
     ///
     /// # Errors
@@ -91,8 +131,8 @@ impl FrameSource {
     ) -> std::result::Result<(), E> {
         debug_assert!(wanted.is_sorted(), "frames are asked for in order of time");
         let scaling = match &self.kind {
-            Kind::Png => Scaling::Image,
-            Kind::Video if self.n_frames == 1 => Scaling::Image,
+            Kind::Png => Scaling::Image(Filter::Cubic),
+            Kind::Video if self.n_frames == 1 => Scaling::Image(Filter::Cubic),
             Kind::Folder(_) | Kind::Video => Scaling::VideoFrame,
         };
         match &self.kind {
@@ -106,7 +146,7 @@ impl FrameSource {
                         Kind::Png | Kind::Video => &self.path,
                     };
                     let picture = read_png(file).map_err(|fault| fault.reading(file))?;
-                    each(index, fit(&picture, size, scaling))?;
+                    each(index, fit(&picture, size, scaling, self.fit))?;
                 }
                 Ok(())
             }
@@ -114,7 +154,7 @@ impl FrameSource {
                 let mut left = wanted;
                 Decoder::start(&self.path)?.each::<E>(&self.path, stop, |index, picture| {
                     if left.first() == Some(&index) {
-                        each(index, fit(&picture, size, scaling))?;
+                        each(index, fit(&picture, size, scaling, self.fit))?;
                         left = &left[1..];
                     }
                     Ok(!left.is_empty())

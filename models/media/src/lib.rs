@@ -1,5 +1,5 @@
 //! Frames to files: MP4 (H.264), PNG, GIF, animated WebP, a folder of PNGs, a contact sheet; the
-//! metadata back from them; and frames out of files, fitted to a size ([`FrameSource`]).
+//! metadata back from them; frames out of files, fitted to a size ([`FrameSource`]); pictures at another size.
 //!
 //! ```no_run
 //! use media::{Clip, Format, Fps, Metadata};
@@ -34,16 +34,19 @@ mod mp4;
 mod part_file;
 mod ppm;
 mod read;
+mod resample;
 mod source;
 mod spool;
 mod writer;
 
 pub use clip::{Clip, Layout, frame_from_f32, rgb_from_f32};
 pub use error::{Error, Result};
+pub use fit::Fit;
 pub use format::Format;
 pub use fps::Fps;
-pub use frames::FrameSource;
+pub use frames::{FrameSource, RgbaPicture, read_rgba_png};
 pub use metadata::{MAX_BYTES as MAX_METADATA_BYTES, Metadata};
 pub use part_file::{PartFolder, check_writable, write_file};
 pub use read::{read_metadata, read_metadata_from_bytes};
+pub use resample::{Filter, resample};
 pub use writer::{MediaWriter, Written, write};

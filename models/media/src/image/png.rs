@@ -4,7 +4,7 @@ use std::io::{BufRead, Seek, Write};
 
 use crate::Metadata;
 use crate::error::Fault;
-use crate::frames::Picture;
+use crate::frames::{Picture, RgbaPicture};
 use crate::metadata::is_key;
 
 /// What every PNG begins with.
@@ -43,6 +43,36 @@ pub(crate) fn start<W: Write>(
 
 /// The pixels of any PNG as 8-bit RGB: gray is repeated, 16 bits are cut to 8, transparency is dropped.
 pub(crate) fn read(input: impl BufRead + Seek) -> Result<Picture, Fault> {
+    let (width, height, samples, bytes) = decode(input)?;
+    let mut rgb = Vec::with_capacity(width * height * 3);
+    for pixel in bytes.chunks_exact(samples) {
+        match *pixel {
+            [gray] | [gray, _] => rgb.extend([gray; 3]),
+            [r, g, b] | [r, g, b, _] => rgb.extend([r, g, b]),
+            _ => unreachable!("a pixel has 1 to 4 samples"),
+        }
+    }
+    Ok(Picture { width, height, rgb })
+}
+
+/// As [`read`], with the opacity of each pixel.
+pub(crate) fn read_rgba(input: impl BufRead + Seek) -> Result<RgbaPicture, Fault> {
+    let (width, height, samples, bytes) = decode(input)?;
+    let mut rgba = Vec::with_capacity(width * height * 4);
+    for pixel in bytes.chunks_exact(samples) {
+        match *pixel {
+            [gray] => rgba.extend([gray, gray, gray, 255]),
+            [gray, alpha] => rgba.extend([gray, gray, gray, alpha]),
+            [r, g, b] => rgba.extend([r, g, b, 255]),
+            [r, g, b, alpha] => rgba.extend([r, g, b, alpha]),
+            _ => unreachable!("a pixel has 1 to 4 samples"),
+        }
+    }
+    Ok(RgbaPicture { width, height, rgba })
+}
+
+/// Width, height, samples per pixel, and 8-bit samples `[height, width, samples]`.
+fn decode(input: impl BufRead + Seek) -> Result<(usize, usize, usize, Vec<u8>), Fault> {
     // What the decoder holds besides the pixels, which are bounded below.
     let limits = ::png::Limits { bytes: 64 << 20 };
     let mut decoder = ::png::Decoder::new_with_limits(input, limits);
@@ -59,15 +89,7 @@ pub(crate) fn read(input: impl BufRead + Seek) -> Result<Picture, Fault> {
     let samples = reader.output_color_type().0.samples();
     let mut bytes = vec![0; width * height * samples];
     reader.next_frame(&mut bytes).map_err(fault)?;
-    let mut rgb = Vec::with_capacity(width * height * 3);
-    for pixel in bytes.chunks_exact(samples) {
-        match *pixel {
-            [gray] | [gray, _] => rgb.extend([gray; 3]),
-            [r, g, b] | [r, g, b, _] => rgb.extend([r, g, b]),
-            _ => unreachable!("a pixel has 1 to 4 samples"),
-        }
-    }
-    Ok(Picture { width, height, rgb })
+    Ok((width, height, samples, bytes))
 }
 
 fn fault(error: ::png::DecodingError) -> Fault {
