@@ -23,6 +23,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("runtime/measure", &["runtime"]),
     ("models", &["ops"]),
     ("models/checkpoint", &["ops"]),
+    ("models/data", &["diffusion", "media"]),
     ("models/text", &[]),
     ("models/diffusion", &["ops"]),
     ("models/media", &[]),
