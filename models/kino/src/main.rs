@@ -8,6 +8,7 @@ mod calibrate;
 #[cfg(feature = "compile")]
 mod compile;
 mod config_file;
+mod data;
 #[cfg(feature = "cuda")]
 mod device;
 mod doctor;
@@ -99,6 +100,8 @@ enum Command {
     Bench(bench::BenchOptions),
     /// Make a checkpoint of a published architecture with made-up weights
     Synth(synth::SynthOptions),
+    /// Make and check training data
+    Data(data::DataOptions),
 }
 
 fn main() -> ExitCode {
@@ -142,6 +145,7 @@ fn run(command: Command) -> Outcome<()> {
         Command::Doctor(options) => doctor::run(&options, forced_isa),
         Command::Bench(options) => bench::run(&options, forced_isa, &*interrupt()?),
         Command::Synth(options) => synth::run(&options, &*interrupt()?),
+        Command::Data(options) => data::run(&options, &*interrupt()?),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod conditioning;
+mod data;
 #[cfg(feature = "engine-files")]
 mod engines;
 mod failures;
