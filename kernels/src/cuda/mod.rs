@@ -24,6 +24,7 @@ mod join;
 mod kernel;
 pub mod map;
 pub mod matmul;
+mod occupancy;
 mod rope;
 pub mod rows;
 pub mod tiles;
@@ -37,6 +38,7 @@ use crate::body::Source;
 pub use access::Access;
 pub use code::Code;
 pub use kernel::{CudaKernel, select};
+pub use occupancy::{BlockNeeds, Multiprocessor};
 
 /// Lanes of a warp.
 pub const WARP: u32 = 32;

@@ -17,8 +17,8 @@ use crate::machine;
 enum Place {
     /// GPU number so and so.
     Gpu(usize),
-    /// The CPU, instruction by instruction.
-    Emulated,
+    /// The CPU, instruction by instruction, as a GPU of this architecture.
+    Emulated(Option<Arch>),
 }
 
 /// An engine on a device.
@@ -26,7 +26,7 @@ enum Place {
 pub(crate) struct OnDevice {
     /// What runs plans.
     pub backend: EngineBackend,
-    /// The generation that its plans are for.
+    /// The generation that the programs are for which the device runs.
     pub gpu: Gpu,
     /// What it stores activations in.
     pub dtype: DType,
@@ -36,25 +36,33 @@ pub(crate) struct OnDevice {
 pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<OnDevice> {
     let place = parse(device.unwrap_or("cuda:0"))?;
     let engine = Engine::open(path).map_err(|error| Failure::Run(error.into()))?;
-    let images = engine.kernels.iter().flat_map(|kernel| &kernel.images);
-    let arch: Arch = images.map(|image| image.arch).min().ok_or_else(|| {
-        Failure::Run(anyhow::anyhow!("{}: it has no code for any GPU", path.display()))
-    })?;
-    let gpu = Gpu::from_name(&arch.to_string()).ok_or_else(|| {
-        Failure::Run(anyhow::anyhow!("{}: {arch} is no generation of this version", path.display()))
-    })?;
     let threads = NonZeroUsize::new(machine::cores()).unwrap_or(NonZeroUsize::MIN);
     let open: Box<OpenDevice> = match place {
         Place::Gpu(index) => {
-            // Found out before anything is prepared.
-            Driver::open(index).map_err(|error| Failure::Run(error.into()))?;
             Box::new(move || Ok(Box::new(Driver::open(index)?) as Box<dyn Device>))
         }
-        Place::Emulated => Box::new(move || {
-            let options = emulator::Options { threads, ..emulator::Options::default() };
-            Ok(Box::new(Emulated::new(arch, options)) as Box<dyn Device>)
-        }),
+        Place::Emulated(arch) => {
+            // What the engine is for at best, where nothing else is asked for.
+            let arch = arch.or(engine.targets().last().copied());
+            let arch = arch.ok_or_else(|| {
+                Failure::Run(anyhow::anyhow!("{}: it has no programs", path.display()))
+            })?;
+            Box::new(move || {
+                let options = emulator::Options { threads, ..emulator::Options::default() };
+                Ok(Box::new(Emulated::new(arch, options)) as Box<dyn Device>)
+            })
+        }
     };
+    // Found out before anything is prepared.
+    let device = open().map_err(|error| Failure::Run(error.into()))?;
+    let target = cuda::target_for(&engine, &*device)
+        .map_err(|error| Failure::Run(anyhow::anyhow!("{}: {error}", path.display())))?;
+    let gpu = Gpu::from_name(&target.to_string()).ok_or_else(|| {
+        Failure::Run(anyhow::anyhow!(
+            "{}: {target} is no generation of this version",
+            path.display()
+        ))
+    })?;
     let dtype = engine.dtype;
     Ok(OnDevice { backend: EngineBackend::new(Arc::new(engine), open), gpu, dtype })
 }
@@ -70,10 +78,18 @@ pub(crate) fn gpu_index(device: &str) -> Outcome<Option<usize>> {
 
 fn parse(device: &str) -> Outcome<Place> {
     let unknown = || {
-        Failure::usage(format!("--device {device}; expected cuda:0, cuda:1, … or cuda-emulated"))
+        Failure::usage(format!(
+            "--device {device}; expected cuda:0, cuda:1, …, cuda-emulated or such as \
+             cuda-emulated:sm_80"
+        ))
     };
-    if device == "cuda-emulated" {
-        return Ok(Place::Emulated);
+    if let Some(rest) = device.strip_prefix("cuda-emulated") {
+        let arch = match rest.strip_prefix(':') {
+            Some(name) => Some(name.parse::<Arch>().map_err(|_| unknown())?),
+            None if rest.is_empty() => None,
+            None => return Err(unknown()),
+        };
+        return Ok(Place::Emulated(arch));
     }
     match device.strip_prefix("cuda") {
         Some("") => Ok(Place::Gpu(0)),
@@ -93,8 +109,12 @@ mod tests {
     fn devices_have_names() {
         assert_eq!(parse("cuda").unwrap(), Place::Gpu(0));
         assert_eq!(parse("cuda:3").unwrap(), Place::Gpu(3));
-        assert_eq!(parse("cuda-emulated").unwrap(), Place::Emulated);
-        for text in ["", "cpu", "cuda:", "cuda:x", "cuda3", "cuda:-1"] {
+        assert_eq!(parse("cuda-emulated").unwrap(), Place::Emulated(None));
+        let arch = "sm_80".parse().unwrap();
+        assert_eq!(parse("cuda-emulated:sm_80").unwrap(), Place::Emulated(Some(arch)));
+        for text in
+            ["", "cpu", "cuda:", "cuda:x", "cuda3", "cuda:-1", "cuda-emulated:", "cuda-emulatedx"]
+        {
             assert!(parse(text).is_err(), "{text}");
         }
     }

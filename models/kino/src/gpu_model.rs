@@ -42,7 +42,7 @@ pub(crate) struct Task {
     /// Bytes read and written, each once.
     pub bytes: u64,
     /// Bytes of scratch, which launches before the main one fill from as many.
-    pub scratch: u64,
+    pub scratch_bytes: u64,
     /// Launches.
     pub launches: usize,
 }
@@ -108,7 +108,7 @@ impl Roofline {
         };
         let start = task.launches as f64 * LAUNCH_SECONDS;
         let (compute, memory) = (task.flops as f64 / rate, task.bytes as f64 / self.bandwidth);
-        let prepare = 2.0 * task.scratch as f64 / self.bandwidth;
+        let prepare = 2.0 * task.scratch_bytes as f64 / self.bandwidth;
         let limit = if start > prepare + compute.max(memory) {
             Limit::Launch
         } else if memory + prepare > compute {
@@ -130,7 +130,7 @@ impl Roofline {
         };
         vec![
             "a step takes its launches + the longer of FLOPs / rate and bytes / bandwidth".into(),
-            "plans add what is prepared in scratch, moved twice; engines do not tell of it".into(),
+            "what launches before the main one prepare in scratch is moved twice and overlaps with nothing".into(),
             format!("peaks are those of the vendor's data sheet of the {}", sheet.title),
             format!("matmul    {} ({peak})", tera(self.product)),
             format!("conv      {} (the same)", tera(self.conv)),
@@ -161,7 +161,7 @@ mod tests {
     use crate::gpus::data_sheet;
 
     fn task(kernel: &str, flops: u64, bytes: u64) -> Task {
-        Task { kernel: kernel.into(), flops, bytes, scratch: 0, launches: 1 }
+        Task { kernel: kernel.into(), flops, bytes, scratch_bytes: 0, launches: 1 }
     }
 
     fn h100(code: Code, dtype: DType) -> Roofline {

@@ -103,6 +103,16 @@ pub(crate) fn generation(option: &str, name: &str) -> Outcome<Gpu> {
     })
 }
 
+/// The generations called `names`, each once, oldest first.
+#[cfg(feature = "compile")]
+pub(crate) fn generations_of(option: &str, names: &[String]) -> Outcome<Vec<Gpu>> {
+    let gpus: Outcome<Vec<Gpu>> = names.iter().map(|name| generation(option, name)).collect();
+    let mut gpus = gpus?;
+    gpus.sort_unstable();
+    gpus.dedup();
+    Ok(gpus)
+}
+
 /// The generation of `--gpu`, which is a device or a generation, and the device if it is one.
 pub(crate) fn device_or_generation(name: &str) -> Outcome<(Gpu, Option<&'static DataSheet>)> {
     if let Ok(sheet) = data_sheet(name) {

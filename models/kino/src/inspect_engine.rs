@@ -28,13 +28,15 @@ pub(crate) fn open(path: &Path) -> Outcome<Engine> {
 /// Everything, for people.
 pub(crate) fn to_text(path: &Path, engine: &Engine) -> String {
     let mut text = String::new();
-    let targets = engine.targets().join(", ");
+    let code = engine.code().join(", ");
+    let targets = engine.targets().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     for (key, value) in [
         ("path", path.display().to_string()),
         ("engine", engine.model.clone()),
         ("dtype", engine.dtype.to_string()),
         ("made by", engine.created_by.clone()),
-        ("code for", if targets.is_empty() { "no GPU".into() } else { targets }),
+        ("targets", if targets.is_empty() { "none".into() } else { targets }),
+        ("code for", if code.is_empty() { "no GPU".into() } else { code }),
         ("weights", weights_text(engine)),
         ("constants", {
             let bytes = units::bytes(constant_bytes(engine) as f64);
@@ -72,16 +74,19 @@ pub(crate) fn to_json(path: &Path, engine: &Engine) -> Value {
     };
     let programs = engine.programs.iter().map(|program| {
         json!({
-            "name": program.name, "steps": program.steps.len(), "launches": n_launches(program),
+            "name": program.name, "target": program.target.to_string(),
+            "steps": program.steps.len(), "launches": n_launches(program),
             "flops": program.flops(), "arena_bytes": program.arena_bytes,
             "lower_bound_bytes": program.lower_bound_bytes,
+            "scratch_bytes": scratch_bytes(program),
             "inputs": ports(&program.inputs), "outputs": ports(&program.outputs),
         })
     });
     json!({
         "path": path.display().to_string(), "engine": engine.model,
         "dtype": engine.dtype.to_string(), "created_by": engine.created_by,
-        "targets": engine.targets(),
+        "targets": engine.targets().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "code": engine.code(),
         "weights": {
             "count": engine.weights.len(), "bytes": weight_bytes(engine),
             "permuted": n_permuted(engine),
@@ -117,8 +122,9 @@ pub(crate) fn kernels_text(engine: &Engine) -> String {
 pub(crate) fn program_text(program: &Program) -> String {
     let bytes = |count: u64| units::bytes(count as f64);
     format!(
-        "{}: {}, {}, {}, {} arena (lower bound {})\n",
+        "{}, {}: {}, {}, {}, {} arena (lower bound {}, scratch of a step up to {})\n",
         program.name,
+        program.target,
         units::counted(program.steps.len(), "step"),
         // Its plural is no word with an s.
         match n_launches(program) {
@@ -127,7 +133,8 @@ pub(crate) fn program_text(program: &Program) -> String {
         },
         units::flops(program.flops()),
         bytes(program.arena_bytes),
-        bytes(program.lower_bound_bytes)
+        bytes(program.lower_bound_bytes),
+        bytes(scratch_bytes(program))
     )
 }
 
@@ -146,6 +153,11 @@ fn n_permuted(engine: &Engine) -> usize {
 
 fn constant_bytes(engine: &Engine) -> usize {
     engine.constants.iter().map(|constant| constant.len()).sum()
+}
+
+/// Scratch of the step that has the most.
+fn scratch_bytes(program: &Program) -> u64 {
+    program.steps.iter().map(|step| step.scratch_bytes).max().unwrap_or(0)
 }
 
 fn n_launches(program: &Program) -> usize {

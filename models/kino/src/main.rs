@@ -4,6 +4,8 @@
 //! request cannot be, 130 interrupted. This is the only place that reads the environment.
 
 mod bench;
+#[cfg(feature = "compile")]
+mod bucket_table;
 mod calibrate;
 #[cfg(feature = "compile")]
 mod compile;

@@ -151,7 +151,7 @@ pub(crate) struct SampleOptions {
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     #[serde(skip)]
     pub engine: Option<PathBuf>,
-    /// Which GPU runs the engine: cuda:0, cuda:1, ..., or cuda-emulated for none [default: cuda:0]
+    /// Which GPU runs the engine: cuda:0, cuda:1, ..., or cuda-emulated (cuda-emulated:sm_80) for none [default: cuda:0]
     #[cfg(feature = "cuda")]
     #[arg(long, value_name = "DEVICE", requires = "engine", help_heading = "Run")]
     #[serde(skip)]

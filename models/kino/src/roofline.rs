@@ -91,9 +91,11 @@ pub(crate) fn run(options: &RooflineOptions) -> Outcome<()> {
             return Err(Failure::usage(reason));
         }
         let engine = crate::inspect_engine::open(options.model.as_ref())?;
-        let code = code_of_engine(&options.model, &engine, sheet)?;
+        let target = target_of_engine(&options.model, &engine, sheet)?;
+        // Code that is specific to a generation is code of the last.
+        let code = if target.is_specific { Code::Groups } else { Code::Warps };
         let roofline = Roofline::new(sheet, code, engine.dtype);
-        return report(options, &roofline, engine.dtype, programs_of_engine(&engine));
+        return report(options, &roofline, engine.dtype, programs_of_engine(&engine, target));
     }
     let gpu = match options.target.as_deref() {
         Some(name) => gpus::generation("--target", name)?,
@@ -160,7 +162,7 @@ pub(crate) fn tasks_of_plan(plan: &StagePlan) -> Vec<Task> {
         kernel: step.kernel.def().name().to_owned(),
         flops: work.flops(),
         bytes: work.bytes(),
-        scratch: step.scratch.map_or(0, |id| plan.plan.buffers[id.index()].bytes as u64),
+        scratch_bytes: step.scratch.map_or(0, |id| plan.plan.buffers[id.index()].bytes as u64),
         launches: match &step.kernel {
             Kernel::Cuda(kernel) => kernel.launches.len(),
             _ => 1,
@@ -169,43 +171,46 @@ pub(crate) fn tasks_of_plan(plan: &StagePlan) -> Vec<Task> {
     steps.map(task).collect()
 }
 
+/// The programs for `target`.
 #[cfg(feature = "engine-files")]
-fn programs_of_engine(engine: &engine::Engine) -> Vec<Program> {
+fn programs_of_engine(engine: &engine::Engine, target: engine::Arch) -> Vec<Program> {
     let task = |step: &engine::Step| Task {
         kernel: step.label.clone(),
         flops: step.flops,
         bytes: step.bytes,
-        // The file does not tell scratch from the rest of the arena.
-        scratch: 0,
+        scratch_bytes: step.scratch_bytes,
         launches: step.launches.len(),
     };
     let program = |program: &engine::Program| Program {
         name: program.name.clone(),
         tasks: program.steps.iter().map(task).collect(),
     };
-    engine.programs.iter().map(program).collect()
+    engine.programs.iter().filter(|program| program.target == target).map(program).collect()
 }
 
-/// How an engine's kernels multiply on the device; fails if it cannot run one of them.
+/// Which programs of an engine the device runs; fails if it runs none.
 #[cfg(feature = "engine-files")]
-fn code_of_engine(name: &str, engine: &engine::Engine, sheet: &DataSheet) -> Outcome<Code> {
-    let device = engine::Arch::of_device(sheet.generation.0 / 10, sheet.generation.0 % 10);
-    let mut code = Code::Warps;
-    for kernel in &engine.kernels {
-        let image = kernel.image_for(device).ok_or_else(|| {
-            Failure::usage(format!(
-                "{name} has code for {}, and the {} is {device}; use an engine that was compiled \
-                 with --target {}",
-                engine.targets().join(", "),
-                sheet.title,
-                sheet.generation.code_name()
-            ))
-        })?;
-        if image.arch.is_specific {
-            code = Code::Groups;
-        }
-    }
-    Ok(code)
+fn target_of_engine(
+    name: &str,
+    engine: &engine::Engine,
+    sheet: &DataSheet,
+) -> Outcome<engine::Arch> {
+    let generation = sheet.generation;
+    let device = engine::Arch::of_device(generation.0 / 10, generation.0 % 10);
+    let (_, shared_bytes) = generation.shared_bytes();
+    let runs = |kernel: &engine::Kernel| {
+        kernel.image_for(device).is_some() && kernel.shared_bytes as usize <= shared_bytes
+    };
+    engine.target_for(device, &runs).ok_or_else(|| {
+        let targets: Vec<String> = engine.targets().iter().map(ToString::to_string).collect();
+        Failure::usage(format!(
+            "{name} is for {}, and the {} is {device}; use an engine that was compiled with \
+             --target {}",
+            if targets.is_empty() { "no GPU".to_owned() } else { targets.join(", ") },
+            sheet.title,
+            generation.code_name()
+        ))
+    })
 }
 
 fn report(

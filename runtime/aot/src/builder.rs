@@ -1,37 +1,23 @@
 //! Collects launches of plans, compiles their functions, makes the engine.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use compiler::{BufferId, Place, Plan, Work};
-use cuda_kernels::{Compiled, Nvrtc, Source, emit};
-use engine::{Arg, Blob, Engine, Image, ImageKind, Launch, Port, Program, Space, Step, Weight};
-use kernels::cuda::{Base, CudaKernel, Function, Gpu};
+use cuda_kernels::{Compiled, Nvrtc};
+use engine::{
+    Arch, Arg, Blob, Engine, Image, ImageKind, Launch, Port, Program, Space, Step, Weight,
+};
+use kernels::cuda::{Base, CudaKernel, Gpu};
 use kernels::{Kernel, KernelDef as _};
 use ops::{DType, Role, ValueId};
 
+use crate::kernel_set::{Distinct, KernelSet, Progress};
 use crate::{Cache, Error};
 
-/// How far a build is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Progress {
-    /// Kernels that have code.
-    pub done: usize,
-    /// All kernels.
-    pub all: usize,
-}
-
-/// Collects what plans for one generation of GPUs launch.
-#[derive(Debug)]
+/// Collects what plans launch, for one generation of GPUs or several.
+#[derive(Debug, Default)]
 pub struct Builder {
-    gpu: Gpu,
-    /// Distinct texts, by position, with how many launches each has.
-    sources: Vec<(Source, &'static str, [u32; 3])>,
-    /// Positions by text.
-    texts: BTreeMap<String, usize>,
-    /// Positions by everything a function is compiled for.
-    functions: BTreeMap<String, usize>,
+    kernels: KernelSet,
     weights: Vec<Weight>,
     weight_at: BTreeMap<(String, DType, Vec<u32>), u32>,
     constants: Vec<Blob>,
@@ -40,34 +26,19 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A builder for `gpu`.
-    pub fn new(gpu: Gpu) -> Builder {
-        Builder {
-            gpu,
-            sources: vec![],
-            texts: BTreeMap::new(),
-            functions: BTreeMap::new(),
-            weights: vec![],
-            weight_at: BTreeMap::new(),
-            constants: vec![],
-            constant_at: BTreeMap::new(),
-            programs: vec![],
-        }
+    /// A builder without programs.
+    pub fn new() -> Builder {
+        Builder::default()
     }
 
-    /// Adds `plan` as a program called `name`.
+    /// Adds `plan` as a program called `name` for the generation that it was made for. A name may be
+    /// there once for each.
     ///
     /// # Errors
-    /// [`Error::Target`] and [`Error::NotForGpu`] if the plan is not for this GPU, [`Error::Code`] if a
+    /// [`Error::Target`] and [`Error::NotForGpu`] if the plan is not for a GPU, [`Error::Code`] if a
     /// function cannot be emitted.
     pub fn add(&mut self, name: &str, plan: &Plan) -> Result<(), Error> {
-        if plan.target.gpu != Some(self.gpu) {
-            return Err(Error::Target {
-                program: name.to_owned(),
-                found: plan.target.gpu.map_or("a CPU".to_owned(), |gpu| gpu.to_string()),
-                expected: self.gpu.to_string(),
-            });
-        }
+        let gpu = plan.target.gpu.ok_or_else(|| Error::Target { program: name.to_owned() })?;
         let port = |port: &compiler::Port| Port {
             name: port.name.to_string(),
             ty: port.ty.clone(),
@@ -82,10 +53,11 @@ impl Builder {
                     kernel: step.kernel.def().name().to_owned(),
                 });
             };
-            steps.push(self.step(plan, step, kernel, &work)?);
+            steps.push(self.step(plan, gpu, step, kernel, &work)?);
         }
         self.programs.push(Program {
             name: name.to_owned(),
+            target: arch(gpu),
             arena_bytes: plan.arena_bytes as u64,
             lower_bound_bytes: plan.lower_bound_bytes as u64,
             inputs: plan.inputs.iter().map(port).collect(),
@@ -98,6 +70,7 @@ impl Builder {
     fn step(
         &mut self,
         plan: &Plan,
+        gpu: Gpu,
         step: &compiler::Step,
         kernel: &CudaKernel,
         work: &Work,
@@ -137,33 +110,18 @@ impl Builder {
                     }
                 });
             }
-            let kernel = self.kernel(&launch.function)? as u32;
+            let kernel = self.kernels.add(&launch.function, gpu)? as u32;
             launches.push(Launch { kernel, grid: launch.grid, args });
         }
+        let scratch_bytes = step.scratch.map_or(0, |buffer| plan.buffers[buffer.index()].bytes);
         Ok(Step {
             label: kernel.name().to_owned(),
             scope: plan.graph.node(step.value).scope.to_string(),
             flops: work.flops(),
             bytes: work.bytes(),
+            scratch_bytes: scratch_bytes as u64,
             launches,
         })
-    }
-
-    fn kernel(&mut self, function: &Function) -> Result<usize, Error> {
-        // Debug output names every field, so it tells functions apart as their code does.
-        let key = format!("{function:?}");
-        if let Some(&at) = self.functions.get(&key) {
-            return Ok(at);
-        }
-        let source = emit(function, self.gpu)?;
-        let block = function.block();
-        let text = format!("{block:?} {} {}", source.shared_bytes, source.text);
-        let at = *self.texts.entry(text).or_insert_with(|| {
-            self.sources.push((source, function.name(), block));
-            self.sources.len() - 1
-        });
-        self.functions.insert(key, at);
-        Ok(at)
     }
 
     fn weight(&mut self, name: &str, ty: &ops::TensorType, axes: Vec<u32>) -> u32 {
@@ -192,9 +150,9 @@ impl Builder {
         at
     }
 
-    /// Distinct kernels so far.
-    pub fn kernels(&self) -> usize {
-        self.sources.len()
+    /// Texts to compile, each counted once for each generation.
+    pub fn compilations(&self) -> usize {
+        self.kernels.compilations()
     }
 
     /// Compiles every kernel, on `threads` threads, and makes the engine. `model` and `dtype` describe
@@ -210,46 +168,13 @@ impl Builder {
         threads: usize,
         on_progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Engine, Error> {
-        let all = self.sources.len();
-        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let compiled: Mutex<Vec<Option<Result<Compiled, cuda_kernels::Error>>>> =
-            Mutex::new((0..all).map(|_| None).collect());
-        let work = || {
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some((source, ..)) = self.sources.get(at) else { break };
-                let kept = cache.and_then(|cache| cache.get(source, self.gpu));
-                let result = kept.map_or_else(
-                    || {
-                        let result = nvrtc.compile(source, self.gpu);
-                        if let (Ok(compiled), Some(cache)) = (&result, cache) {
-                            cache.put(source, self.gpu, compiled);
-                        }
-                        result
-                    },
-                    Ok,
-                );
-                compiled.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(result);
-                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                on_progress(Progress { done, all });
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..threads.clamp(1, all.max(1)) {
-                scope.spawn(work);
-            }
-        });
-        let compiled = compiled.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut kernels = Vec::with_capacity(all);
-        for ((source, name, block), compiled) in self.sources.into_iter().zip(compiled) {
-            let compiled = compiled.expect("every kernel had its turn")?;
-            kernels.push(kernel(source, name, block, compiled, self.gpu));
-        }
+        let compiled = self.kernels.compile(nvrtc, cache, threads, on_progress)?;
+        let kernels = self.kernels.kernels().iter().zip(compiled);
         Ok(Engine {
             created_by,
             model,
             dtype,
-            kernels,
+            kernels: kernels.map(|(distinct, compiled)| kernel(distinct, compiled)).collect(),
             weights: self.weights,
             constants: self.constants,
             programs: self.programs,
@@ -257,37 +182,37 @@ impl Builder {
     }
 }
 
-fn kernel(
-    source: Source,
-    name: &str,
-    block: [u32; 3],
-    compiled: Compiled,
-    gpu: Gpu,
-) -> engine::Kernel {
-    let arch = gpu.code_name().parse().expect("generations have names of architectures");
-    let image = |kind, registers, spill_bytes, bytes: Vec<u8>| Image {
-        arch,
-        kind,
-        registers,
-        spill_bytes,
-        bytes: Blob::from(bytes),
-    };
-    let resources = compiled.resources;
+fn arch(gpu: Gpu) -> Arch {
+    gpu.code_name().parse().expect("generations have names of architectures")
+}
+
+/// Machine code for each generation, and PTX for the least of them, which later ones run too and the
+/// emulated device takes.
+fn kernel(distinct: &Distinct, compiled: BTreeMap<Gpu, Compiled>) -> engine::Kernel {
+    let mut images = vec![];
+    for (gpu, compiled) in compiled {
+        let image = |kind, registers, spill_bytes, bytes: Vec<u8>| Image {
+            arch: arch(gpu),
+            kind,
+            registers,
+            spill_bytes,
+            bytes: Blob::from(bytes),
+        };
+        if images.is_empty() {
+            images.push(image(ImageKind::Ptx, 0, 0, compiled.ptx.into_bytes()));
+        }
+        let resources = compiled.resources;
+        let spill_bytes = resources.spill_bytes + resources.stack_bytes;
+        images.push(image(ImageKind::Cubin, resources.registers, spill_bytes, compiled.cubin));
+    }
+    let Distinct { function, source, gpus: _ } = distinct;
     engine::Kernel {
-        name: name.to_owned(),
-        entry: source.entry,
-        block,
+        name: function.name().to_owned(),
+        entry: source.entry.clone(),
+        block: function.block(),
         shared_bytes: source.shared_bytes,
         n_pointers: source.pointers as u32,
-        info: source.info,
-        images: vec![
-            image(ImageKind::Ptx, 0, 0, compiled.ptx.into_bytes()),
-            image(
-                ImageKind::Cubin,
-                resources.registers,
-                resources.spill_bytes + resources.stack_bytes,
-                compiled.cubin,
-            ),
-        ],
+        info: source.info.clone(),
+        images,
     }
 }

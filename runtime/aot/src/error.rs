@@ -16,14 +16,12 @@ pub enum Error {
         /// Its kernel.
         kernel: String,
     },
-    /// A plan is for another generation than the builder's.
-    #[error("{program} is planned for {found}, expected {expected}")]
+    /// A plan is for a CPU.
+    #[error(
+        "{program} is planned for a CPU, expected a generation of GPUs: plan it with a target that has one"
+    )]
     Target {
         /// The program.
         program: String,
-        /// What it is planned for.
-        found: String,
-        /// What the builder compiles for.
-        expected: String,
     },
 }

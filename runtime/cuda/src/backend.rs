@@ -1,5 +1,6 @@
 //! An engine as a place where plans run: each plan by the program that was compiled of it.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -45,8 +46,10 @@ impl EngineBackend {
             of_engine(&program.inputs) == inputs && of_engine(&program.outputs) == outputs
         });
         found.map(|program| program.name.as_str()).ok_or_else(|| {
-            let known: Vec<&str> =
+            // The same names for every target.
+            let known: BTreeSet<&str> =
                 self.engine.programs.iter().map(|program| program.name.as_str()).collect();
+            let known: Vec<&str> = known.into_iter().collect();
             let needed: Vec<String> =
                 inputs.iter().map(|(name, ty)| format!("{name} {ty}")).collect();
             runtime::Error::Device(format!(

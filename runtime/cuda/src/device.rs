@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use engine::{Arch, Kernel};
+use engine::{Arch, Image, Kernel};
 
 use crate::Error;
 
@@ -23,6 +23,25 @@ pub trait Device: Debug + Send {
 
     /// Which code it runs.
     fn arch(&self) -> Arch;
+
+    /// Most bytes of shared memory of a block.
+    fn shared_bytes(&self) -> u32;
+
+    /// The image of a kernel that this device runs best. `None` if it runs none of them.
+    fn image<'k>(&self, kernel: &'k Kernel) -> Option<&'k Image> {
+        kernel.image_for(self.arch())
+    }
+
+    /// Why the device does not run a kernel; `None` if it does.
+    fn refusal(&self, kernel: &Kernel) -> Option<String> {
+        if self.image(kernel).is_none() {
+            return Some(format!("no code of `{}` is for it", kernel.name));
+        }
+        let (needed, most) = (kernel.shared_bytes, self.shared_bytes());
+        (needed > most).then(|| {
+            format!("a block of `{}` needs {needed} bytes of shared memory of {most}", kernel.name)
+        })
+    }
 
     /// Reserves bytes that nothing has written, and returns their address, a multiple of 256. They are released
     /// with the device. `what` names them in messages.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use emulator::{Launch, Module, Options, Program};
 use engine::{Arch, Image, ImageKind, Kernel};
+use kernels::cuda::Gpu;
 
 use crate::device::{Device, KernelId};
 use crate::error::Error;
@@ -53,6 +54,18 @@ impl Device for Emulated {
         self.arch
     }
 
+    fn shared_bytes(&self) -> u32 {
+        Gpu(10 * self.arch.major + self.arch.minor).shared_bytes().1 as u32
+    }
+
+    fn image<'k>(&self, kernel: &'k Kernel) -> Option<&'k Image> {
+        let is_usable = |image: &&Image| {
+            image.kind == ImageKind::Ptx && image.arch.runs_on(self.arch, image.kind)
+        };
+        let usable = kernel.images.iter().filter(is_usable);
+        usable.max_by_key(|image| (image.arch.is_specific, image.arch))
+    }
+
     fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<u64, Error> {
         self.device.alloc(bytes).map_err(failed(format!("allocate the {what}")))
     }
@@ -77,11 +90,7 @@ impl Device for Emulated {
     }
 
     fn load(&mut self, kernel: &Kernel) -> Result<KernelId, Error> {
-        let is_usable = |image: &&Image| {
-            image.kind == ImageKind::Ptx && image.arch.runs_on(self.arch, image.kind)
-        };
-        let usable = kernel.images.iter().filter(is_usable);
-        let image = usable.max_by_key(|image| (image.arch.is_specific, image.arch));
+        let image = self.image(kernel);
         let image = image.ok_or_else(|| Error::no_image(kernel, self, " and takes PTX only"))?;
         let text = String::from_utf8_lossy(&image.bytes);
         let doing = || failed(format!("load kernel `{}`", kernel.name));

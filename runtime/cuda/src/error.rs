@@ -1,6 +1,6 @@
 //! What can go wrong when an engine meets a device.
 
-use engine::{Image, ImageKind, Kernel};
+use engine::{Arch, Engine, Image, ImageKind, Kernel};
 use thiserror::Error;
 
 use crate::device::{Device, KernelId};
@@ -55,7 +55,20 @@ pub enum Error {
         /// Bytes in all.
         total: u64,
     },
-    /// The engine was not compiled for this device. The caller's.
+    /// None of the engine's programs are for this device. The caller's.
+    #[error(
+        "{device} has compute capability {}.{}, and the engine is for {targets}: compile the model for it",
+        arch.major, arch.minor
+    )]
+    NoTarget {
+        /// Name of the device.
+        device: String,
+        /// Its architecture.
+        arch: Arch,
+        /// What the engine's programs are for, and what keeps the device from running them.
+        targets: String,
+    },
+    /// A kernel was not compiled for this device. The caller's.
     #[error(
         "kernel `{kernel}` was compiled for {targets}; {device} is {arch}{also}: compile the model for it"
     )]
@@ -67,7 +80,7 @@ pub enum Error {
         /// Name of the device.
         device: String,
         /// Its architecture.
-        arch: engine::Arch,
+        arch: Arch,
         /// What else the device wants of an image.
         also: &'static str,
     },
@@ -132,6 +145,23 @@ pub enum Error {
 }
 
 impl Error {
+    /// `device` runs the programs of `engine` for none of its targets.
+    pub(crate) fn no_target(engine: &Engine, device: &dyn Device) -> Error {
+        let arch = device.arch();
+        let target = |target: &Arch| {
+            // A target of a later device needs no explanation.
+            let is_for_it = target.runs_on(arch, ImageKind::Ptx);
+            let mut kernels = engine.kernels_of(*target).filter(|_| is_for_it);
+            match kernels.find_map(|kernel| device.refusal(kernel)) {
+                Some(reason) => format!("{target} ({reason})"),
+                None => target.to_string(),
+            }
+        };
+        let targets: Vec<String> = engine.targets().iter().map(target).collect();
+        let targets = if targets.is_empty() { "no device".into() } else { targets.join(", ") };
+        Error::NoTarget { device: device.name().to_string(), arch, targets }
+    }
+
     /// `device` runs no image of `kernel`; `also` is what it wants beside its architecture.
     pub(crate) fn no_image(kernel: &Kernel, device: &dyn Device, also: &'static str) -> Error {
         let target = |image: &Image| match image.kind {

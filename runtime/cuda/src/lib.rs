@@ -24,4 +24,4 @@ pub use device::{Device, GraphId, KernelId};
 pub use driver::Driver;
 pub use emulated::Emulated;
 pub use error::Error;
-pub use session::{ProgramId, Session};
+pub use session::{ProgramId, Session, target_for};

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Engine, Port, Program, Space};
+use engine::{Arch, Engine, Kernel, Port, Program, Space};
 use runtime::WeightStore;
 
 use crate::device::{Device, GraphId, KernelId};
@@ -60,11 +60,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// Binds the programs called `names`, or all if there are none: loads their kernels, allocates an arena for
-    /// the largest, and writes the weights and constants that they read.
+    /// Binds the programs called `names`, or all if there are none, of the target that suits the device best:
+    /// loads their kernels, allocates an arena for the largest, and writes the weights and constants that they
+    /// read.
     ///
     /// # Errors
-    /// [`Error::NoProgram`]; [`Error::NoImage`] before anything is allocated; [`Error::Weights`];
+    /// [`Error::NoTarget`] and [`Error::NoProgram`] before anything is allocated; [`Error::Weights`];
     /// [`Error::OutOfMemory`]; what the device says.
     pub fn new(
         mut device: Box<dyn Device>,
@@ -72,7 +73,8 @@ impl Session {
         names: &[&str],
         store: &WeightStore,
     ) -> Result<Session, Error> {
-        let chosen = choose(&engine, names)?;
+        let target = target_for(&engine, &*device)?;
+        let chosen = choose(&engine, target, names)?;
         let launches = || {
             let steps = chosen.iter().flat_map(|&i| &engine.programs[i].steps);
             steps.flat_map(|step| &step.launches)
@@ -326,14 +328,26 @@ fn no_program(engine: &Engine, known: impl Iterator<Item = usize>, name: &str) -
     Error::NoProgram { name: name.to_string(), known: known.join(", ") }
 }
 
-/// Positions of the programs called `names`, or of all.
-fn choose(engine: &Engine, names: &[&str]) -> Result<Vec<usize>, Error> {
+/// The target whose programs `device` takes.
+///
+/// # Errors
+/// [`Error::NoTarget`].
+pub fn target_for(engine: &Engine, device: &dyn Device) -> Result<Arch, Error> {
+    let runs = |kernel: &Kernel| device.refusal(kernel).is_none();
+    let found = engine.target_for(device.arch(), &runs);
+    found.ok_or_else(|| Error::no_target(engine, device))
+}
+
+/// Positions of the programs for `target` that are called `names`, or of all.
+fn choose(engine: &Engine, target: Arch, names: &[&str]) -> Result<Vec<usize>, Error> {
+    let is_for = |index: &usize| engine.programs[*index].target == target;
+    let all: Vec<usize> = (0..engine.programs.len()).filter(is_for).collect();
     if names.is_empty() {
-        return Ok((0..engine.programs.len()).collect());
+        return Ok(all);
     }
     let find = |name: &&str| {
-        let found = engine.programs.iter().position(|program| program.name == *name);
-        found.ok_or_else(|| no_program(engine, 0..engine.programs.len(), name))
+        let found = all.iter().copied().find(|&index| engine.programs[index].name == *name);
+        found.ok_or_else(|| no_program(engine, all.iter().copied(), name))
     };
     names.iter().map(find).collect()
 }

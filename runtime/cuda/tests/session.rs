@@ -6,10 +6,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{N, SHAPE, Tensors, checkpoint, constant, engine, to_bytes, to_f32s, ty, weight};
+use common::{
+    N, SHAPE, Tensors, checkpoint, constant, engine, engine_for, to_bytes, to_f32s, ty, weight,
+};
 use cuda::{Device, Driver, Emulated, Error, Session};
 use emulator::{Arrival, Options, Order};
-use engine::{Arch, Engine};
+use engine::{Arch, Engine, ImageKind};
 use ops::DType;
 use runtime::WeightStore;
 
@@ -153,16 +155,66 @@ fn weights_that_do_not_fit_are_named() {
     assert_eq!(said(other), "weight `w` is i32[30, 10], expected f32[30, 10]");
 }
 
+/// A session of `engine` on the emulated device of capability `major.minor`.
+fn on(engine: &Engine, (major, minor): (u32, u32)) -> Result<Session, Error> {
+    let engine = Engine::from_bytes(engine.to_bytes().unwrap()).unwrap();
+    let device = Box::new(Emulated::new(Arch::of_device(major, minor), Options::default()));
+    Session::new(device, Arc::new(engine), &[], &WeightStore::new(checkpoint(DType::F32)))
+}
+
+#[test]
+fn a_device_runs_the_programs_of_its_best_target() {
+    let engine = engine_for("sm_90a", 0);
+    let halved = expected(&weight());
+    // What the other target's second step makes of `t`.
+    let quartered: Vec<f32> =
+        halved.iter().zip(constant()).map(|(y, c)| (y - c) / 2.0 + c).collect();
+    for (device, expected) in
+        [((8, 0), &halved), ((8, 9), &halved), ((9, 0), &quartered), ((10, 0), &halved)]
+    {
+        let mut session = on(&engine, device).unwrap();
+        let program = session.find("two steps").unwrap();
+        let is_specific = session.program(program).target.is_specific;
+        assert_eq!(is_specific, device == (9, 0), "{device:?}");
+        let found = run(&mut session);
+        let error = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error < 1e-4, "{device:?}: {error}");
+    }
+}
+
 #[test]
 fn an_engine_for_other_devices_is_refused_with_what_it_has() {
-    let older = Box::new(Emulated::new(Arch::of_device(7, 5), Options::default()));
-    let store = WeightStore::new(checkpoint(DType::F32));
-    let error = Session::new(older, Arc::new(engine(&[])), &[], &store).unwrap_err();
+    let said = |engine: &Engine, device| on(engine, device).unwrap_err().to_string();
+    let engine = engine_for("sm_90a", 0);
     assert_eq!(
-        error.to_string(),
-        "kernel `map` was compiled for sm_80 (PTX); the emulated device is sm_75 and takes PTX only: compile \
-         the model for it"
+        said(&engine, (7, 5)),
+        "the emulated device has compute capability 7.5, and the engine is for sm_80, sm_90a: compile the model \
+         for it"
     );
+    // A target whose blocks are too large for the device is passed over, or named if it is the only one.
+    let mut engine = engine_for("sm_86", 120 << 10);
+    let session = on(&engine, (8, 9)).unwrap();
+    assert_eq!(session.program(session.find("two steps").unwrap()).target.to_string(), "sm_80");
+    engine.programs.drain(..2);
+    assert_eq!(
+        said(&engine, (8, 9)),
+        "the emulated device has compute capability 8.9, and the engine is for sm_86 (a block of `map` needs \
+         122880 bytes of shared memory of 101376): compile the model for it"
+    );
+    engine.programs.clear();
+    assert!(said(&engine, (9, 0)).contains("is for no device"));
+}
+
+#[test]
+fn a_device_that_takes_no_machine_code_is_refused_an_engine_of_nothing_else() {
+    let mut engine = engine(&[]);
+    for kernel in &mut engine.kernels {
+        kernel.images[0].kind = ImageKind::Cubin;
+    }
+    let device = Box::new(Emulated::new(Arch::of_device(8, 0), Options::default()));
+    let store = WeightStore::new(checkpoint(DType::F32));
+    let error = Session::new(device, Arc::new(engine), &[], &store).unwrap_err().to_string();
+    assert!(error.contains("is for sm_80 (no code of `map` is for it)"), "{error}");
 }
 
 #[test]

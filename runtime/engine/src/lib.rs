@@ -1,8 +1,13 @@
 //! The engine file: a model compiled for GPUs, ready to run, without its weights.
 //!
-//! An [`Engine`] is pure data: kernels as images for several architectures, programs (one per bucket) as
-//! launches at byte offsets of one arena, the names of the weights that they read, constants. This crate knows
+//! An [`Engine`] is pure data: kernels as images for several architectures, programs (one per target and bucket)
+//! as launches at byte offsets of one arena, the names of the weights that they read, constants. This crate knows
 //! no device and no compiler; `compiler` output is put into an `Engine`, and `cuda` runs it.
+//!
+//! A *target* is an architecture that plans were made for: tiles and ways to multiply differ, so each target has
+//! programs of its own. Kernels whose text is the same are shared, with machine code for each target that launches
+//! them and PTX for the least of those. A device takes the programs of the best target that it runs
+//! ([`Engine::target_for`]).
 //!
 //! The file ([`Engine::save`], [`Engine::open`]), little-endian throughout:
 //!
@@ -13,6 +18,12 @@
 //! then the sections, each at a multiple of 64 bytes:
 //!     about, kernels, weights, constant, programs    records: numbers, counted lists, counted UTF-8 texts
 //!     blobs                                          images and constants, each at a multiple of 64 bytes
+//!
+//! about     made by, model, element type
+//! kernel    kind, entry, block, shared bytes, pointers, info words, images: architecture, kind, registers, spills, blob
+//! weight    name, type, order of axes, bytes
+//! program   name, target, arena bytes, lower bound, inputs, outputs (name, type, offset), steps
+//! step      kind, scope, FLOPs, bytes, scratch bytes, launches: kernel, grid, pointers (space, offset)
 //! ```
 //!
 //! - The same engine gives the same bytes, and every accepted file is the one that writing it again would give:

@@ -3,6 +3,8 @@
 //! Device memory is in three spaces: one arena that every program of the engine uses from its first byte, the
 //! weights, and the constants. Addresses are a space and a byte offset until a device binds them.
 
+use std::collections::BTreeSet;
+
 use ops::{DType, TensorType};
 
 use crate::{Arch, Blob};
@@ -25,7 +27,7 @@ pub struct Engine {
     pub weights: Vec<Weight>,
     /// Bytes of constants, referred to by position; never empty ones.
     pub constants: Vec<Blob>,
-    /// What can be run, one program a bucket.
+    /// What can be run: for each target, one program for each bucket and part of the model.
     pub programs: Vec<Program>,
 }
 
@@ -88,8 +90,10 @@ pub struct Weight {
 /// Launches that compute outputs from inputs in one arena.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Program {
-    /// What it computes, for which bucket: `step 240p:16f:9:16`.
+    /// What it computes, for which bucket: `step 240p:16f:9:16`. Once for each target, with the same ports.
     pub name: String,
+    /// The architecture that launches and kernels were chosen for.
+    pub target: Arch,
     /// Bytes of the arena.
     pub arena_bytes: u64,
     /// No arena for these steps can be smaller.
@@ -124,6 +128,8 @@ pub struct Step {
     pub flops: u64,
     /// Bytes that must be read and written at least.
     pub bytes: u64,
+    /// Bytes of the arena that hold what launches before the last prepare for it.
+    pub scratch_bytes: u64,
     /// In order.
     pub launches: Vec<Launch>,
 }
@@ -160,8 +166,34 @@ pub enum Space {
 }
 
 impl Engine {
+    /// Architectures that programs are for, each once: those whose code runs on several before the specific
+    /// ones, older before newer.
+    pub fn targets(&self) -> Vec<Arch> {
+        let mut targets: Vec<Arch> = self.programs.iter().map(|program| program.target).collect();
+        targets.sort_unstable_by_key(|target| (target.is_specific, *target));
+        targets.dedup();
+        targets
+    }
+
+    /// The target whose programs suit a device of architecture `device` best: specific before general, later
+    /// before earlier, of those that are not for a later device and whose kernels all run, as `runs` says.
+    pub fn target_for(&self, device: Arch, runs: &dyn Fn(&Kernel) -> bool) -> Option<Arch> {
+        let suits = |target: &Arch| {
+            target.runs_on(device, ImageKind::Ptx) && self.kernels_of(*target).all(runs)
+        };
+        self.targets().into_iter().rev().find(suits)
+    }
+
+    /// Kernels that the programs for `target` launch, each once.
+    pub fn kernels_of(&self, target: Arch) -> impl Iterator<Item = &Kernel> {
+        let programs = self.programs.iter().filter(move |program| program.target == target);
+        let launches = programs.flat_map(|program| &program.steps).flat_map(|step| &step.launches);
+        let used: BTreeSet<u32> = launches.map(|launch| launch.kernel).collect();
+        used.into_iter().filter_map(move |index| self.kernels.get(index as usize))
+    }
+
     /// Every architecture and kind for which some kernel has code, such as `sm_90a` or `sm_80 (PTX)`, sorted.
-    pub fn targets(&self) -> Vec<String> {
+    pub fn code(&self) -> Vec<String> {
         let images = self.kernels.iter().flat_map(|kernel| &kernel.images);
         let mut found: Vec<_> = images.map(|image| (image.arch, image.kind)).collect();
         found.sort_unstable();

@@ -39,6 +39,7 @@ record!(Weight { name: String, ty: TensorType, axes: Vec<u32>, bytes: u64 });
 
 record!(Program {
     name: String,
+    target: Arch,
     arena_bytes: u64,
     lower_bound_bytes: u64,
     inputs: Vec<Port>,
@@ -48,7 +49,14 @@ record!(Program {
 
 record!(Port { name: String, ty: TensorType, offset: u64 });
 
-record!(Step { label: String, scope: String, flops: u64, bytes: u64, launches: Vec<Launch> });
+record!(Step {
+    label: String,
+    scope: String,
+    flops: u64,
+    bytes: u64,
+    scratch_bytes: u64,
+    launches: Vec<Launch>,
+});
 
 record!(Launch { kernel: u32, grid: [u32; 3], args: Vec<Arg> });
 

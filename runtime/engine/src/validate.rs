@@ -1,17 +1,17 @@
 //! Whether an engine is consistent: every index, offset and size against what it refers to.
 //!
 //! What passes can be given to a device: each address lies in its space, each launch is within what every GPU
-//! allows, and each image ends where it says.
+//! allows and has code for its program's target, and each image ends where it says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::Error;
 use crate::codec::is_too_long;
 use crate::cubin;
 use crate::model::{
     Engine, Image, ImageKind, Kernel, Launch, MAX_DYNAMIC_SHARED_BYTES, Port, Program, Space, Step,
     Weight,
 };
+use crate::{Arch, Error};
 
 /// Most threads along each axis of a block, and in all.
 const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
@@ -60,9 +60,15 @@ impl Engine {
             require(!constant.is_empty(), || format!("constant {index} is empty"))?;
         }
         let mut names = BTreeSet::new();
+        let mut firsts: BTreeMap<&String, &Program> = BTreeMap::new();
         for program in &self.programs {
-            let of_program = |e| format!("program `{}`: {e}", program.name);
-            require(names.insert(&program.name), || of_program("is there twice".into()))?;
+            let of_program = |e| format!("program `{}` for {}: {e}", program.name, program.target);
+            let is_new = names.insert((&program.name, program.target));
+            require(is_new, || of_program("is there twice".into()))?;
+            let first = firsts.entry(&program.name).or_insert(program);
+            require(has_ports_of(program, first), || {
+                of_program(format!("has other inputs or outputs than for {}", first.target))
+            })?;
             self.check_program(program).map_err(of_program)?;
         }
         Ok(())
@@ -70,6 +76,7 @@ impl Engine {
 
     fn check_program(&self, program: &Program) -> Outcome {
         text("its name", &program.name)?;
+        require(program.target.minor < 10, || "there is no such architecture".into())?;
         let (arena, bound) = (program.arena_bytes, program.lower_bound_bytes);
         require(arena <= MAX_SPACE_BYTES, || format!("an arena of {arena} bytes"))?;
         require(bound <= arena, || format!("{arena} bytes of arena, below the bound of {bound}"))?;
@@ -85,6 +92,8 @@ impl Engine {
     fn check_step(&self, program: &Program, step: &Step) -> Outcome {
         text("its label", &step.label)?;
         text("its scope", &step.scope)?;
+        let (scratch, arena) = (step.scratch_bytes, program.arena_bytes);
+        require(scratch <= arena, || format!("{scratch} bytes of scratch in an arena of {arena}"))?;
         for launch in &step.launches {
             self.check_launch(program, launch)?;
         }
@@ -96,6 +105,10 @@ impl Engine {
         let Some(kernel) = self.kernels.get(*index as usize) else {
             return Err(format!("kernel {index}, of {}", self.kernels.len()));
         };
+        let Arch { major, minor, .. } = program.target;
+        require(kernel.image_for(Arch::of_device(major, minor)).is_some(), || {
+            format!("kernel {index} (`{}`) has no code for {}", kernel.name, program.target)
+        })?;
         require(is_inside(*grid, MAX_GRID), || {
             format!("grid {grid:?}, expected 1 to {MAX_GRID:?} blocks")
         })?;
@@ -116,6 +129,15 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Whether two programs take and give the same tensors, wherever they lie: a name is one computation.
+fn has_ports_of(program: &Program, other: &Program) -> bool {
+    let are_alike = |a: &[Port], b: &[Port]| {
+        let alike = |(a, b): (&Port, &Port)| (&a.name, &a.ty) == (&b.name, &b.ty);
+        a.len() == b.len() && a.iter().zip(b).all(alike)
+    };
+    are_alike(&program.inputs, &other.inputs) && are_alike(&program.outputs, &other.outputs)
 }
 
 fn check_kernel(kernel: &Kernel) -> Outcome {

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{cubin, small};
-use engine::{Arch, Blob, Engine, Error, ImageKind, Space};
+use engine::{Arch, Blob, Engine, Error, ImageKind, Kernel, Space};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Where the hash is in the header.
@@ -138,7 +138,7 @@ fn messages_say_what_to_do() {
     other_version[8] = 9;
     assert_eq!(
         message(other_version),
-        "the engine file has format version 9, this program reads 1: compile the model again with this program"
+        "the engine file has format version 9, this program reads 2: compile the model again with this program"
     );
     assert_eq!(
         message(b"\x7fELF and more".to_vec()),
@@ -193,6 +193,11 @@ fn contradictions_are_refused() {
         (|e| e.constants[0] = Blob::from(vec![]), "constant 0 is empty"),
         (|e| e.programs.push(e.programs[0].clone()), "is there twice"),
         (|e| e.programs[0].name = "x".repeat(5000), "is a text of 5000 bytes"),
+        (|e| e.programs[1].target = e.programs[0].target, "is there twice"),
+        (|e| e.programs[0].target.minor = 12, "there is no such architecture"),
+        (|e| e.programs[0].target.major = 7, "kernel 0 (`matmul`) has no code for sm_70"),
+        (|e| e.programs[1].inputs[1].name = "t".into(), "other inputs or outputs than for sm_80"),
+        (|e| e.programs[0].steps[0].scratch_bytes = 257, "257 bytes of scratch"),
         (|e| e.programs[0].lower_bound_bytes = 257, "below the bound"),
         (|e| e.programs[0].arena_bytes = 1 << 50, "an arena of"),
         (|e| e.programs[0].inputs[0].offset = 1, "no multiple of an element"),
@@ -227,7 +232,54 @@ fn a_device_gets_the_best_code_that_it_runs() {
     assert_eq!(best(9, 0), is("sm_90a", ImageKind::Cubin));
     assert_eq!(best(10, 0), is("sm_80", ImageKind::Ptx));
     assert_eq!(best(7, 5), None);
-    assert_eq!(engine.targets(), ["sm_80 (PTX)", "sm_80", "sm_90a"]);
+    assert_eq!(engine.code(), ["sm_80 (PTX)", "sm_80", "sm_90a"]);
+}
+
+#[test]
+fn a_device_gets_the_programs_of_the_best_target() {
+    let mut engine = small();
+    let chosen = |engine: &Engine, major, minor| {
+        let device = Arch::of_device(major, minor);
+        let target = engine.target_for(device, &|kernel| kernel.image_for(device).is_some());
+        target.map(|target| target.to_string())
+    };
+    let is = |name: &str| Some(name.to_string());
+    for (device, expected) in
+        [((8, 0), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90a"), ((10, 0), "sm_80")]
+    {
+        assert_eq!(chosen(&engine, device.0, device.1), is(expected), "{device:?}");
+    }
+    assert_eq!(chosen(&engine, 7, 5), None);
+    // Later before earlier, and what the device does not run is not chosen, however new.
+    engine.programs[1].target = "sm_89".parse().unwrap();
+    assert_eq!(chosen(&engine, 8, 6), is("sm_80"));
+    assert_eq!(chosen(&engine, 9, 0), is("sm_89"));
+    let names = |targets: Vec<Arch>| targets.iter().map(Arch::to_string).collect::<Vec<_>>();
+    assert_eq!(names(engine.targets()), ["sm_80", "sm_89"]);
+    let nothing = |_: &Kernel| false;
+    assert_eq!(engine.target_for(Arch::of_device(9, 0), &nothing), None);
+    assert_eq!(engine.kernels_of(engine.programs[0].target).count(), 1);
+}
+
+#[test]
+fn every_field_of_the_header_is_checked_behind_a_right_hash() {
+    const HEADER: usize = 40 + 24 * 6;
+    for at in (0..HEADER).filter(|at| !HASH.contains(at)) {
+        for bit in 0..8 {
+            let mut wrong = bytes();
+            wrong[at] ^= 1 << bit;
+            rehash(&mut wrong);
+            let error = Engine::from_bytes(wrong).unwrap_err();
+            let is_expected = match at {
+                0..8 => matches!(error, Error::NotAnEngine { .. }),
+                8..12 => matches!(error, Error::Version { .. }),
+                16..24 => matches!(error, Error::Length { .. }),
+                // Number, names, offsets and lengths of sections.
+                _ => matches!(error, Error::Malformed { .. }),
+            };
+            assert!(is_expected, "byte {at}, bit {bit}: {error}");
+        }
+    }
 }
 
 #[test]

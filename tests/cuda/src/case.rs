@@ -66,7 +66,7 @@ pub fn write(
 pub fn write_engine(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
     let plan = compiler::compile(graph.clone(), &crate::target(gpu))
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    write_plan(folder, name, &plan, gpu);
+    write_plan(folder, name, &plan);
 }
 
 /// Writes an engine for each tile that products can have.
@@ -79,12 +79,12 @@ pub fn write_tiles(folder: &Path, name: &str, graph: &Graph, gpu: Gpu) {
         let way = if matches!(method, Method::Group(_)) { "group" } else { "warp" };
         let Tile { rows, columns, depth, stages, .. } = tile;
         let name = format!("{name}@{way}-{rows}x{columns}x{depth}x{stages}");
-        write_plan(folder, &name, &plan, gpu);
+        write_plan(folder, &name, &plan);
     }
 }
 
-fn write_plan(folder: &Path, name: &str, plan: &Plan, gpu: Gpu) {
-    let mut builder = Builder::new(gpu);
+fn write_plan(folder: &Path, name: &str, plan: &Plan) {
+    let mut builder = Builder::new();
     builder.add(name, plan).unwrap_or_else(|error| panic!("{name}: {error}"));
     let about = ("tests".to_owned(), name.to_owned(), DType::Bf16);
     let cache = Cache::in_folder(folder.join("cache"));

@@ -29,7 +29,7 @@ impl WeightSource for Table {
 /// The first output of `graph` from an engine file on the emulated device.
 fn run(graph: &Graph, given: &BTreeMap<String, Tensor>, gpu: Gpu) -> Tensor {
     let plan = compiler::compile(graph.clone(), &cuda_tests::target(gpu)).unwrap();
-    let mut builder = Builder::new(gpu);
+    let mut builder = Builder::new();
     builder.add(&graph.name, &plan).unwrap();
     let about = ("tests".to_owned(), graph.name.clone(), DType::Bf16);
     let engine = builder.build(about, cuda_tests::nvrtc(), None, 2, &|_| {}).unwrap();

@@ -75,7 +75,7 @@ fn an_engine_makes_the_video_of_the_cpu_within_what_bf16_rounds() {
     let model = embedded();
     let steps = |n| Scheduler::new(SchedulerKind::Iddpm, n, 2.5, None, &model.transformer).unwrap();
     let on_gpu = cuda_tests::target(GPU);
-    let mut builder = Builder::new(GPU);
+    let mut builder = Builder::new();
     // A step's plan does not depend on how many there are.
     let plans = plans(&model, &steps(2), DType::Bf16, &on_gpu);
     for (name, plan) in

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use engine::Engine;
+use engine::{Arch, Engine};
 use libfuzzer_sys::fuzz_target;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -20,5 +20,10 @@ fuzz_target!(|data: &[u8]| {
     let Ok(engine) = Engine::from_bytes(bytes.clone()) else { return };
     assert_eq!(engine.to_bytes().expect("it was accepted"), bytes);
     // What a device would look at.
-    engine.targets();
+    engine.code();
+    for target in engine.targets() {
+        let device = Arch::of_device(target.major, target.minor);
+        let runs = |kernel: &engine::Kernel| kernel.image_for(device).is_some();
+        assert!(engine.target_for(device, &runs).is_some(), "every target has a device");
+    }
 });

@@ -30,18 +30,28 @@ fn an_engine_tells_what_it_is() {
     let found = document(&program, &["inspect", "x.engine"]);
     assert_eq!(found["engine"], "a test");
     assert_eq!(found["dtype"], "bf16");
-    assert_eq!(found["targets"], serde_json::json!(["sm_80 (PTX)", "sm_80", "sm_90a"]));
+    assert_eq!(found["targets"], serde_json::json!(["sm_80", "sm_90a"]));
+    assert_eq!(found["code"], serde_json::json!(["sm_80 (PTX)", "sm_80", "sm_90a"]));
     assert_eq!(found["weights"], serde_json::json!({ "count": 1, "bytes": 64, "permuted": 1 }));
     assert_eq!(found["constants"], serde_json::json!({ "count": 2, "bytes": 5 }));
     let code: usize = engine.kernels[0].images[..2].iter().map(|image| image.bytes.len()).sum();
     let kernel = &found["kernels"][0];
     assert_eq!((&kernel["kernel"], &kernel["registers"]), (&"matmul".into(), &32.into()));
-    assert_eq!((&kernel["launches"], &kernel["code_bytes"]), (&1.into(), &code.into()));
+    assert_eq!((&kernel["launches"], &kernel["code_bytes"]), (&2.into(), &code.into()));
     let of = &found["programs"][0];
     assert_eq!((&of["arena_bytes"], &of["lower_bound_bytes"]), (&256.into(), &200.into()));
+    assert_eq!((&of["target"], &of["scratch_bytes"]), (&"sm_80".into(), &48.into()));
+    let other = &found["programs"][1];
+    assert_eq!((&other["name"], &other["target"]), (&of["name"], &"sm_90a".into()));
     assert_eq!(of["inputs"][0], serde_json::json!({ "name": "x", "type": "bf16[4, 6]" }));
     let text = program.run(&["inspect", "x.engine"]).done().stdout;
-    for words in ["kino 0.1.0", "sm_90a", "1 launch,", "64.0 KiB", "in   x : bf16[4, 6]"] {
+    for words in [
+        "kino 0.1.0",
+        "targets    sm_80, sm_90a",
+        "step 240p:16f:9:16, sm_90a: 1 step, 1 launch,",
+        "64.0 KiB",
+        "in   x : bf16[4, 6]",
+    ] {
         assert!(text.contains(words), "{words}: {text}");
     }
 }
@@ -52,7 +62,9 @@ fn damaged_engines_are_refused_by_their_reader() {
     let program = Program::new();
     let mut flipped = bytes.clone();
     *flipped.last_mut().unwrap() ^= 1;
-    for damaged in [&flipped[..], &bytes[..bytes.len() - 1], &bytes[..100]] {
+    let mut older = bytes.clone();
+    older[8] = 1;
+    for damaged in [&flipped[..], &older, &bytes[..bytes.len() - 1], &bytes[..100]] {
         fs::write(program.path("x.engine"), damaged).unwrap();
         let expected = Engine::from_bytes(damaged.to_vec()).unwrap_err().to_string();
         program.run(&["inspect", "x.engine"]).failed(1, &expected);
@@ -64,8 +76,8 @@ fn damaged_engines_are_refused_by_their_reader() {
 fn a_roofline_of_an_engine_is_that_of_its_steps() {
     let mut engine = common::small();
     // One ms of products at the rate measured on an H100.
-    engine.programs[0].steps[0].flops = 520_000_000_000;
-    let mut other = engine.programs[0].clone();
+    engine.programs[1].steps[0].flops = 520_000_000_000;
+    let mut other = engine.programs[1].clone();
     other.name = "other".into();
     engine.programs.push(other);
     let program = with_engine(&engine);
@@ -87,9 +99,33 @@ fn a_roofline_of_an_engine_is_that_of_its_steps() {
 #[test]
 fn a_device_that_cannot_run_an_engine_has_no_roofline_of_it() {
     let mut engine = common::small();
+    engine.programs.remove(0);
     engine.kernels[0].images.retain(|image| image.arch.is_specific);
     let program = with_engine(&engine);
     let args = ["roofline", "x.engine", "--gpu", "a100"];
-    program.run(&args).failed(2, "has code for sm_90a, and the A100 80GB SXM is sm_80");
+    program.run(&args).failed(2, "is for sm_90a, and the A100 80GB SXM is sm_80");
     program.run(&["roofline", "x.engine", "--gpu", "h200"]).done();
+    // More shared memory than a block of this device has, though its generation runs the code.
+    let mut engine = common::small();
+    engine.programs.truncate(1);
+    engine.kernels[0].shared_bytes = 120 << 10;
+    let program = with_engine(&engine);
+    program.run(&["roofline", "x.engine", "--gpu", "a100"]).done();
+    program.run(&["roofline", "x.engine", "--gpu", "l40s"]).failed(2, "is for sm_80");
+}
+
+#[test]
+fn scratch_is_moved_twice_in_a_roofline() {
+    let mut engine = common::small();
+    engine.programs.truncate(1);
+    engine.programs[0].arena_bytes = 1 << 40;
+    let seconds = |engine: &Engine| {
+        let found = document(&with_engine(engine), &["roofline", "x.engine", "--gpu", "a100"]);
+        found["programs"][0]["seconds"].as_f64().unwrap()
+    };
+    let without = seconds(&engine);
+    engine.programs[0].steps[0].scratch_bytes = 1 << 30;
+    let moved = 2.0 * f64::from(1 << 30) / (2039e9 * 2700.0 / 3350.0);
+    let more = seconds(&engine) - without;
+    assert!((more / moved - 1.0).abs() < 1e-3, "{more} s for {moved}");
 }

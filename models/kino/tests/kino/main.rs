@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "an error in a test is a failure of the test")]
 
 mod checkpoints;
+#[cfg(all(feature = "compile", feature = "cuda"))]
+mod compile;
 mod conditioning;
 mod data;
 #[cfg(feature = "engine-files")]

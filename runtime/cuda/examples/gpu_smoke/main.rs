@@ -87,11 +87,14 @@ fn open(options: &Options) -> Result<Box<dyn Device>> {
 fn smoke(options: &Options, path: &Path, engine: &Arc<Engine>, watchdog: &Watchdog) -> Result<()> {
     println!("{}", path.display());
     println!("  engine   {} {} by {}", engine.model, engine.dtype, engine.created_by);
-    println!("  code     {} kernels for {}", engine.kernels.len(), engine.targets().join(", "));
+    println!("  code     {} kernels for {}", engine.kernels.len(), engine.code().join(", "));
     let device = open(options)?;
     println!("  device   {} ({})", device.name(), device.arch());
+    let target = cuda::target_for(engine, &*device)?;
+    println!("  target   {target}");
     let chosen = |name: &str| options.program.as_ref().is_none_or(|text| name.contains(text));
-    let names = engine.programs.iter().map(|program| program.name.as_str());
+    let programs = engine.programs.iter().filter(|program| program.target == target);
+    let names = programs.map(|program| program.name.as_str());
     let names: Vec<&str> = names.filter(|name| chosen(name)).collect();
     ensure!(!names.is_empty(), "it has no such program");
     let weights = engine.weights.iter().map(|weight| (weight.name.clone(), weight.ty.clone()));

@@ -37,6 +37,8 @@ pub struct Driver {
     stream: sys::CUstream,
     name: String,
     arch: Arch,
+    /// Most bytes of shared memory of a block, with consent.
+    shared_bytes: u32,
     /// Bytes by first address.
     allocations: BTreeMap<u64, u64>,
     staging: Option<Staging>,
@@ -78,8 +80,16 @@ fn meaning(error: DriverError) -> String {
     error.error_string().map_or(unknown, |text| text.to_string_lossy().into())
 }
 
-/// What the driver shows of the GPUs, without opening one: name and architecture of each.
-fn devices() -> Result<Vec<(sys::CUdevice, String, Arch)>, Error> {
+/// What the driver shows of a GPU without opening it.
+struct Found {
+    device: sys::CUdevice,
+    name: String,
+    arch: Arch,
+    shared_bytes: u32,
+}
+
+/// What the driver shows of the GPUs.
+fn devices() -> Result<Vec<Found>, Error> {
     // SAFETY: loads a library by name, and runs its initializers: the system's driver, as any CUDA program does.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::NoDriver { looked_for: LIBRARY });
@@ -108,8 +118,13 @@ fn devices() -> Result<Vec<(sys::CUdevice, String, Arch)>, Error> {
         use sys::CUdevice_attribute_enum as Attribute;
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let arch = Arch::of_device(major.unsigned_abs(), minor.unsigned_abs());
-        Ok((device, result::device::get_name(device)?, arch))
+        let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        Ok(Found {
+            device,
+            name: result::device::get_name(device)?,
+            arch: Arch::of_device(major.unsigned_abs(), minor.unsigned_abs()),
+            shared_bytes: shared.unsigned_abs(),
+        })
     };
     (0..count)
         .map(|index| describe(index).map_err(failed(format!("look at GPU {index}"))))
@@ -122,7 +137,7 @@ impl Driver {
     /// # Errors
     /// [`Error::NoDriver`], or what the driver says.
     pub fn list() -> Result<Vec<(String, Arch)>, Error> {
-        Ok(devices()?.into_iter().map(|(_, name, arch)| (name, arch)).collect())
+        Ok(devices()?.into_iter().map(|found| (found.name, found.arch)).collect())
     }
 
     /// Opens GPU `index`, from 0.
@@ -133,7 +148,8 @@ impl Driver {
         let devices = devices()?;
         let n_devices = devices.len();
         let chosen = devices.into_iter().nth(index);
-        let (device, name, arch) = chosen.ok_or(Error::NoDevice { index, n_devices })?;
+        let chosen = chosen.ok_or(Error::NoDevice { index, n_devices })?;
+        let Found { device, name, arch, shared_bytes } = chosen;
         let open = failed(format!("open {name}"));
         // SAFETY: the device comes from the driver; the context is released when the value is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(open)?;
@@ -143,6 +159,7 @@ impl Driver {
             stream: ptr::null_mut(),
             name,
             arch,
+            shared_bytes,
             allocations: BTreeMap::new(),
             staging: None,
             kernels: vec![],
@@ -187,6 +204,10 @@ impl Device for Driver {
 
     fn arch(&self) -> Arch {
         self.arch
+    }
+
+    fn shared_bytes(&self) -> u32 {
+        self.shared_bytes
     }
 
     fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<u64, Error> {
@@ -235,8 +256,7 @@ impl Device for Driver {
 
     fn load(&mut self, kernel: &Kernel) -> Result<KernelId, Error> {
         self.enter()?;
-        let image = kernel.image_for(self.arch);
-        let image = image.ok_or_else(|| Error::no_image(kernel, self, ""))?;
+        let image = self.image(kernel).ok_or_else(|| Error::no_image(kernel, self, ""))?;
         let (module, function) = image::load(image, &kernel.entry, &kernel.name)?;
         // Noted first, so that the module is unloaded whatever follows.
         let [x, y, z] = kernel.block;

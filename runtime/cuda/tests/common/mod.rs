@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use engine::{
-    Arg, Blob, Engine, Image, ImageKind, Kernel, Launch, Port, Program, Space, Step, Weight,
+    Arch, Arg, Blob, Engine, Image, ImageKind, Kernel, Launch, Port, Program, Space, Step, Weight,
 };
 use ops::{DType, TensorType};
 use runtime::WeightSource;
@@ -37,9 +37,14 @@ pub(crate) fn constant() -> Vec<f32> {
     (0..N).map(|i| i as f32 / 16.0).collect()
 }
 
+/// What the programs and kernels are for.
+fn target() -> Arch {
+    "sm_80".parse().expect("a known name")
+}
+
 fn affine(factor: f32) -> Kernel {
     let image = Image {
-        arch: "sm_80".parse().expect("a known name"),
+        arch: target(),
         kind: ImageKind::Ptx,
         registers: 0,
         spill_bytes: 0,
@@ -67,6 +72,7 @@ pub(crate) fn engine(axes: &[u32]) -> Engine {
         scope: scope.into(),
         flops: 2 * N as u64,
         bytes: 3 * BYTES,
+        scratch_bytes: 0,
         launches: vec![Launch {
             kernel,
             grid: [N.div_ceil(128) as u32, 1, 1],
@@ -75,6 +81,7 @@ pub(crate) fn engine(axes: &[u32]) -> Engine {
     };
     let two_steps = Program {
         name: "two steps".into(),
+        target: target(),
         arena_bytes: 2 * BYTES,
         lower_bound_bytes: 2 * BYTES,
         inputs: vec![port("x", 0)],
@@ -87,6 +94,7 @@ pub(crate) fn engine(axes: &[u32]) -> Engine {
     };
     let one_step = Program {
         name: "one step".into(),
+        target: target(),
         arena_bytes: 2 * BYTES,
         lower_bound_bytes: 2 * BYTES,
         inputs: vec![port("x", 0)],
@@ -107,6 +115,25 @@ pub(crate) fn engine(axes: &[u32]) -> Engine {
         constants: vec![Blob::from(to_bytes(&constant()))],
         programs: vec![two_steps, one_step],
     }
+}
+
+/// The engine with programs for `other` beside those for `sm_80`: they have a kernel of their own for the second
+/// step, `y = 0.25 t + c`, whose blocks have `shared_bytes` of shared memory.
+pub(crate) fn engine_for(other: &str, shared_bytes: u32) -> Engine {
+    let mut engine = engine(&[]);
+    let target: Arch = other.parse().expect("a known name");
+    let mut kernel = affine(0.25);
+    kernel.images[0].arch = target;
+    kernel.shared_bytes = shared_bytes;
+    engine.kernels.push(kernel);
+    for mut program in engine.programs.clone() {
+        program.target = target;
+        for launch in program.steps.iter_mut().skip(1).flat_map(|step| &mut step.launches) {
+            launch.kernel = 2;
+        }
+        engine.programs.push(program);
+    }
+    engine
 }
 
 /// Tensors by name.

@@ -20,6 +20,7 @@ fn ty(dtype: DType, shape: &[usize]) -> TensorType {
     TensorType::new(dtype, shape).expect("a small shape")
 }
 
+/// An engine of one kernel and one program, which is there for `sm_80` and, planned otherwise, for `sm_90a`.
 pub(crate) fn small() -> Engine {
     let image = |arch: &str, kind, bytes: Vec<u8>| Image {
         arch: arch.parse().expect("a known name"),
@@ -30,6 +31,37 @@ pub(crate) fn small() -> Engine {
     };
     let ptx = b".version 8.0\n.target sm_80\n".to_vec();
     let arg = |space, offset| Arg { space, offset };
+    let program = Program {
+        name: "step 240p:16f:9:16".into(),
+        target: "sm_80".parse().expect("a known name"),
+        arena_bytes: 256,
+        lower_bound_bytes: 200,
+        inputs: vec![
+            Port { name: "x".into(), ty: ty(DType::Bf16, &[4, 6]), offset: 0 },
+            Port { name: "timestep".into(), ty: ty(DType::F32, &[]), offset: 64 },
+        ],
+        outputs: vec![Port { name: "y".into(), ty: ty(DType::F32, &[4, 4]), offset: 0 }],
+        steps: vec![Step {
+            label: "matmul".into(),
+            scope: "blocks.0.attn".into(),
+            flops: 192,
+            bytes: 160,
+            scratch_bytes: 48,
+            launches: vec![Launch {
+                kernel: 0,
+                grid: [1, 2, 3],
+                args: vec![
+                    arg(Space::Arena, 255),
+                    arg(Space::Weight(0), 0),
+                    arg(Space::Constant(1), 0),
+                ],
+            }],
+        }],
+    };
+    let mut specific = program.clone();
+    specific.target = "sm_90a".parse().expect("a known name");
+    specific.arena_bytes = 512;
+    specific.inputs[1].offset = 128;
     Engine {
         created_by: "kino 0.1.0".into(),
         model: "a test".into(),
@@ -54,30 +86,6 @@ pub(crate) fn small() -> Engine {
             bytes: 64,
         }],
         constants: vec![Blob::from(vec![1, 2, 3, 4]), Blob::from(vec![5])],
-        programs: vec![Program {
-            name: "step 240p:16f:9:16".into(),
-            arena_bytes: 256,
-            lower_bound_bytes: 200,
-            inputs: vec![
-                Port { name: "x".into(), ty: ty(DType::Bf16, &[4, 6]), offset: 0 },
-                Port { name: "timestep".into(), ty: ty(DType::F32, &[]), offset: 64 },
-            ],
-            outputs: vec![Port { name: "y".into(), ty: ty(DType::F32, &[4, 4]), offset: 0 }],
-            steps: vec![Step {
-                label: "matmul".into(),
-                scope: "blocks.0.attn".into(),
-                flops: 192,
-                bytes: 160,
-                launches: vec![Launch {
-                    kernel: 0,
-                    grid: [1, 2, 3],
-                    args: vec![
-                        arg(Space::Arena, 255),
-                        arg(Space::Weight(0), 0),
-                        arg(Space::Constant(1), 0),
-                    ],
-                }],
-            }],
-        }],
+        programs: vec![program, specific],
     }
 }
