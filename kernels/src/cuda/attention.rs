@@ -122,9 +122,10 @@ impl Tile {
         sk.next_multiple_of(ROWS).min(KEYS)
     }
 
-    /// For `sq` queries, `sk` keys and heads of `d` elements.
-    fn of(sq: usize, sk: usize, d: usize) -> Tile {
-        let most = if d <= MAX_TALL_HEAD { 2 } else { 1 };
+    /// For `sq` queries, `sk` keys and heads of `d` elements. The bias of 32 rows takes more addresses than
+    /// a thread has registers for beside their scores and outputs.
+    fn of(sq: usize, sk: usize, d: usize, has_bias: bool) -> Tile {
+        let most = if d <= MAX_TALL_HEAD && !has_bias { 2 } else { 1 };
         let heights = (sq as u32).div_ceil(ROWS).min(most);
         let keys = Tile::of_keys(sk as u32);
         let has_pair_per_warp = sq as u32 <= heights * ROWS && sk as u32 <= heights * ROWS;
@@ -293,10 +294,14 @@ pub(super) fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
     args.extend(sides.iter().map(|side| arg(Base::Operand(side.operand), &side.layout)));
     let (queries, keys, units, grid, function);
     let writes_vectors = has_whole_chunks(&site.result);
+    let has_bias = site.bias.is_some();
     let wide = on_tensor_cores.then(|| AttentionWide::of(&problem, writes_vectors, gpu)).flatten();
     if on_tensor_cores && site.d <= MAX_HEAD {
-        let attention =
-            Attention { tile: Tile::of(site.sq, site.sk, site.d), writes_vectors, problem };
+        let attention = Attention {
+            tile: Tile::of(site.sq, site.sk, site.d, has_bias),
+            writes_vectors,
+            problem,
+        };
         (queries, keys, units) = (attention.queries(), attention.tile.keys, "tensor");
         (grid, function) = (attention.grid(), Function::Attention(attention));
     } else if let Some(attention) = wide {

@@ -4,7 +4,7 @@
 //! least two blocks at once, so that one works while another waits. [`EXCEPTIONS`] is the one list of
 //! kernels for which the last two do not hold by design; one that no kernel needs any more is refused.
 
-use kernels::cuda::Gpu;
+use kernels::cuda::{BlockNeeds, Gpu, Multiprocessor, WARP};
 
 use crate::table::{Row, Units};
 
@@ -20,7 +20,8 @@ pub enum Rule {
     TwoBlocks,
 }
 
-/// Kernels that break a rule by design.
+/// Kernels that break a rule by design. Of those with one block, it covers what shared memory limits to one,
+/// never registers or threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exception {
     /// The rule.
@@ -50,6 +51,10 @@ const fn exception(
     Exception { rule, kind, way, gpus, reason }
 }
 
+/// Why a tile of single warps may fill the shared memory.
+const STEPS: &str = "three or four steps of a block in shared memory are more than half of it; copies for later \
+                     steps overlap with the products of this one inside of the block";
+
 /// All of them.
 pub const EXCEPTIONS: &[Exception] = &[
     exception(
@@ -61,25 +66,15 @@ pub const EXCEPTIONS: &[Exception] = &[
     ),
     exception(
         Rule::TensorCores,
-        "matmul",
-        "scalar f32",
-        ALL,
-        "f32 operands: their products are exact in f32, which tensor cores are not",
-    ),
-    exception(
-        Rule::TensorCores,
         "attention_fma",
         "bf16 d 512",
         SMALL,
         "a head of 512: 64 queries with 32 keys and values need 103 KiB of shared memory, a block has 99",
     ),
-    exception(
-        Rule::TwoBlocks,
-        "matmul",
-        "group bf16 128x256",
-        &[Gpu(90)],
-        "three or four steps of 48 KiB keep wgmma fed by one block of eight warps, which has all registers",
-    ),
+    exception(Rule::TwoBlocks, "matmul", "warp bf16 128x128x64x3", &[Gpu(80)], STEPS),
+    exception(Rule::TwoBlocks, "conv", "warp bf16 128x128x64x3", &[Gpu(80)], STEPS),
+    exception(Rule::TwoBlocks, "matmul", "warp bf16", SMALL, STEPS),
+    exception(Rule::TwoBlocks, "conv", "warp bf16", SMALL, STEPS),
     exception(
         Rule::TwoBlocks,
         "attention_wide",
@@ -95,7 +90,15 @@ impl Exception {
             && self.kind == row.kind
             && row.way.starts_with(self.way)
             && self.gpus.contains(&row.gpu)
+            && (rule != Rule::TwoBlocks || is_one_by_memory(row))
     }
+}
+
+/// Whether shared memory alone leaves room for one block.
+fn is_one_by_memory(row: &Row) -> bool {
+    let shared_bytes = row.needs.static_bytes + row.needs.dynamic_bytes;
+    let needs = BlockNeeds { threads: WARP, registers: 1, shared_bytes };
+    Multiprocessor::of(row.gpu).residents(&needs) == 1
 }
 
 impl Rule {

@@ -10,9 +10,9 @@ use std::str::FromStr;
 
 use compiler::Plan;
 use cuda_kernels::{Compiled, Nvrtc, Source};
+use kernels::Kernel;
 use kernels::cuda::gemm::{Gemm, Method, Tile};
 use kernels::cuda::{BlockNeeds, Function, Gpu, Multiprocessor};
-use kernels::Kernel;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::kernel_set::{Distinct, KernelSet, Progress, identity};

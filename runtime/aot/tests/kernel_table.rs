@@ -75,7 +75,8 @@ fn a_row_that_breaks_a_rule_is_told() {
         ),
         (
             |row| {
-                row.way = "other".into();
+                row.way = "warp bf16".into();
+                row.needs.dynamic_bytes = 0;
                 row.needs.blocks = 1;
             },
             "fewer than two blocks",
