@@ -101,7 +101,7 @@ pub(crate) fn run(
     for method in methods {
         stage.time(|bar| -> Outcome<()> {
             let plans = options.plans(&parts, gpu, Tiles::trial(method))?;
-            let mut builder = Builder::new(gpu);
+            let mut builder = Builder::new();
             for (number, planned) in plans.iter().enumerate() {
                 let added = builder.add(&number.to_string(), &planned.plan);
                 added.map_err(|error| Failure::Run(error.into()))?;
