@@ -72,7 +72,7 @@ pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<OnDevice> {
 pub(crate) fn gpu_index(device: &str) -> Outcome<Option<usize>> {
     Ok(match parse(device)? {
         Place::Gpu(index) => Some(index),
-        Place::Emulated => None,
+        Place::Emulated(_) => None,
     })
 }
 
