@@ -125,8 +125,8 @@ impl WeightStore {
         self.source.release(name);
     }
 
-    /// Says that a weight will be made soon.
-    pub(crate) fn prefetch(&self, name: &str) {
+    /// Says that a weight will be asked for soon.
+    pub fn prefetch(&self, name: &str) {
         self.source.prefetch(name);
     }
 

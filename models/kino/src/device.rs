@@ -32,9 +32,12 @@ pub(crate) struct OnDevice {
     pub dtype: DType,
 }
 
-/// The engine of a file on the device called `device`.
-pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<OnDevice> {
-    let place = parse(device.unwrap_or("cuda:0"))?;
+/// The device without `--device`.
+pub(crate) const DEFAULT: &str = "cuda:0";
+
+/// The engine of a file on the device called `device`, which times every step if `times_steps`.
+pub(crate) fn open(path: &Path, device: Option<&str>, times_steps: bool) -> Outcome<OnDevice> {
+    let place = parse(device.unwrap_or(DEFAULT))?;
     let engine = Engine::open(path).map_err(|error| Failure::Run(error.into()))?;
     let threads = NonZeroUsize::new(machine::cores()).unwrap_or(NonZeroUsize::MIN);
     let open: Box<OpenDevice> = match place {
@@ -64,7 +67,9 @@ pub(crate) fn open(path: &Path, device: Option<&str>) -> Outcome<OnDevice> {
         ))
     })?;
     let dtype = engine.dtype;
-    Ok(OnDevice { backend: EngineBackend::new(Arc::new(engine), open), gpu, dtype })
+    let backend = EngineBackend::new(Arc::new(engine), open);
+    let backend = if times_steps { backend.with_step_times() } else { backend };
+    Ok(OnDevice { backend, gpu, dtype })
 }
 
 /// The number of the GPU called `device`; `None` for the emulated one.

@@ -6,7 +6,7 @@ use compiler::Plan;
 use compiler::cost::CostModel;
 use kernels::Target;
 use pipeline::Stage;
-use runtime::{Session, StepTime};
+use runtime::StepTime;
 use serde_json::{Value, json};
 
 use crate::options::SampleOptions;
@@ -22,21 +22,21 @@ pub(crate) struct StageTimes(Vec<PlanTimes>);
 struct PlanTimes {
     stage: Stage,
     plan: Arc<Plan>,
-    /// Of sessions that are gone.
+    /// Of runners that are gone.
     before: Vec<StepTime>,
-    /// Of the session that is there, since it was made.
+    /// Of the runner that is there, since it was made.
     now: Vec<StepTime>,
 }
 
 impl StageTimes {
-    /// Takes the times of a session, which contain those that were taken of it before.
-    pub(crate) fn keep(&mut self, stage: Stage, session: &Session) {
-        let (plan, now) = (session.shared_plan(), session.times().to_vec());
-        let Some(kept) = self.0.iter_mut().find(|kept| Arc::ptr_eq(&kept.plan, &plan)) else {
-            self.0.push(PlanTimes { stage, plan, before: vec![], now });
+    /// Takes the times of a plan since it was bound, which contain those that were taken of it before.
+    pub(crate) fn keep(&mut self, stage: Stage, plan: &Arc<Plan>, times: &[StepTime]) {
+        let now = times.to_vec();
+        let Some(kept) = self.0.iter_mut().find(|kept| Arc::ptr_eq(&kept.plan, plan)) else {
+            self.0.push(PlanTimes { stage, plan: Arc::clone(plan), before: vec![], now });
             return;
         };
-        // The runs of a session only grow: fewer are those of a new one.
+        // The runs of a runner only grow: fewer are those of a new one.
         let runs = |times: &[StepTime]| times.first().map_or(0, |time| time.runs);
         if runs(&now) <= runs(&kept.now) {
             kept.before = kept.sums();
@@ -74,14 +74,26 @@ impl StageTimes {
         };
         let document = json!({
             "version": VERSION, "prompts": options.prompt, "threads": target.threads,
-            "isa": target.isa.name(), "stages": self.0.iter().map(stage).collect::<Vec<_>>(),
+            "isa": target.isa.name(), "device": device(options), "stages": self.0.iter().map(stage).collect::<Vec<_>>(),
         });
         format!("{document:#}\n")
     }
 }
 
+/// The device that ran the steps, if it was not this CPU.
+#[cfg(feature = "cuda")]
+fn device(options: &SampleOptions) -> Option<&str> {
+    options.engine.as_ref().map(|_| options.device.as_deref().unwrap_or(crate::device::DEFAULT))
+}
+
+/// This build has none.
+#[cfg(not(feature = "cuda"))]
+fn device(_: &SampleOptions) -> Option<&str> {
+    None
+}
+
 impl PlanTimes {
-    /// Over all sessions.
+    /// Over all runners.
     fn sums(&self) -> Vec<StepTime> {
         if self.before.is_empty() {
             return self.now.clone();

@@ -8,15 +8,17 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use checkpoint::TensorView;
+use compiler::Plan;
 use kernels::Target;
 use media::{Layout, MediaWriter, Metadata};
 use pipeline::{
-    Conditioning, Features, Model, OnSession, Plans, Request, Sampler, Scheduler, Watch,
+    Conditioning, Features, Model, OnTimes, Plans, Request, Sampler, Scheduler, Watch,
 };
-use runtime::{Backend, Session};
+use runtime::{Backend, StepTime};
 
 use crate::failure::Outcome;
 use crate::noise::Noise;
@@ -163,16 +165,16 @@ impl Run<'_> {
     fn watch<'w>(
         &'w self,
         on_flops: &'w mut dyn FnMut(u64),
-        on_session: OnSession<'w>,
+        on_times: OnTimes<'w>,
     ) -> Watch<'w> {
-        let (on_flops, on_session) = (Some(on_flops), Some(on_session));
-        Watch { interrupt: Some(self.interrupt), on_flops, on_session }
+        let (on_flops, on_times) = (Some(on_flops), Some(on_times));
+        Watch { interrupt: Some(self.interrupt), on_flops, on_times }
     }
 
     /// Keeps the times of a stage's steps for `--profile`.
-    fn keep_times(&self, stage: pipeline::Stage, session: &Session) {
+    fn keep_times(&self, stage: pipeline::Stage, plan: &Arc<Plan>, times: &[StepTime]) {
         if self.options.profile.is_some() {
-            self.times.borrow_mut().keep(stage, session);
+            self.times.borrow_mut().keep(stage, plan, times);
         }
     }
 
@@ -188,8 +190,9 @@ impl Run<'_> {
         let mut stage = console.stage("text", flops);
         let features = stage.time(|bar| {
             let mut on_flops = |done| bar.set(done);
-            let mut on_session = |stage, session: &Session| self.keep_times(stage, session);
-            sampler.encode_text(&texts, &mut self.watch(&mut on_flops, &mut on_session))
+            let mut on_times =
+                |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
+            sampler.encode_text(&texts, &mut self.watch(&mut on_flops, &mut on_times))
         })?;
         report.seconds.push(("text", stage.finish()));
         Ok(texts.into_iter().zip(features).collect())
@@ -207,8 +210,9 @@ impl Run<'_> {
         let mut latents = Vec::with_capacity(self.placed.n_pictures());
         stage.time(|bar| {
             let mut on_flops = |done| bar.set(done);
-            let mut on_session = |stage, session: &Session| self.keep_times(stage, session);
-            let mut watch = self.watch(&mut on_flops, &mut on_session);
+            let mut on_times =
+                |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
+            let mut watch = self.watch(&mut on_flops, &mut on_times);
             self.references.read(self.placed, [height, width], self.interrupt, |pixels| {
                 latents.push(encoder.encode(pixels, &mut watch)?);
                 Ok(())
@@ -244,10 +248,11 @@ impl Run<'_> {
             stage.time(|_| -> Outcome<()> {
                 for (row, tail) in batch.tails.iter_mut().enumerate() {
                     for (t, pixels) in std::mem::take(tail).iter().enumerate() {
-                        let mut on_session =
-                            |stage, session: &Session| self.keep_times(stage, session);
+                        let mut on_times = |stage, plan: &_, times: &_| {
+                            self.keep_times(stage, plan, times);
+                        };
                         let mut on_flops = |_| {};
-                        let watch = &mut self.watch(&mut on_flops, &mut on_session);
+                        let watch = &mut self.watch(&mut on_flops, &mut on_times);
                         let latent = encoder.encode(pixels, watch)?;
                         given.put(row, t, &latent, self.settings.condition_edit);
                     }
@@ -284,8 +289,9 @@ impl Run<'_> {
         let done_before = stages.denoise_flops;
         batch.latents = stages.denoise.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);
-            let mut on_session = |stage, session: &Session| self.keep_times(stage, session);
-            sampler.denoise(&mut conditioning, &mut self.watch(&mut on_flops, &mut on_session))
+            let mut on_times =
+                |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
+            sampler.denoise(&mut conditioning, &mut self.watch(&mut on_flops, &mut on_times))
         })?;
         let n_steps = self.scheduler.n_steps() as u64;
         stages.denoise_flops += sampler.plans().denoise.flops() * n_steps;
@@ -311,8 +317,9 @@ impl Run<'_> {
         let mut rgb = Vec::new();
         decode.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);
-            let mut on_session = |stage, session: &Session| self.keep_times(stage, session);
-            let mut watch = self.watch(&mut on_flops, &mut on_session);
+            let mut on_times =
+                |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
+            let mut watch = self.watch(&mut on_flops, &mut on_times);
             sampler.decode(latents, &mut watch, |row, t, pixels| -> Outcome<()> {
                 if !is_last && t + shared >= n_frames {
                     tails[row].push(pixels.to_vec());

@@ -111,12 +111,15 @@ pub(crate) fn run(
         interrupt,
         times: RefCell::default(),
     };
-    run.sample(&jobs, &request, plans, &console, &mut report).map_err(|failure| match failure {
+    let outcome = run.sample(&jobs, &request, plans, &console, &mut report);
+    backend.take_notes().into_iter().for_each(|note| console.warn(note));
+    outcome.map_err(|failure| match failure {
         Failure::Interrupted { .. } => Failure::Interrupted { written: report.outputs.len() },
         other => other,
     })?;
     if let Some(path) = &options.profile {
-        let model = calibration.load(&target)?;
+        // What was measured is this CPU.
+        let model = if target.gpu.is_none() { calibration.load(&target)? } else { None };
         let text = run.times.into_inner().to_json(&options, &target, model.as_ref());
         media::write_file(path, text.as_bytes())?;
     }
@@ -139,7 +142,7 @@ fn on_device(
 ) -> Outcome<(Option<Box<dyn Backend>>, Target)> {
     let Some(path) = &options.engine else { return Ok((None, target)) };
     let crate::device::OnDevice { backend, gpu, dtype } =
-        crate::device::open(path, options.device.as_deref())?;
+        crate::device::open(path, options.device.as_deref(), options.profile.is_some())?;
     match options.dtype {
         Some(storage) if storage.dtype() != dtype => {
             return Err(Failure::usage(format!(

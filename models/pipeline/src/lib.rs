@@ -15,6 +15,6 @@ mod source;
 pub use error::Error;
 pub use model::{Model, Paths, Transformer};
 pub use plans::{Plans, Request, Stage, compile_text, decode_graph, encode_graph, text_graph};
-pub use sampler::{Conditioning, Features, FrameEncoder, OnSession, Sampler, Watch};
+pub use sampler::{Conditioning, Features, FrameEncoder, OnTimes, Sampler, Watch};
 pub use schedule::{Scheduler, SchedulerKind};
 pub use source::Part;

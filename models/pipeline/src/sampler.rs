@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use compiler::Plan;
-use runtime::{Backend, Control, Runner, Session};
+use runtime::{Backend, Control, Runner, StepTime};
 
 use crate::Error;
 use crate::model::{Model, Transformer};
@@ -41,8 +41,8 @@ impl std::fmt::Debug for Conditioning<'_> {
     }
 }
 
-/// Is told of a stage that ends, with its session, where this CPU ran it.
-pub type OnSession<'a> = &'a mut dyn FnMut(Stage, &Session);
+/// Is told of a stage that ends: its plan, and the time of each step since the plan was bound.
+pub type OnTimes<'a> = &'a mut dyn FnMut(Stage, &Arc<Plan>, &[StepTime]);
 
 /// Watches a stage.
 #[derive(Default)]
@@ -51,9 +51,8 @@ pub struct Watch<'a> {
     pub interrupt: Option<&'a AtomicBool>,
     /// Called with the FLOPs done so far in this stage.
     pub on_flops: Option<&'a mut dyn FnMut(u64)>,
-    /// Called with the stage's session when the stage ends: for the times of its steps, which are
-    /// those since the session was made.
-    pub on_session: Option<OnSession<'a>>,
+    /// Called when the stage ends, where steps are timed.
+    pub on_times: Option<OnTimes<'a>>,
 }
 
 impl std::fmt::Debug for Watch<'_> {
@@ -65,8 +64,8 @@ impl std::fmt::Debug for Watch<'_> {
 impl Watch<'_> {
     /// Says that a stage is over.
     fn end(&mut self, stage: Stage, runner: &dyn Runner) {
-        if let (Some(on_session), Some(session)) = (&mut self.on_session, runner.session()) {
-            on_session(stage, session);
+        if let (Some(on_times), false) = (&mut self.on_times, runner.times().is_empty()) {
+            on_times(stage, runner.plan(), runner.times());
         }
     }
 
@@ -111,8 +110,9 @@ impl FrameEncoder<'_> {
         let inputs = [("x", bytemuck::cast_slice(pixels))];
         watch.run(done, |control| self.runner.run_with(&inputs, control))?;
         self.n_done += 1;
+        let latent = self.runner.output_f32(0)?.to_vec();
         watch.end(Stage::Condition, &*self.runner);
-        Ok(self.runner.output_f32(0).to_vec())
+        Ok(latent)
     }
 }
 
@@ -194,7 +194,7 @@ impl<'m> Sampler<'m> {
             let inputs: [(&str, &[u8]); 2] =
                 [("input_ids", bytemuck::cast_slice(&encoded.ids)), ("attention_mask", &mask)];
             watch.run(i as u64 * flops, |control| encoder.run_with(&inputs, control))?;
-            let values = encoder.output_f32(0).to_vec();
+            let values = encoder.output_f32(0)?.to_vec();
             features.push(Features { ids: encoded.ids, mask, values });
         }
         watch.end(Stage::Text, &*encoder);
@@ -234,46 +234,63 @@ impl<'m> Sampler<'m> {
         let latent = self.request.latent(self.model)?;
         let n =
             rows * self.model.transformer.common().in_channels * latent.iter().product::<usize>();
-        let mut state = State::new(self.model, &self.request, conditioning.features, n);
-        (conditioning.noise)(0, &mut state.x);
+        let mut draw = vec![0f32; n];
+        (conditioning.noise)(0, &mut draw);
         if let Some((ratios, given)) = conditioning.given {
             if ratios.len() != rows * latent[0] || given.len() != n {
                 return Err(Error::request("given frames", "their shape is not the request's"));
             }
-            state.place_given(ratios, given, latent);
+            place_given(&mut draw, ratios, given, latent);
         }
-        let plan = Arc::clone(&self.plans.denoise);
+        let plan = &self.plans.denoise;
         let runner = match &mut self.denoise {
             Some(runner) => runner,
-            empty => empty.insert(self.backend.bind(plan, self.model.denoiser.weights(), None)?),
+            empty => {
+                let weights = self.model.denoiser.weights();
+                let mut runner = self.backend.bind(Arc::clone(plan), weights, None)?;
+                for &(output, input) in self.scheduler.carries() {
+                    runner.carry(output, input)?;
+                }
+                empty.insert(runner)
+            }
         };
-        let flops = self.plans.denoise.flops();
-        let mut draw = 0;
+        runner.write_input("x", bytemuck::cast_slice(&draw))?;
+        self.request.write_constants(self.model, conditioning.features, &mut **runner)?;
+        if let Scheduler::DpmSolver(_) = self.scheduler {
+            // What the step before the first predicted: anything finite.
+            draw.fill(0.0);
+            runner.write_input("start", bytemuck::cast_slice(&draw))?;
+        }
+        let flops = plan.flops();
+        let mut number_of_draw = 0;
         for number in 0..self.scheduler.n_steps() {
             let step = self.scheduler.step(number);
-            state.timestep.fill(step.timestep);
-            if let (Some((ratios, _)), Scheduler::Iddpm(iddpm)) =
-                (conditioning.given, &self.scheduler)
-            {
-                let roles = iddpm.frame_roles(number, ratios)?;
-                let bytes = |flags: Vec<bool>| flags.into_iter().map(u8::from).collect();
-                state.flags = [roles.noisy, roles.renoised, roles.kept].map(bytes);
-                draw += 1;
-                (conditioning.noise)(draw, &mut state.renoise);
+            let timesteps = vec![step.timestep; rows];
+            runner.write_input("timestep", bytemuck::cast_slice(&timesteps))?;
+            runner.write_input("coefficients", bytemuck::cast_slice(&step.coefficients))?;
+            let mut write_draw = |runner: &mut dyn Runner, input: &str| {
+                number_of_draw += 1;
+                (conditioning.noise)(number_of_draw, &mut draw);
+                runner.write_input(input, bytemuck::cast_slice(&draw))
+            };
+            if let Scheduler::Iddpm(iddpm) = &self.scheduler {
+                if let Some((ratios, _)) = conditioning.given {
+                    let roles = iddpm.frame_roles(number, ratios)?;
+                    let flags =
+                        [("x_mask", roles.noisy), ("renoised", roles.renoised), ("kept", roles.kept)];
+                    for (name, flags) in flags {
+                        let bytes: Vec<u8> = flags.into_iter().map(u8::from).collect();
+                        runner.write_input(name, &bytes)?;
+                    }
+                    write_draw(&mut **runner, "renoise")?;
+                }
+                write_draw(&mut **runner, "noise")?;
             }
-            if matches!(self.scheduler, Scheduler::Iddpm(_)) {
-                draw += 1;
-                (conditioning.noise)(draw, &mut state.noise);
-            }
-            let inputs = state.inputs(&step.coefficients, &self.plans.denoise);
-            watch.run(number as u64 * flops, |control| runner.run_with(&inputs, control))?;
-            state.x.copy_from_slice(runner.output_f32(0));
-            if matches!(self.scheduler, Scheduler::DpmSolver(_)) {
-                state.start.copy_from_slice(runner.output_f32(1));
-            }
+            watch.run(number as u64 * flops, |control| runner.run(control))?;
         }
+        let latents = runner.output_f32(0)?.to_vec();
         watch.end(Stage::Denoise, &**runner);
-        Ok(state.x)
+        Ok(latents)
     }
 
     /// Decodes the frames of latents f32 `[rows, channels, T, h, w]`, row by row in order of time:
@@ -306,7 +323,7 @@ impl<'m> Sampler<'m> {
                 let done = (row * frames + t) as u64 * flops;
                 let inputs: [(&str, &[u8]); 1] = [("z", bytemuck::cast_slice(&z))];
                 watch.run(done, |control| runner.run_with(&inputs, control))?;
-                frame(row, t, runner.output_f32(0))?;
+                frame(row, t, runner.output_f32(0).map_err(Error::from)?)?;
             }
         }
         watch.end(Stage::Decode, &**runner);
@@ -314,88 +331,47 @@ impl<'m> Sampler<'m> {
     }
 }
 
-/// The inputs of a denoising step, reused from step to step.
-struct State {
-    x: Vec<f32>,
-    noise: Vec<f32>,
-    renoise: Vec<f32>,
-    start: Vec<f32>,
-    timestep: Vec<f32>,
-    caption: Vec<f32>,
-    mask: Vec<u8>,
-    /// `height`, `width`, `num_frames`, `ar`, `fps`, one value per row each.
-    sizes: [Vec<f32>; 5],
-    /// `x_mask`, `renoised`, `kept`.
-    flags: [Vec<u8>; 3],
+/// Puts given frames (edit ratio below 1) into the initial latent.
+fn place_given(x: &mut [f32], ratios: &[f32], given: &[f32], [frames, h, w]: [usize; 3]) {
+    let plane = h * w;
+    let channels = x.len() / (ratios.len() * plane);
+    let planes = x.chunks_exact_mut(plane).zip(given.chunks_exact(plane));
+    for (at, (x, given)) in planes.enumerate() {
+        let (row, t) = (at / (channels * frames), at % frames);
+        if ratios[row * frames + t] < 1.0 {
+            x.copy_from_slice(given);
+        }
+    }
 }
 
-impl State {
-    fn new(model: &Model, request: &Request, features: &[Features], n: usize) -> State {
-        let rows = request.rows;
-        let sized = |value: f64| vec![value as f32; rows];
+impl Request {
+    /// Writes the inputs of a denoising step that are the same at every step: captions and sizes.
+    fn write_constants(
+        &self,
+        model: &Model,
+        features: &[Features],
+        runner: &mut dyn Runner,
+    ) -> Result<(), Error> {
+        let caption: Vec<f32> = features.iter().flat_map(|f| f.values.iter().copied()).collect();
+        let mask: Vec<u8> = features.iter().flat_map(|f| f.mask.iter().copied()).collect();
+        runner.write_input("y", bytemuck::cast_slice(&caption))?;
+        runner.write_input("mask", &mask)?;
         // Upstream tells STDiT-2 the frame count and the rate; for an image, a rate of 120.
-        let fps = if request.num_frames == 1 { IMAGE_FPS } else { request.fps };
-        let sizes = match model.transformer {
-            Transformer::Stdit1(_) => Default::default(),
-            Transformer::Stdit2(_) => [
-                sized(request.height as f64),
-                sized(request.width as f64),
-                sized(request.num_frames as f64),
-                sized(request.height as f64 / request.width as f64),
-                sized(fps),
-            ],
-        };
-        State {
-            x: vec![0.0; n],
-            noise: vec![0.0; n],
-            renoise: vec![0.0; n],
-            start: vec![0.0; n],
-            timestep: vec![0.0; rows],
-            caption: features.iter().flat_map(|f| f.values.iter().copied()).collect(),
-            mask: features.iter().flat_map(|f| f.mask.iter().copied()).collect(),
-            sizes,
-            flags: Default::default(),
-        }
-    }
-
-    /// Puts given frames (edit ratio below 1) into the initial latent.
-    fn place_given(&mut self, ratios: &[f32], given: &[f32], [frames, h, w]: [usize; 3]) {
-        let plane = h * w;
-        let channels = self.x.len() / (ratios.len() * plane);
-        for (at, (x, given)) in
-            self.x.chunks_exact_mut(plane).zip(given.chunks_exact(plane)).enumerate()
-        {
-            let (row, t) = (at / (channels * frames), at % frames);
-            if ratios[row * frames + t] < 1.0 {
-                x.copy_from_slice(given);
+        if let Transformer::Stdit2(_) = model.transformer {
+            let [height, width] = [self.height as f64, self.width as f64];
+            let fps = if self.num_frames == 1 { IMAGE_FPS } else { self.fps };
+            for (name, value) in [
+                ("height", height),
+                ("width", width),
+                ("num_frames", self.num_frames as f64),
+                ("ar", height / width),
+                ("fps", fps),
+            ] {
+                let values = vec![value as f32; self.rows];
+                runner.write_input(name, bytemuck::cast_slice(&values))?;
             }
         }
-    }
-
-    /// Every input of the plan, in its order.
-    fn inputs<'a>(&'a self, coefficients: &'a [f32], plan: &'a Plan) -> Vec<(&'a str, &'a [u8])> {
-        let bytes = |name: &str| -> &'a [u8] {
-            match name {
-                "x" => bytemuck::cast_slice(&self.x),
-                "noise" => bytemuck::cast_slice(&self.noise),
-                "renoise" => bytemuck::cast_slice(&self.renoise),
-                "start" => bytemuck::cast_slice(&self.start),
-                "timestep" => bytemuck::cast_slice(&self.timestep),
-                "y" => bytemuck::cast_slice(&self.caption),
-                "mask" => &self.mask,
-                "coefficients" => bytemuck::cast_slice(coefficients),
-                "height" => bytemuck::cast_slice(&self.sizes[0]),
-                "width" => bytemuck::cast_slice(&self.sizes[1]),
-                "num_frames" => bytemuck::cast_slice(&self.sizes[2]),
-                "ar" => bytemuck::cast_slice(&self.sizes[3]),
-                "fps" => bytemuck::cast_slice(&self.sizes[4]),
-                "x_mask" => &self.flags[0],
-                "renoised" => &self.flags[1],
-                "kept" => &self.flags[2],
-                _ => unreachable!("`Scheduler::graph` declares the inputs"),
-            }
-        };
-        plan.inputs.iter().map(|port| (&*port.name, bytes(&port.name))).collect()
+        Ok(())
     }
 }
 

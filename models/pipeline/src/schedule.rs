@@ -86,6 +86,14 @@ impl Scheduler {
         }
     }
 
+    /// Outputs of a step's graph, by index, with the inputs that the next step takes them as.
+    pub fn carries(&self) -> &'static [(usize, &'static str)] {
+        match self {
+            Scheduler::Iddpm(_) => &[(0, "x")],
+            Scheduler::DpmSolver(_) => &[(0, "x"), (1, "start")],
+        }
+    }
+
     /// One denoising step as a graph: the guided model and the update.
     ///
     /// Inputs: `x`, `y`, `mask`, `timestep`, the sizes for STDiT-2, `coefficients`; for IDDPM `noise`,

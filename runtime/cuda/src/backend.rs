@@ -2,23 +2,28 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use compiler::Plan;
-use engine::Engine;
+use engine::{Engine, Program};
 use ops::DType;
-use runtime::{Backend, Control, Runner, WeightStore};
+use runtime::{Backend, Control, Runner, StepTime, WeightStore};
 
 use crate::{Device, Error, ProgramId, Session};
 
 /// Makes a device with nothing in it.
 pub type OpenDevice = dyn Fn() -> Result<Box<dyn Device>, Error> + Send + Sync;
 
+/// What users should know, shared by a backend and its runners.
+type Notes = Arc<Mutex<Vec<String>>>;
+
 /// An engine and the device that runs it. A program is found by what goes in and out of it.
 pub struct EngineBackend {
     engine: Arc<Engine>,
     open: Box<OpenDevice>,
+    times_steps: bool,
+    notes: Notes,
 }
 
 impl Debug for EngineBackend {
@@ -30,7 +35,13 @@ impl Debug for EngineBackend {
 impl EngineBackend {
     /// Runs `engine` on devices that `open` makes, one for each plan, given back with it.
     pub fn new(engine: Arc<Engine>, open: Box<OpenDevice>) -> EngineBackend {
-        EngineBackend { engine, open }
+        EngineBackend { engine, open, times_steps: false, notes: Notes::default() }
+    }
+
+    /// Times every step on the device, for which runs go launch by launch, one after the other.
+    #[must_use]
+    pub fn with_step_times(self) -> EngineBackend {
+        EngineBackend { times_steps: true, ..self }
     }
 
     /// The program with the inputs and outputs of `plan`.
@@ -71,57 +82,125 @@ impl Backend for EngineBackend {
     ) -> Result<Box<dyn Runner + 'w>, runtime::Error> {
         let name = self.program(&plan)?;
         let device = (self.open)().map_err(failed)?;
-        let mut session =
+        let session =
             Session::new(device, Arc::clone(&self.engine), &[name], weights).map_err(failed)?;
         let id = session.find(name).map_err(failed)?;
-        // Devices without graphs run launch by launch.
-        let _ = session.capture(id);
-        Ok(Box::new(EngineRunner { session, id, outputs: vec![] }))
+        let times = if self.times_steps {
+            check_steps(&plan, session.program(id))?;
+            Some(vec![StepTime::default(); plan.steps.len()])
+        } else {
+            None
+        };
+        let notes = Arc::clone(&self.notes);
+        let (is_captured, output) = (false, vec![]);
+        Ok(Box::new(EngineRunner { plan, session, id, times, is_captured, output, notes }))
     }
+
+    fn take_notes(&self) -> Vec<String> {
+        std::mem::take(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Refuses a program whose steps are not those of `plan`: times are told by the plan's.
+fn check_steps(plan: &Plan, program: &Program) -> Result<(), runtime::Error> {
+    let of_plan = plan.steps.iter().map(|step| {
+        let scope = &plan.graph.node(step.value).scope;
+        (step.kernel.def().name(), &**scope)
+    });
+    let of_program = program.steps.iter().map(|step| (step.label.as_str(), step.scope.as_str()));
+    if of_plan.eq(of_program) {
+        return Ok(());
+    }
+    Err(runtime::Error::Device(format!(
+        "the steps of program `{}` cannot be timed: they are not those that this version plans with these \
+         options; compile the engine again",
+        program.name
+    )))
 }
 
 /// One program on one device.
 #[derive(Debug)]
 struct EngineRunner {
+    plan: Arc<Plan>,
     session: Session,
     id: ProgramId,
-    /// Of the last run.
-    outputs: Vec<Vec<f32>>,
+    /// Of all runs, if steps are timed.
+    times: Option<Vec<StepTime>>,
+    /// Whether recording the launches was tried.
+    is_captured: bool,
+    /// The output that was read last.
+    output: Vec<f32>,
+    notes: Notes,
+}
+
+impl EngineRunner {
+    /// Records the launches before the first run.
+    fn capture(&mut self) {
+        if std::mem::replace(&mut self.is_captured, true) {
+            return;
+        }
+        match self.session.capture(self.id) {
+            // The emulated device runs launch by launch.
+            Ok(()) | Err(Error::NoGraphs { .. }) => {}
+            Err(error) => {
+                let name = &self.session.program(self.id).name;
+                let note = format!("`{name}` runs launch by launch, which is slower: {error}");
+                self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+            }
+        }
+    }
 }
 
 impl Runner for EngineRunner {
-    fn run_with(
-        &mut self,
-        inputs: &[(&str, &[u8])],
-        mut control: Control<'_>,
-    ) -> Result<(), runtime::Error> {
+    fn write_input(&mut self, name: &str, bytes: &[u8]) -> Result<(), runtime::Error> {
+        self.session.write_input(self.id, name, bytes).map_err(failed)
+    }
+
+    fn carry(&mut self, output: usize, input: &str) -> Result<(), runtime::Error> {
+        let output = self.plan.outputs[output].name.clone();
+        // What was recorded does not end with this.
+        self.is_captured = false;
+        self.session.carry(self.id, &output, input).map_err(failed)
+    }
+
+    fn run(&mut self, mut control: Control<'_>) -> Result<(), runtime::Error> {
         if control.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
             return Err(runtime::Error::Interrupted);
         }
-        for (name, bytes) in inputs {
-            self.session.write_input(self.id, name, bytes).map_err(failed)?;
-        }
-        self.session.run(self.id).map_err(failed)?;
-        let program = self.session.program(self.id);
-        let flops = program.flops();
-        let names: Vec<(String, DType)> =
-            program.outputs.iter().map(|port| (port.name.clone(), port.ty.dtype())).collect();
-        self.outputs.clear();
-        for (name, dtype) in names {
-            let bytes = self.session.read_output(self.id, &name).map_err(failed)?;
-            let (words, _) = bytes.as_chunks::<4>();
-            let is_f32 = dtype == DType::F32;
-            let values = words.iter().filter(|_| is_f32).map(|word| f32::from_le_bytes(*word));
-            self.outputs.push(values.collect());
-        }
+        let done = if let Some(times) = &mut self.times {
+            let of_run = self.session.profile(self.id).map_err(failed)?;
+            for (sum, time) in times.iter_mut().zip(of_run) {
+                sum.seconds += time.as_secs_f64();
+                sum.runs += 1;
+            }
+            self.session.program(self.id).flops()
+        } else {
+            self.capture();
+            self.session.start(self.id).map_err(failed)?;
+            // The runs before this one are done.
+            0
+        };
         if let Some(on_step) = &mut control.on_step {
-            on_step(flops);
+            on_step(done);
         }
         Ok(())
     }
 
-    fn output_f32(&self, index: usize) -> &[f32] {
-        &self.outputs[index]
+    fn output_f32(&mut self, index: usize) -> Result<&[f32], runtime::Error> {
+        let port = &self.plan.outputs[index];
+        assert_eq!(port.ty.dtype(), DType::F32, "output {index}");
+        self.output.resize(port.ty.count(), 0.0);
+        let bytes = bytemuck::cast_slice_mut(&mut self.output);
+        self.session.read_output_into(self.id, &port.name, bytes).map_err(failed)?;
+        Ok(&self.output)
+    }
+
+    fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    fn times(&self) -> &[StepTime] {
+        self.times.as_deref().unwrap_or_default()
     }
 }
 

@@ -62,6 +62,12 @@ pub trait Device: Debug + Send {
     /// As [`Device::upload`], and failures of what was waited for.
     fn download(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error>;
 
+    /// Copies from one part of an allocation to another, or to one of another allocation; they do not overlap.
+    ///
+    /// # Errors
+    /// As [`Device::upload`].
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error>;
+
     /// Writes zeros to a part of an allocation.
     ///
     /// # Errors
@@ -92,39 +98,40 @@ pub trait Device: Debug + Send {
     /// What the device says.
     fn mark(&mut self, mark: usize) -> Result<(), Error>;
 
-    /// Time from one mark to a later one, which must have been reached ([`Device::synchronize`]).
+    /// Waits until a mark is reached, which was made before; what comes after it goes on.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] for a mark that was never made, and failures of what was waited for.
+    fn wait(&mut self, mark: usize) -> Result<(), Error>;
+
+    /// Time from one mark to a later one, which must have been reached ([`Device::wait`], [`Device::synchronize`]).
     ///
     /// # Errors
     /// [`Error::Misuse`] for a mark that was never made, or what the device says.
     fn elapsed(&mut self, from: usize, to: usize) -> Result<Duration, Error>;
 
-    /// Begins to record launches instead of running them.
+    /// Begins to record launches and copies instead of running them.
     ///
     /// # Errors
-    /// [`Error::Misuse`] if the device has no graphs.
+    /// [`Error::NoGraphs`], or what the device says.
     fn begin_capture(&mut self) -> Result<(), Error> {
-        Err(self.without_graphs())
+        Err(Error::NoGraphs { device: self.name().to_string() })
     }
 
     /// Ends a recording. Also after a failed launch, so that the device can be used again.
     ///
     /// # Errors
-    /// [`Error::Misuse`] if the device has no graphs, or what the device says of the recording.
+    /// [`Error::NoGraphs`], or what the device says of the recording.
     fn end_capture(&mut self) -> Result<GraphId, Error> {
-        Err(self.without_graphs())
+        Err(Error::NoGraphs { device: self.name().to_string() })
     }
 
     /// Runs what was recorded.
     ///
     /// # Errors
-    /// [`Error::Misuse`] if there is no such recording, or what the device says.
+    /// [`Error::NoGraphs`]; [`Error::Misuse`] if there is no such recording; what the device says.
     fn launch_graph(&mut self, graph: GraphId) -> Result<(), Error> {
         let _ = graph;
-        Err(self.without_graphs())
-    }
-
-    /// The answer of a device that runs launches one by one only.
-    fn without_graphs(&self) -> Error {
-        Error::Misuse(format!("{} has no graphs of launches: run without one", self.name()))
+        Err(Error::NoGraphs { device: self.name().to_string() })
     }
 }

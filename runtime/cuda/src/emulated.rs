@@ -78,6 +78,17 @@ impl Device for Emulated {
         self.device.download(address, bytes).map_err(failed("download"))
     }
 
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
+        // What nothing has written is not made to look as if it had been.
+        if let Some(at) = self.device.first_unwritten(from, bytes) {
+            let reason = format!("copy of global memory that nothing has written ({at:#x})");
+            return Err(Error::Misuse(reason));
+        }
+        let mut buffer = vec![0; bytes as usize];
+        self.device.download(from, &mut buffer).map_err(failed("copy"))?;
+        self.device.upload(to, &buffer).map_err(failed("copy"))
+    }
+
     fn zero(&mut self, address: u64, bytes: u64) -> Result<(), Error> {
         const ZEROS: [u8; 4096] = [0; 4096];
         let mut at = 0;
@@ -139,6 +150,12 @@ impl Device for Emulated {
         }
         self.marks[mark] = Some(Instant::now());
         Ok(())
+    }
+
+    fn wait(&mut self, mark: usize) -> Result<(), Error> {
+        // Everything is done when its call returns.
+        let known = self.marks.get(mark).copied().flatten();
+        known.map(|_| ()).ok_or_else(|| Error::unknown_mark(mark))
     }
 
     fn elapsed(&mut self, from: usize, to: usize) -> Result<Duration, Error> {

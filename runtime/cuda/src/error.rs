@@ -119,6 +119,12 @@ pub enum Error {
     /// A call that does not fit what the device holds. The caller of a [`crate::Device`].
     #[error("{0}")]
     Misuse(String),
+    /// The device runs launches one by one only. The caller's, who can do without.
+    #[error("{device} has no graphs of launches: run without one")]
+    NoGraphs {
+        /// Its name.
+        device: String,
+    },
     /// A weight is missing or of another shape. The caller's checkpoint.
     #[error(transparent)]
     Weights(#[from] runtime::Error),

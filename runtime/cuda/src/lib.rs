@@ -1,8 +1,9 @@
 //! Runs engine files: on a GPU through NVIDIA's driver, or on the emulated device.
 //!
 //! A [`Device`] is memory, kernels and a clock; there are two, [`Driver`] and [`Emulated`]. A [`Session`] binds
-//! programs of an engine to one: it allocates one arena, weights and constants once, and a run is a walk over
-//! launches whose addresses are known, or one launch of a graph.
+//! programs of an engine to one: it allocates one arena, inputs, weights and constants once, and a run is a walk
+//! over launches whose addresses are known, or one launch of a graph. Inputs keep their values on the device from
+//! run to run, and an output can be carried into an input there.
 //!
 //! Nothing but the driver is needed, which is loaded when a [`Driver`] is opened: no toolkit, no compiler, and a
 //! program that was built with this crate starts on a machine without a GPU.
@@ -15,6 +16,7 @@ mod device;
 mod driver;
 mod emulated;
 mod error;
+mod inputs;
 mod permute;
 mod session;
 mod weights;

@@ -1,8 +1,8 @@
 //! Programs of one engine bound to one device.
 //!
-//! Arena, weights and constants are allocated and written when a session is made; a run allocates nothing. All
+//! Arena, inputs, weights and constants are allocated when a session is made; a run allocates nothing. All
 //! programs of a session use the same arena, as large as the largest of them needs, one after the other, and
-//! share the weights that several of them read.
+//! share the weights that several of them read. Each has its inputs for itself, beside the arena.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use runtime::WeightStore;
 
 use crate::device::{Device, GraphId, KernelId};
 use crate::error::Error;
+use crate::inputs::{Inputs, Transfer};
 use crate::weights;
 
 /// Names one bound program of a session.
@@ -32,19 +33,12 @@ struct BoundLaunch {
 struct Bound {
     /// Position in the engine.
     program: usize,
+    inputs: Inputs,
     /// The launches of each step.
     steps: Box<[Box<[BoundLaunch]>]>,
+    /// What a run ends with: outputs that the next one starts from.
+    carries: Vec<Transfer>,
     graph: Option<GraphId>,
-}
-
-/// What the arena holds.
-#[derive(Debug, Default)]
-struct Contents {
-    /// The program whose inputs or outputs they are.
-    program: Option<usize>,
-    /// Which inputs were written since it ran.
-    is_written: Vec<bool>,
-    has_outputs: bool,
 }
 
 /// Engine programs that can run.
@@ -56,7 +50,10 @@ pub struct Session {
     arena_bytes: u64,
     weight_bytes: u64,
     bound: Vec<Bound>,
-    contents: Contents,
+    /// The program whose outputs the arena holds.
+    ran_last: Option<ProgramId>,
+    /// The mark at the end of the run that was started last, if none was waited for since.
+    started: Option<usize>,
 }
 
 impl Session {
@@ -91,14 +88,14 @@ impl Session {
         let args = launches().flat_map(|launch| &launch.args);
         let used: BTreeSet<Space> = args.map(|arg| arg.space).collect();
         let mut bases: BTreeMap<Space, u64> = BTreeMap::from([(Space::Arena, arena)]);
-        let mut weight_bytes = 0;
+        let (mut weight_bytes, mut read) = (0, vec![]);
         for space in used {
             let base = match space {
                 Space::Arena => arena,
                 Space::Weight(index) => {
                     let weight = &engine.weights[index as usize];
                     let base = device.alloc("weights", weight.bytes)?;
-                    weights::upload(&mut *device, base, weight, store)?;
+                    read.push((base, weight));
                     weight_bytes += weight.bytes;
                     base
                 }
@@ -112,6 +109,10 @@ impl Session {
             };
             bases.insert(space, base);
         }
+        let inputs = |&program: &usize| Inputs::new(&mut *device, &engine.programs[program], arena);
+        let inputs = chosen.iter().map(inputs).collect::<Result<Vec<_>, _>>()?;
+        // An allocation may wait for copies that are under way, so weights come after all of them.
+        weights::upload(&mut *device, &read, store)?;
         device.synchronize()?;
         let address = |arg: &engine::Arg| bases[&arg.space] + arg.offset;
         let bind = |launch: &engine::Launch| BoundLaunch {
@@ -119,14 +120,14 @@ impl Session {
             grid: launch.grid,
             pointers: launch.args.iter().map(address).collect(),
         };
-        let bound = chosen.iter().map(|&program| {
+        let bound = chosen.iter().zip(inputs).map(|(&program, inputs)| {
             let steps = &engine.programs[program].steps;
             let steps = steps.iter().map(|step| step.launches.iter().map(bind).collect());
-            Bound { program, steps: steps.collect(), graph: None }
+            Bound { program, inputs, steps: steps.collect(), carries: vec![], graph: None }
         });
         let bound = bound.collect();
-        let contents = Contents::default();
-        Ok(Session { device, engine, arena, arena_bytes, weight_bytes, bound, contents })
+        let (ran_last, started) = (None, None);
+        Ok(Session { device, engine, arena, arena_bytes, weight_bytes, bound, ran_last, started })
     }
 
     /// The device.
@@ -159,47 +160,72 @@ impl Session {
         &self.engine.programs[self.bound[id.0].program]
     }
 
-    /// Writes an input of the next run of a program, as dense little-endian bytes. What another program left
-    /// in the arena is lost.
+    /// Writes an input of a program, as dense little-endian bytes: its value for every run from the next on,
+    /// until it is written again. A run that was started before is not waited for.
     ///
     /// # Errors
     /// [`Error::Port`] if there is no such input or it has another size; what the device says.
     pub fn write_input(&mut self, id: ProgramId, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let ports = &self.program(id).inputs;
-        let (index, port) = self.port(id, "input", ports, name)?;
+        let (index, port) = self.port(id, "input", &self.program(id).inputs, name)?;
         if bytes.len() != port.ty.bytes() {
             let (found, expected, ty) = (bytes.len(), port.ty.bytes(), &port.ty);
             let reason = format!("{found} bytes, expected {expected} for {ty}");
             return Err(self.wrong_port(id, "input", name, reason));
         }
-        let (n_inputs, address) = (ports.len(), self.arena + port.offset);
-        if self.contents.program != Some(id.0) {
-            let is_written = vec![false; n_inputs];
-            self.contents = Contents { program: Some(id.0), is_written, has_outputs: false };
-        }
-        // An input may lie where an output of the last run is.
-        self.contents.has_outputs = false;
-        self.device.upload(address, bytes)?;
-        self.contents.is_written[index] = true;
+        let inputs = &mut self.bound[id.0].inputs;
+        self.device.upload(inputs.address(index), bytes)?;
+        inputs.mark_written(index);
         Ok(())
     }
 
-    /// Runs a program and waits for it. Every input must have been written since it ran last: a run may
-    /// overwrite them. Returns the time that it took on the device.
+    /// From now on each run of a program ends by writing its output `output` to its input `input`, on the device.
+    /// A recording of its launches ([`Session::capture`]) is given up.
     ///
     /// # Errors
-    /// [`Error::Port`] for an input that was not written; what the device says.
-    pub fn run(&mut self, id: ProgramId) -> Result<Duration, Error> {
-        self.take_inputs(id)?;
-        self.device.mark(0)?;
-        match self.bound[id.0].graph {
-            Some(graph) => self.device.launch_graph(graph)?,
-            None => self.launch(id, |_, _| Ok(()))?,
+    /// [`Error::Port`] if there is no such input or output, or they are of different types.
+    pub fn carry(&mut self, id: ProgramId, output: &str, input: &str) -> Result<(), Error> {
+        let program = self.program(id);
+        let (_, from) = self.port(id, "output", &program.outputs, output)?;
+        let (index, to) = self.port(id, "input", &program.inputs, input)?;
+        if from.ty != to.ty {
+            let reason = format!("{}, but output `{output}`, which it takes, is {}", to.ty, from.ty);
+            return Err(self.wrong_port(id, "input", input, reason));
         }
+        let (from, bytes) = (self.arena + from.offset, from.ty.bytes() as u64);
+        let bound = &mut self.bound[id.0];
+        bound.carries.push(Transfer { from, to: bound.inputs.address(index), bytes });
+        bound.graph = None;
+        Ok(())
+    }
+
+    /// Runs a program and waits for it. Returns the time that it took on the device.
+    ///
+    /// # Errors
+    /// [`Error::Port`] for an input that was never written; what the device says.
+    pub fn run(&mut self, id: ProgramId) -> Result<Duration, Error> {
+        self.check_inputs(id)?;
+        self.device.mark(0)?;
+        self.enqueue(id)?;
         self.device.mark(1)?;
-        self.device.synchronize()?;
-        self.contents.has_outputs = true;
+        self.finish(id)?;
         self.device.elapsed(0, 1)
+    }
+
+    /// Starts a run of a program, and waits for the one that was started before: one is under way and the next
+    /// can be prepared. [`Session::read_output`] waits for it.
+    ///
+    /// # Errors
+    /// As [`Session::run`]; what fails in the run itself is told by a later call.
+    pub fn start(&mut self, id: ProgramId) -> Result<(), Error> {
+        self.check_inputs(id)?;
+        self.enqueue(id)?;
+        let mark = self.started.map_or(0, |before| 1 - before);
+        self.device.mark(mark)?;
+        if let Some(before) = self.started.replace(mark) {
+            self.device.wait(before)?;
+        }
+        self.ran_last = Some(id);
+        Ok(())
     }
 
     /// As [`Session::run`], launch by launch, with the time of each step on the device. Marks between steps
@@ -208,11 +234,12 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn profile(&mut self, id: ProgramId) -> Result<Vec<Duration>, Error> {
-        self.take_inputs(id)?;
+        self.check_inputs(id)?;
+        self.transfer_inputs(id)?;
         self.device.mark(0)?;
         self.launch(id, |device, step| device.mark(step + 1))?;
-        self.device.synchronize()?;
-        self.contents.has_outputs = true;
+        self.carry_outputs(id)?;
+        self.finish(id)?;
         let n_steps = self.program(id).steps.len();
         (0..n_steps).map(|step| self.device.elapsed(step, step + 1)).collect()
     }
@@ -222,40 +249,89 @@ impl Session {
     /// # Errors
     /// As [`Session::run`]; failures of kernels are [`Error::Step`].
     pub fn run_stepwise(&mut self, id: ProgramId) -> Result<(), Error> {
-        self.take_inputs(id)?;
+        self.check_inputs(id)?;
+        self.transfer_inputs(id)?;
         self.launch(id, |device, _| device.synchronize())?;
-        self.contents.has_outputs = true;
-        Ok(())
+        self.carry_outputs(id)?;
+        self.finish(id)
     }
 
-    /// Records the launches of a program, so that from now on a run of it is one launch.
+    /// Records the copies and launches of a program, so that from now on a run of it is one launch.
     ///
     /// # Errors
-    /// [`Error::Misuse`] if the device has no graphs; what the device says. Runs go on as before then.
+    /// [`Error::NoGraphs`]; what the device says. Runs go on as before then.
     pub fn capture(&mut self, id: ProgramId) -> Result<(), Error> {
+        self.bound[id.0].graph = None;
         self.device.begin_capture()?;
-        let launched = self.launch(id, |_, _| Ok(()));
+        let launched = self.enqueue(id);
         let graph = self.device.end_capture();
         launched?;
         self.bound[id.0].graph = Some(graph?);
         Ok(())
     }
 
-    /// Dense little-endian bytes of an output of the last run.
+    /// Waits for the last run and returns the dense little-endian bytes of an output.
     ///
     /// # Errors
-    /// [`Error::Port`] if there is no such output, or the program was not the last thing that was done with the
-    /// arena; what the device says.
+    /// [`Error::Port`] if there is no such output, or the program is not the one that ran last; what the device
+    /// says, also of the run.
     pub fn read_output(&mut self, id: ProgramId, name: &str) -> Result<Vec<u8>, Error> {
         let (_, port) = self.port(id, "output", &self.program(id).outputs, name)?;
-        if self.contents.program != Some(id.0) || !self.contents.has_outputs {
+        let mut bytes = vec![0; port.ty.bytes()];
+        self.read_output_into(id, name, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`Session::read_output`], to `bytes`, which has the size of the output.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_output_into(
+        &mut self,
+        id: ProgramId,
+        name: &str,
+        bytes: &mut [u8],
+    ) -> Result<(), Error> {
+        let (_, port) = self.port(id, "output", &self.program(id).outputs, name)?;
+        if self.ran_last != Some(id) {
             let reason = "the program has not run since the arena was last written; run it first";
             return Err(self.wrong_port(id, "output", name, reason.into()));
         }
-        let mut bytes = vec![0; port.ty.bytes()];
+        if bytes.len() != port.ty.bytes() {
+            let reason = format!("room for {} bytes, expected {}", bytes.len(), port.ty.bytes());
+            return Err(self.wrong_port(id, "output", name, reason));
+        }
         let address = self.arena + port.offset;
-        self.device.download(address, &mut bytes)?;
-        Ok(bytes)
+        self.device.download(address, bytes)
+    }
+
+    /// Launches all of a run.
+    fn enqueue(&mut self, id: ProgramId) -> Result<(), Error> {
+        if let Some(graph) = self.bound[id.0].graph {
+            return self.device.launch_graph(graph);
+        }
+        self.transfer_inputs(id)?;
+        self.launch(id, |_, _| Ok(()))?;
+        self.carry_outputs(id)
+    }
+
+    /// Copies the inputs to where the first steps read them.
+    fn transfer_inputs(&mut self, id: ProgramId) -> Result<(), Error> {
+        let transfers = self.bound[id.0].inputs.transfers();
+        transfers.iter().try_for_each(|t| self.device.copy(t.from, t.to, t.bytes))
+    }
+
+    /// Copies outputs to the inputs that take them.
+    fn carry_outputs(&mut self, id: ProgramId) -> Result<(), Error> {
+        let carries = &self.bound[id.0].carries;
+        carries.iter().try_for_each(|t| self.device.copy(t.from, t.to, t.bytes))
+    }
+
+    /// Waits for a run that was launched.
+    fn finish(&mut self, id: ProgramId) -> Result<(), Error> {
+        self.device.synchronize()?;
+        (self.ran_last, self.started) = (Some(id), None);
+        Ok(())
     }
 
     /// Launches every step, with something to do after each.
@@ -287,17 +363,14 @@ impl Session {
         Ok(())
     }
 
-    /// Checks that every input of the next run was written, and that it can be only once.
-    fn take_inputs(&mut self, id: ProgramId) -> Result<(), Error> {
-        let inputs = &self.program(id).inputs;
-        let is_written =
-            |index: usize| self.contents.program == Some(id.0) && self.contents.is_written[index];
-        if let Some(index) = (0..inputs.len()).find(|&index| !is_written(index)) {
-            let reason = "not written since the last run; call `write_input` first".to_string();
-            return Err(self.wrong_port(id, "input", &inputs[index].name, reason));
+    /// Checks that every input has a value. The outputs of the run before are lost from here on.
+    fn check_inputs(&mut self, id: ProgramId) -> Result<(), Error> {
+        if let Some(index) = self.bound[id.0].inputs.missing() {
+            let name = &self.program(id).inputs[index].name;
+            let reason = "never written; call `write_input` first".to_string();
+            return Err(self.wrong_port(id, "input", name, reason));
         }
-        let is_written = vec![false; inputs.len()];
-        self.contents = Contents { program: Some(id.0), is_written, has_outputs: false };
+        self.ran_last = None;
         Ok(())
     }
 

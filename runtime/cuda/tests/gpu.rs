@@ -64,6 +64,25 @@ fn a_gpu_gives_the_bytes_of_the_emulated_device_with_and_without_a_graph() {
 }
 
 #[test]
+fn a_gpu_carries_outputs_as_the_emulated_device_does() {
+    let Some(device) = gpu() else { return };
+    let carried = |session: &mut Session, captures: bool| {
+        let program = session.find("two steps").unwrap();
+        session.carry(program, "y", "x").unwrap();
+        if captures {
+            session.capture(program).unwrap();
+        }
+        session.write_input(program, "x", &input()).unwrap();
+        for _ in 0..5 {
+            session.start(program).unwrap();
+        }
+        session.read_output(program, "y").unwrap()
+    };
+    let mut emulated = session(Box::new(Emulated::new(Arch::of_device(9, 0), Options::default())));
+    assert_eq!(carried(&mut session(device), true), carried(&mut emulated, false));
+}
+
+#[test]
 fn bytes_come_back_from_a_gpu_as_they_were_sent() {
     let Some(mut device) = gpu() else { return };
     // Several buffers of staging, the last one partly filled.
@@ -72,6 +91,17 @@ fn bytes_come_back_from_a_gpu_as_they_were_sent() {
     let address = device.alloc("test", bytes.len() as u64 + 3).unwrap();
     device.upload(address + 3, &bytes).unwrap();
     device.zero(address, 3).unwrap();
+    let copy = device.alloc("test", 1 << 20).unwrap();
+    device.copy(address + 3, copy, 1 << 20).unwrap();
+    let mut part = vec![1; 1 << 20];
+    device.download(copy, &mut part).unwrap();
+    assert!(part == bytes[..1 << 20]);
+    // Many small ones, one after the other, in the order of the calls.
+    for at in 0..70_000u64 {
+        device.upload(copy, &at.to_le_bytes()).unwrap();
+    }
+    device.download(copy, &mut part[..8]).unwrap();
+    assert_eq!(part[..8], 69_999u64.to_le_bytes());
     let mut found = vec![1; bytes.len() + 3];
     device.download(address, &mut found).unwrap();
     assert!(found[..3] == [0; 3] && found[3..] == bytes);

@@ -59,9 +59,67 @@ fn a_program_computes_its_outputs_in_every_order_of_warps() {
         let store = WeightStore::new(checkpoint(DType::F32));
         let mut session = Session::new(device, Arc::new(engine(&[])), &[], &store).unwrap();
         assert_eq!(run(&mut session), expected(&weight()));
-        // The input was overwritten by the output, and is written again.
         assert_eq!(run(&mut session), expected(&weight()));
     }
+}
+
+#[test]
+fn inputs_keep_their_values_until_they_are_written_again() {
+    let mut session = session();
+    let (two, one) = (session.find("two steps").unwrap(), session.find("one step").unwrap());
+    assert_eq!(run(&mut session), expected(&weight()));
+    let output = |session: &mut Session| to_f32s(&session.read_output(two, "y").unwrap());
+    // The output took the place of the input in the arena, and now the other program has the arena.
+    session.write_input(one, "x", &to_bytes(&constant())).unwrap();
+    session.run(one).unwrap();
+    session.run(two).unwrap();
+    assert_eq!(output(&mut session), expected(&weight()));
+    session.write_input(two, "x", &to_bytes(&[0.0; N])).unwrap();
+    // What ran before is not changed by it.
+    assert_eq!(output(&mut session), expected(&weight()));
+    session.run(two).unwrap();
+    let of_zeros: Vec<f32> = weight().iter().zip(constant()).map(|(w, c)| 0.5 * w + c).collect();
+    assert_eq!(output(&mut session), of_zeros);
+}
+
+#[test]
+fn an_output_is_carried_into_the_next_run() {
+    let mut session = session();
+    let program = session.find("two steps").unwrap();
+    session.carry(program, "y", "x").unwrap();
+    session.write_input(program, "x", &to_bytes(&input())).unwrap();
+    // y = x + w / 2 + c
+    let step = |x: f32, i: usize| 0.5 * (2.0 * x + weight()[i]) + constant()[i];
+    let mut x = input();
+    for _ in 0..3 {
+        session.start(program).unwrap();
+        x = x.iter().enumerate().map(|(i, &x)| step(x, i)).collect();
+    }
+    assert_eq!(to_f32s(&session.read_output(program, "y").unwrap()), x);
+    // Whichever way it runs.
+    session.run(program).unwrap();
+    session.run_stepwise(program).unwrap();
+    session.profile(program).unwrap();
+    for _ in 0..3 {
+        x = x.iter().enumerate().map(|(i, &x)| step(x, i)).collect();
+    }
+    assert_eq!(to_f32s(&session.read_output(program, "y").unwrap()), x);
+    assert_eq!(run(&mut session), expected(&weight()), "what is written wins");
+}
+
+#[test]
+fn only_what_has_the_type_of_an_input_is_carried_into_it() {
+    let mut engine = engine(&[]);
+    engine.programs[0].outputs[0].ty = ty(DType::F32, &[N]);
+    let mut session = bind(&engine, &[], checkpoint(DType::F32)).unwrap();
+    let program = session.find("two steps").unwrap();
+    let mut said = |output, input| session.carry(program, output, input).unwrap_err().to_string();
+    assert_eq!(
+        said("y", "x"),
+        "input `x` of program `two steps`: f32[30, 10], but output `y`, which it takes, is f32[300]"
+    );
+    assert!(said("x", "x").contains("the program's outputs are y"));
+    assert!(said("y", "y").contains("the program's inputs are x"));
 }
 
 #[test]
@@ -83,10 +141,10 @@ fn programs_share_the_arena_one_after_the_other() {
     assert_eq!((session.arena_bytes(), session.weight_bytes()), (8 * N as u64, 8 * N as u64 + 64));
     assert_eq!(run(&mut session), expected(&weight()));
     session.write_input(one, "x", &to_bytes(&input())).unwrap();
+    session.run(one).unwrap();
     // The arena is the other program's now.
     let error = session.read_output(two, "y").unwrap_err().to_string();
     assert!(error.contains("run it first"), "{error}");
-    session.run(one).unwrap();
     let z: Vec<f32> = input().iter().zip(constant()).map(|(x, c)| 2.0 * x + c).collect();
     assert_eq!(to_f32s(&session.read_output(one, "z").unwrap()), z);
 }
@@ -121,7 +179,7 @@ fn inputs_and_outputs_have_their_time() {
     let of = |what: &str| format!("{what} of program `two steps`: ");
     assert_eq!(
         said(&mut |s| s.run(program).map(drop)),
-        of("input `x`") + "not written since the last run; call `write_input` first"
+        of("input `x`") + "never written; call `write_input` first"
     );
     assert_eq!(
         said(&mut |s| s.read_output(program, "y").map(drop)),
@@ -135,12 +193,10 @@ fn inputs_and_outputs_have_their_time() {
         said(&mut |s| s.write_input(program, "z", &x)),
         of("input `z`") + "unknown; the program's inputs are x"
     );
-    said(&mut |s| {
-        s.write_input(program, "x", &x)?;
-        s.run(program)?;
-        // Only once for what was written once.
-        s.run(program).map(drop)
-    });
+    session.write_input(program, "x", &x).unwrap();
+    session.run(program).unwrap();
+    let error = session.read_output_into(program, "y", &mut [0; 4]).unwrap_err().to_string();
+    assert_eq!(error, of("output `y`") + "room for 4 bytes, expected 1200");
 }
 
 #[test]
@@ -235,8 +291,9 @@ fn a_fault_is_told_with_its_step() {
 fn a_device_without_graphs_says_so_and_runs_on() {
     let mut session = session();
     let program = session.find("two steps").unwrap();
-    let error = session.capture(program).unwrap_err().to_string();
-    assert_eq!(error, "the emulated device has no graphs of launches: run without one");
+    let error = session.capture(program).unwrap_err();
+    assert!(matches!(error, Error::NoGraphs { .. }), "{error}");
+    assert_eq!(error.to_string(), "the emulated device has no graphs of launches: run without one");
     assert_eq!(run(&mut session), expected(&weight()));
 }
 

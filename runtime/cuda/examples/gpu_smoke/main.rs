@@ -119,7 +119,7 @@ fn smoke(options: &Options, path: &Path, engine: &Arc<Engine>, watchdog: &Watchd
 /// Names and bytes.
 type Outputs = Vec<(String, Vec<u8>)>;
 
-/// Every run starts from the same inputs: a run may overwrite them.
+/// Every run starts from the same inputs, uploaded anew as a denoising step uploads what changes.
 fn write_inputs(session: &mut Session, id: ProgramId) -> Result<()> {
     for port in session.program(id).inputs.clone() {
         session.write_input(id, &port.name, &MadeUp::input(&port.ty))?;

@@ -192,6 +192,11 @@ impl Driver {
         Err(Error::Misuse(format!("{bytes} bytes at {address:#x} are not inside of an allocation")))
     }
 
+    /// The event of a mark that was made.
+    fn event(&self, mark: usize) -> Result<sys::CUevent, Error> {
+        self.marks.get(mark).copied().flatten().ok_or_else(|| Error::unknown_mark(mark))
+    }
+
     fn staging(&mut self) -> &mut Staging {
         self.staging.as_mut().expect("`open` makes it, and only `drop` takes it")
     }
@@ -244,6 +249,15 @@ impl Device for Driver {
         let doing = format!("download {} bytes, or run what was launched before", bytes.len());
         // SAFETY: the range is allocated, and the stream is of the current context.
         unsafe { self.staging().download(stream, address, bytes) }.map_err(failed(doing))
+    }
+
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
+        self.enter()?;
+        self.check_range(from, bytes)?;
+        self.check_range(to, bytes)?;
+        // SAFETY: both ranges are allocated, and the stream is of the current context.
+        unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.stream) }
+            .map_err(failed(format!("copy {bytes} bytes on the GPU")))
     }
 
     fn zero(&mut self, address: u64, bytes: u64) -> Result<(), Error> {
@@ -320,7 +334,8 @@ impl Device for Driver {
         let event = match self.marks[mark] {
             Some(event) => event,
             None => {
-                let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
+                // Who waits for a mark sleeps: a run takes seconds, and the host has noise to draw.
+                let event = result::event::create(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC);
                 *self.marks[mark].insert(event.map_err(failed("make an event"))?)
             }
         };
@@ -328,13 +343,18 @@ impl Device for Driver {
         unsafe { result::event::record(event, self.stream) }.map_err(failed("record an event"))
     }
 
+    fn wait(&mut self, mark: usize) -> Result<(), Error> {
+        self.enter()?;
+        let event = self.event(mark)?;
+        // SAFETY: the event is of the current context.
+        unsafe { result::event::synchronize(event) }.map_err(failed("run what was launched"))
+    }
+
     fn elapsed(&mut self, from: usize, to: usize) -> Result<Duration, Error> {
         self.enter()?;
-        let event = |mark: usize| {
-            self.marks.get(mark).copied().flatten().ok_or_else(|| Error::unknown_mark(mark))
-        };
+        let (from, to) = (self.event(from)?, self.event(to)?);
         // SAFETY: both events are of the current context and its one stream.
-        let milliseconds = unsafe { result::event::elapsed(event(from)?, event(to)?) }
+        let milliseconds = unsafe { result::event::elapsed(from, to) }
             .map_err(failed("tell the time between two events"))?;
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }

@@ -1,7 +1,8 @@
 //! Bytes on their way to and from the GPU, through two pinned buffers.
 //!
-//! A copy from ordinary memory would stop the stream while the driver pins pages. One buffer is filled while the
-//! other is copied.
+//! A copy from ordinary memory would stop the stream while the driver pins pages. Uploads fill one buffer after
+//! the other, small ones side by side, and only wait where a buffer is full and the other is still copied: those
+//! of a whole denoising run but for its latents fit into one.
 
 use std::ptr::NonNull;
 
@@ -18,15 +19,21 @@ const BUFFER_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 struct Buffer {
     start: NonNull<u8>,
-    /// Reached when the last copy from the buffer is done.
+    /// Reached when the copies from the buffer are done, since it was last full.
     is_free: sys::CUevent,
 }
+
+/// Bytes that uploads are aligned to in a buffer.
+const ALIGN_BYTES: usize = 256;
 
 /// Two pinned buffers of one context, used in turn.
 #[derive(Debug)]
 pub(super) struct Staging {
     buffers: [Buffer; 2],
-    next: usize,
+    /// The buffer that is being filled.
+    current: usize,
+    /// Bytes of it that are filled, a multiple of [`ALIGN_BYTES`].
+    n_filled: usize,
 }
 
 impl Buffer {
@@ -63,7 +70,7 @@ impl Drop for Buffer {
 impl Staging {
     /// Buffers of the current context, which must be current when they are dropped.
     pub(super) fn new() -> Result<Staging, Error> {
-        Ok(Staging { buffers: [Buffer::new()?, Buffer::new()?], next: 0 })
+        Ok(Staging { buffers: [Buffer::new()?, Buffer::new()?], current: 0, n_filled: 0 })
     }
 
     /// Copies `bytes` to `address` in the order of `stream`. They are not read any more when it returns.
@@ -76,21 +83,40 @@ impl Staging {
         address: u64,
         bytes: &[u8],
     ) -> Result<(), DriverError> {
-        for (index, part) in bytes.chunks(BUFFER_BYTES).enumerate() {
-            let buffer = &self.buffers[self.next];
-            self.next = 1 - self.next;
-            let start = buffer.start.as_ptr();
-            let to = address + (index * BUFFER_BYTES) as u64;
-            // SAFETY: the buffer is as long as a part, and is not used by the GPU after its event; nobody else has
-            // a reference to it. The caller promises the rest.
+        let (mut to, mut rest) = (address, bytes);
+        while !rest.is_empty() {
+            if self.n_filled == BUFFER_BYTES {
+                // SAFETY: the caller promises what is needed.
+                unsafe { self.turn(stream)? };
+            }
+            let (part, after) = rest.split_at(rest.len().min(BUFFER_BYTES - self.n_filled));
+            // SAFETY: the part ends inside of the buffer. The GPU is done with these bytes: it was when the buffer's
+            // turn came, and they were not filled since; nobody else has a reference to them. The caller promises
+            // the rest.
             unsafe {
-                result::event::synchronize(buffer.is_free)?;
+                let start = self.buffers[self.current].start.as_ptr().add(self.n_filled);
                 start.copy_from_nonoverlapping(part.as_ptr(), part.len());
                 let from = start.cast_const().cast();
                 sys::cuMemcpyHtoDAsync_v2(to, from, part.len(), stream).result()?;
-                result::event::record(buffer.is_free, stream)?;
             }
+            self.n_filled += part.len().next_multiple_of(ALIGN_BYTES);
+            (to, rest) = (to + part.len() as u64, after);
         }
+        Ok(())
+    }
+
+    /// Goes on to the other buffer, when the GPU is done with it.
+    ///
+    /// # Safety
+    /// The stream is of the current context, which is the one of the buffers.
+    unsafe fn turn(&mut self, stream: sys::CUstream) -> Result<(), DriverError> {
+        let (full, next) = (self.current, 1 - self.current);
+        // SAFETY: the caller promises it. An event that was never recorded counts as reached.
+        unsafe {
+            result::event::record(self.buffers[full].is_free, stream)?;
+            result::event::synchronize(self.buffers[next].is_free)?;
+        }
+        (self.current, self.n_filled) = (next, 0);
         Ok(())
     }
 
@@ -108,7 +134,8 @@ impl Staging {
             let start = self.buffers[0].start.as_ptr();
             let from = address + (index * BUFFER_BYTES) as u64;
             // SAFETY: earlier copies from the buffer come before this one in the stream, which is waited for before
-            // the buffer is read; it is as long as a part. The caller promises the rest.
+            // the buffer is read, and before an upload can fill it; it is as long as a part. The caller promises
+            // the rest.
             unsafe {
                 sys::cuMemcpyDtoHAsync_v2(start.cast(), from, part.len(), stream).result()?;
                 result::stream::synchronize(stream)?;
