@@ -188,6 +188,7 @@ kernels! {
     "group_norm" => group_norm::GroupNorm,
     "matmul" => fused_matmul::FusedMatmul,
     "norm" => norm::Norm,
+    "normal" => normal::Normal,
     "pad" => pad::Pad,
     "reduce" => reduce::Reduce,
     "rope" => rope::Rope,

@@ -26,6 +26,7 @@ mod grad;
 mod graph;
 mod op;
 mod parse;
+pub mod philox;
 mod tensor;
 mod text;
 mod types;

@@ -239,6 +239,7 @@ ops! {
         "group_norm" => group_norm::GroupNorm,
         "layer_norm" => layer_norm::LayerNorm,
         "matmul" => matmul::Matmul,
+        "normal" => normal::Normal,
         "pad" => pad::Pad,
         "permute" => permute::Permute,
         "reduce_max" => reduce_max::ReduceMax,

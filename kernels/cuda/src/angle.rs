@@ -40,13 +40,30 @@ fn turned_sine(x: f32, #[comptime] quarter_turns: u32) -> f32 {
     let r = r - n * comptime!(f32::from_bits(0x39fd_0000));
     let r = r - n * comptime!(f32::from_bits(0x35aa_0000));
     let r = r - n * comptime!(f32::from_bits(0x3088_5a30));
+    quarter_sine(r, u32::reinterpret(biased) + quarter_turns)
+}
+
+/// Turns counted in parts of `2^-32`.
+const PART: f32 = (std::f64::consts::TAU / 4_294_967_296.0) as f32;
+
+/// `sin((parts + 1/2) 2 pi / 2^32 + quarter_turns pi / 2)`, within a few units in the last place.
+#[cube]
+pub(crate) fn sine_of_parts(parts: u32, quarter_turns: u32) -> f32 {
+    // The nearest quarter turn is found, and taken away, in integers.
+    let quarters = (parts + 0x2000_0000u32) >> 30;
+    let rest = i32::reinterpret(parts - (quarters << 30));
+    quarter_sine((f32::cast_from(rest) + 0.5f32) * PART, quarters + quarter_turns)
+}
+
+/// `sin(r + quadrant pi / 2)` for `r` of at most an eighth of a turn.
+#[cube]
+fn quarter_sine(r: f32, quadrant: u32) -> f32 {
     let z = r * r;
     let p = (-1.951_529_6e-4f32 * z + 8.332_161e-3f32) * z - 1.666_665_5e-1f32;
     let sine = p * z * r + r;
     let p = (2.443_315_7e-5f32 * z - 1.388_731_6e-3f32) * z + 4.166_664_6e-2f32;
     let cosine = p * z * z + (1.0f32 - 0.5f32 * z);
     // Bit 0 of the quadrant chooses the function, bit 1 the sign.
-    let quadrant = u32::reinterpret(biased) + quarter_turns;
     let y = select(quadrant & 1u32 == 0u32, sine, cosine);
     select(quadrant & 2u32 == 0u32, y, -y)
 }

@@ -21,6 +21,7 @@ use crate::gemm;
 use crate::group_norm;
 use crate::heads;
 use crate::map;
+use crate::normal;
 use crate::properties::{options, properties};
 use crate::rows;
 use crate::slot::SlotExpand;
@@ -65,6 +66,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
         Function::Heads(heads) => heads::define(heads, &mut builder),
         Function::Map(map) => map::define(map, &mut builder),
         Function::Matmul(matmul) => gemm::define(&matmul.0, &mut builder),
+        Function::Normal(normal) => normal::define(normal, &mut builder),
         Function::Rows(rows) => rows::define(rows, &mut builder),
         Function::Transpose(transpose) => transpose::define(transpose, &mut builder),
     };

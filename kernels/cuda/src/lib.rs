@@ -39,6 +39,7 @@ mod group_norm;
 mod heads;
 mod map;
 mod math;
+mod normal;
 mod nvrtc;
 mod operands;
 mod position;

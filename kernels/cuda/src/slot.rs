@@ -178,6 +178,17 @@ pub(crate) fn store_zeros(to: &mut Slot, index: usize, #[comptime] n: usize) {
     store_words(to, index, &zeros, n);
 }
 
+/// The bits of an element of at most eight bytes.
+#[cube]
+pub(crate) fn load_long(slot: &Slot, index: usize) -> u64 {
+    match slot {
+        Slot::Longs(x) => x[index],
+        Slot::Words(x) => u64::cast_from(x[index]),
+        Slot::Halves(x) => u64::cast_from(x[index]),
+        Slot::Bytes(x) => u64::cast_from(x[index]),
+    }
+}
+
 /// An integer of a slot as a row's number; the largest one if it is none.
 #[cube]
 pub(crate) fn load_row_id(slot: &Slot, index: usize) -> u32 {

@@ -35,6 +35,7 @@ mod matmul_spec;
 mod matmul_task;
 mod matmul_tile;
 pub mod norm;
+pub mod normal;
 pub mod pad;
 pub mod reduce;
 pub mod rope;

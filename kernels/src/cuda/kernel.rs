@@ -10,6 +10,7 @@ use super::conv::Conv;
 use super::gather::Gather;
 use super::map::Map;
 use super::matmul::Matmul;
+use super::normal::Normal;
 use super::rows::Rows;
 use super::{Gpu, Launch, group_norm, join, rope};
 
@@ -45,13 +46,14 @@ pub struct Packed {
 
 /// The first kernel of the list that takes this site.
 pub fn select(site: &Site<'_>, gpu: Gpu) -> Option<CudaKernel> {
-    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 10] = [
+    let selects: [fn(&Site<'_>, Gpu) -> Option<CudaKernel>; 11] = [
         attention::select,
         Conv::select,
         Matmul::select,
         group_norm::select,
         Rows::select,
         Gather::select,
+        Normal::select,
         rope::select,
         join::concat,
         join::pad,

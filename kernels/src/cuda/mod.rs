@@ -24,6 +24,7 @@ mod join;
 mod kernel;
 pub mod map;
 pub mod matmul;
+pub mod normal;
 mod occupancy;
 mod rope;
 pub mod rows;
@@ -158,6 +159,7 @@ functions! {
     "heads" => heads::Heads,
     "map" => map::Map,
     "matmul" => matmul::Matmul,
+    "normal" => normal::Normal,
     "rows" => rows::Rows,
     "transpose" => transpose::Transpose,
 }

@@ -27,7 +27,7 @@ pub use error::Error;
 pub use guidance::{Guidance, append_model_input};
 pub use iddpm::{FrameRoles, Iddpm, IddpmSettings, MeanKind, Update, VarianceKind};
 pub use mask_strategy::{GivenFrame, MaskStrategy};
-pub use philox::{fill_normal, philox4x32};
+pub use philox::fill_normal;
 
 /// The inputs of one sampler step.
 #[derive(Clone, PartialEq, Debug)]

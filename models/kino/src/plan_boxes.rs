@@ -13,7 +13,7 @@ pub(crate) const KINDS: [(&str, &[&str], &str); 8] = [
     ("attention", &["attention"], "#e15759"),
     ("conv", &["conv"], "#499894"),
     ("norm", &["norm", "group_norm", "reduce"], "#59a14f"),
-    ("elementwise", &["map"], "#f1ce63"),
+    ("elementwise", &["map", "normal"], "#f1ce63"),
     ("movement", &["concat", "gather", "pad", "rope"], "#d37295"),
     ("input", &["input"], "#9d7660"),
     ("scratch", &[], "#bab0ac"),

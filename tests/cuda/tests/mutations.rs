@@ -111,6 +111,7 @@ fn kinds() -> Vec<Kind> {
         kind("gather", &[(&[9, 64], half), (&[11], DType::I32)], |b, args| {
             b.gather(args[0], args[1])
         }),
+        kind("normal", &[(&[2, 3], DType::I64)], |b, args| b.normal(args[0], &[5, 7])),
         kind("concat", &[(&[3, 4, 16], half), (&[3, 5, 16], half)], |b, args| b.concat(args, 1)),
         kind("transposed", &[(&[33, 40], half)], |b, args| b.permute(args[0], &[1, 0])),
     ]

@@ -124,7 +124,7 @@ impl Growth {
     }
 
     fn step(&mut self) -> Result<(), Error> {
-        let made = match self.random.below(30) {
+        let made = match self.random.below(31) {
             0..=3 => self.unary()?,
             4..=5 => self.scalar()?,
             6..=10 => self.binary()?,
@@ -142,6 +142,7 @@ impl Growth {
             26 => self.integers()?,
             27 => self.block()?,
             28 => self.head_attention()?,
+            29 => self.normal()?,
             _ => self.identity()?,
         };
         self.pool.push(made);

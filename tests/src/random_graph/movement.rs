@@ -88,6 +88,17 @@ impl Growth {
         Ok(Candidate { value, bound: x.bound.max(2.0), is_raw: false, known: None })
     }
 
+    /// Numbers that only a key decides.
+    pub(super) fn normal(&mut self) -> Grown {
+        let rows = 1 + self.random.below(3);
+        self.n_named += 1;
+        let ty = TensorType::new(DType::I64, [rows, 3])?;
+        let key = self.b.input(&format!("key{}", self.n_named), ty);
+        let shape = self.shape(2);
+        let value = self.b.normal(key, &shape)?;
+        Ok(Candidate { value, bound: 7.0, is_raw: false, known: None })
+    }
+
     pub(super) fn gather(&mut self) -> Grown {
         let ids = TensorType::new(DType::I64, [2, 2])?;
         self.n_named += 1;
