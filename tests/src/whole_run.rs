@@ -7,7 +7,7 @@ use checkpoint::Checkpoint;
 use models::Bucket;
 use ops::{DType, Graph, Rounding, Tensor};
 use pipeline::{
-    Model, Paths, Request, Scheduler, SchedulerKind, decode_graph, encode_graph, text_graph,
+    Model, Noise, Paths, Request, Scheduler, SchedulerKind, decode_graph, encode_graph, text_graph,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -197,7 +197,8 @@ impl<'m> Interpreted<'m> {
         draw: impl Fn(u64) -> Vec<f32>,
         given: Option<(&[f64], &[f32])>,
     ) -> Vec<f64> {
-        let graph = self.scheduler.graph(&self.model.transformer, &self.bucket).expect("a step");
+        let (transformer, bucket) = (&self.model.transformer, &self.bucket);
+        let graph = self.scheduler.graph(transformer, bucket, Noise::Given).expect("a step");
         let mut run = Given::new(&graph, self.model.denoiser.checkpoint());
         run.floats("y", features.to_vec());
         run.ints("mask", mask.to_vec());

@@ -222,7 +222,7 @@ impl CompileOptions {
                 if !made.insert((stage.name(), of)) {
                     continue;
                 }
-                let graph = parts.graph(&model, stage, [frames, height, width])?;
+                let graph = parts.graph(&model, stage, [frames, height, width], target)?;
                 let limit = compiler::Options { memory };
                 let planned = plan::StagePlan::compile(stage, graph, target, &limit, None)?;
                 let name = format!("{} {}", stage.name(), size.name());

@@ -3,10 +3,11 @@
 //! No weight is read, so published architectures can be looked at without their files.
 
 use clap::{Args, ValueEnum};
+use kernels::Target;
 use models::Bucket;
 use models::config::AutoencoderKl;
 use ops::Graph;
-use pipeline::{Scheduler, SchedulerKind, decode_graph, encode_graph, text_graph};
+use pipeline::{Noise, Scheduler, SchedulerKind, decode_graph, encode_graph, text_graph};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::Storage;
@@ -95,7 +96,7 @@ pub(crate) fn run(options: &DumpOptions, forced_isa: Option<&str>) -> Outcome<()
     };
     let parts = Parts::find(&options.model.model)?;
     let stage = options.model.stage.unwrap_or(parts.usual_stage());
-    let graph = parts.graph(&options.model, stage, size)?;
+    let graph = parts.graph(&options.model, stage, size, &target)?;
     if options.plan {
         progress::write_out(&compiler::compile(graph, &target)?.to_string());
         return Ok(());
@@ -165,12 +166,13 @@ impl Parts {
         [frames, height / downscale, width / downscale]
     }
 
-    /// The graph of `stage` for frames, height and width in pixels.
+    /// The graph of `stage` for frames, height and width in pixels, as it is sampled on `target`.
     pub(crate) fn graph(
         &self,
         options: &ModelOptions,
         stage: StageName,
         [frames, height, width]: [usize; 3],
+        target: &Target,
     ) -> Outcome<Graph> {
         let latent = self.latent([frames, height, width]);
         let missing = |what: &str| {
@@ -196,7 +198,8 @@ impl Parts {
                 let pixels = [height as f64, width as f64];
                 let tokens = config.common().model_max_length;
                 let bucket = Bucket::new(options.batch_size, latent, pixels, tokens);
-                Ok(scheduler.graph(config, &Bucket { dtype, guided: true, ..bucket })?)
+                let bucket = Bucket { dtype, guided: true, ..bucket };
+                Ok(scheduler.graph(config, &bucket, Noise::of(target))?)
             }
             StageName::Decode => {
                 let vae = self.vae.as_ref().ok_or_else(|| missing("VAE"))?;

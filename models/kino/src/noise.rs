@@ -63,18 +63,21 @@ impl Noise {
 
     /// Fills draw number `draw` of loop `index` of video `sample_index`.
     pub(crate) fn fill(&self, index: u64, draw: u64, sample_index: u64, out: &mut [f32]) {
-        // No loop has as many draws.
-        let draw = (index << 32) + draw;
+        let [seed, draw, offset] = self.key(index, draw, sample_index);
         match &self.initial {
             Some(values) if draw == 0 => {
                 let rows = values.len() / self.n;
                 let row = if rows == 1 { 0 } else { sample_index as usize };
                 out.copy_from_slice(&values[row * self.n..][..self.n]);
             }
-            _ => {
-                let offset = sample_index.wrapping_mul(self.n as u64);
-                diffusion::fill_normal(self.seed, draw, offset, out);
-            }
+            _ => diffusion::fill_normal(seed, draw, offset, out),
         }
+    }
+
+    /// What says which numbers a draw is, where no file gives it: the seed, the number of the draw among those
+    /// of all loops, and that of the video's first element.
+    pub(crate) fn key(&self, index: u64, draw: u64, sample_index: u64) -> [u64; 3] {
+        // No loop has as many draws.
+        [self.seed, (index << 32) + draw, sample_index.wrapping_mul(self.n as u64)]
     }
 }

@@ -172,7 +172,8 @@ pub(crate) fn stage_plans(
     let parts = Parts::find(&options.model)?;
     let stages = options.stage.map_or_else(|| parts.stages(), |stage| vec![stage]);
     let planned = stages.into_iter().map(|stage| {
-        StagePlan::compile(stage, parts.graph(options, stage, size)?, target, limit, model)
+        let graph = parts.graph(options, stage, size, target)?;
+        StagePlan::compile(stage, graph, target, limit, model)
     });
     planned.collect()
 }

@@ -100,7 +100,7 @@ fn row(
     let bucket = format!("{resolution}:{length}:{ASPECT}");
     let options = ModelOptions { bucket: bucket.clone(), ..options.clone() };
     let size = options.size()?;
-    let graph = parts.graph(&options, stage, size)?;
+    let graph = parts.graph(&options, stage, size, target)?;
     let plan = StagePlan::compile(stage, graph, target, limit, model)?;
     let patch = parts.transformer.as_ref().map_or([1; 3], |config| config.common().patch_size);
     let tokens = nn::token_grid(parts.latent(size), patch).iter().product();

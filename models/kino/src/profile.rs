@@ -83,7 +83,7 @@ pub(crate) fn run(
     let console = Console::new(options.json, false);
     let mut profiles = Vec::new();
     for stage in stages {
-        let graph = parts.graph(&options.model, stage, size)?;
+        let graph = parts.graph(&options.model, stage, size, &target)?;
         let weights = Weights::open(&options.model, &parts, stage, &graph)?;
         let plan = match stage {
             StageName::Text => {

@@ -285,7 +285,11 @@ impl Run<'_> {
             }
         };
         let given = given.map(|given| (&given.edit_ratios[..], &given.latents[..]));
-        let mut conditioning = Conditioning { features: &features, noise: &mut noise, given };
+        let keys = |draw: u64| -> Vec<[u64; 3]> {
+            jobs.iter().map(|job| self.noise.key(index as u64, draw, job.sample_index)).collect()
+        };
+        let mut conditioning =
+            Conditioning { features: &features, noise: &mut noise, keys: Some(&keys), given };
         let done_before = stages.denoise_flops;
         batch.latents = stages.denoise.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);

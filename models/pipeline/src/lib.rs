@@ -16,5 +16,5 @@ pub use error::Error;
 pub use model::{Model, Paths, Transformer};
 pub use plans::{Plans, Request, Stage, compile_text, decode_graph, encode_graph, text_graph};
 pub use sampler::{Conditioning, Features, FrameEncoder, OnTimes, Sampler, Watch};
-pub use schedule::{Scheduler, SchedulerKind};
+pub use schedule::{Noise, Scheduler, SchedulerKind};
 pub use source::Part;

@@ -13,7 +13,7 @@ use runtime::{WeightStore, least_streamed_bytes};
 
 use crate::Error;
 use crate::model::Model;
-use crate::schedule::Scheduler;
+use crate::schedule::{Noise, Scheduler};
 
 /// The size and kind of the videos of one run.
 #[derive(Clone, PartialEq, Debug)]
@@ -98,7 +98,8 @@ impl Plans {
             true => Some(encode_graph(&model.vae, request.dtype, [request.height, request.width])?),
             false => None,
         };
-        let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?)?;
+        let noise = Noise::of(target);
+        let denoise = scheduler.graph(&model.transformer, &request.bucket(model)?, noise)?;
         let decode = decode_graph(&model.vae, request.dtype, [latent[1], latent[2]])?;
         let compile = |graph: Graph| compiler::compile_with(graph, target, options);
         let stages = [

@@ -9,7 +9,7 @@ use runtime::{Backend, Control, Runner, StepTime};
 use crate::Error;
 use crate::model::{Model, Transformer};
 use crate::plans::{Plans, Request, Stage};
-use crate::schedule::Scheduler;
+use crate::schedule::{Noise, Scheduler};
 
 /// What the text encoder made of one prompt.
 #[derive(Clone, PartialEq, Debug)]
@@ -30,6 +30,9 @@ pub struct Conditioning<'a> {
     /// noise; a masked run then draws twice a step (noise of given frames, noise of the step), others
     /// once.
     pub noise: &'a mut dyn FnMut(u64, &mut [f32]),
+    /// For plans that draw noise themselves ([`Noise::Drawn`]), all draws but the first: the keys of draw
+    /// number `n`, for each row its seed, the number of the draw, and that of the row's first element.
+    pub keys: Option<&'a dyn Fn(u64) -> Vec<[u64; 3]>>,
     /// Edit ratios `[rows, T]` in 0..1 (1 makes a frame, 0 keeps it) and the latents of the given
     /// frames in place; with [`Request::frame_mask`].
     pub given: Option<(&'a [f32], &'a [f32])>,
@@ -262,16 +265,31 @@ impl<'m> Sampler<'m> {
             runner.write_input("start", bytemuck::cast_slice(&draw))?;
         }
         let flops = plan.flops();
+        let noise = Noise::of(&plan.target);
         let mut number_of_draw = 0;
         for number in 0..self.scheduler.n_steps() {
             let step = self.scheduler.step(number);
             let timesteps = vec![step.timestep; rows];
             runner.write_input("timestep", bytemuck::cast_slice(&timesteps))?;
             runner.write_input("coefficients", bytemuck::cast_slice(&step.coefficients))?;
-            let mut write_draw = |runner: &mut dyn Runner, input: &str| {
+            let mut write_draw = |runner: &mut dyn Runner, name: &'static str| -> Result<(), Error> {
                 number_of_draw += 1;
-                (conditioning.noise)(number_of_draw, &mut draw);
-                runner.write_input(input, bytemuck::cast_slice(&draw))
+                let input = noise.input(name);
+                match (noise, conditioning.keys) {
+                    (Noise::Given, _) => {
+                        (conditioning.noise)(number_of_draw, &mut draw);
+                        runner.write_input(&input, bytemuck::cast_slice(&draw))?;
+                    }
+                    (Noise::Drawn, Some(keys)) => {
+                        let keys = keys(number_of_draw);
+                        runner.write_input(&input, bytemuck::cast_slice(keys.as_flattened()))?;
+                    }
+                    (Noise::Drawn, None) => {
+                        let reason = "the plans draw it by keys, and none are given";
+                        return Err(Error::request("noise", reason));
+                    }
+                }
+                Ok(())
             };
             if let Scheduler::Iddpm(iddpm) = &self.scheduler {
                 if let Some((ratios, _)) = conditioning.given {

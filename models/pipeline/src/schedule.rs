@@ -2,8 +2,9 @@
 
 use diffusion::schedule::Precision;
 use diffusion::{DpmSolver, Guidance, Iddpm, IddpmSettings, MeanKind, Step, Update, VarianceKind};
+use kernels::Target;
 use models::{Bucket, Inputs, Sizes, stdit1, stdit2};
-use ops::{Builder, DType, Graph, TensorType};
+use ops::{Builder, DType, Graph, TensorType, ValueId};
 
 use crate::Error;
 use crate::model::Transformer;
@@ -23,6 +24,49 @@ impl SchedulerKind {
         match self {
             SchedulerKind::Iddpm => "iddpm",
             SchedulerKind::DpmSolver => "dpm-solver",
+        }
+    }
+}
+
+/// Where the noise of a step comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Noise {
+    /// Inputs of the latent's type, `noise` and `renoise`.
+    Given,
+    /// Drawn in the graph by the op `normal`; inputs are its keys, `noise_key` and `renoise_key`, i64
+    /// `[rows, 3]`.
+    Drawn,
+}
+
+impl Noise {
+    /// What suits the target: a GPU draws what would take the host and the bus longer.
+    pub fn of(target: &Target) -> Noise {
+        if target.gpu.is_some() { Noise::Drawn } else { Noise::Given }
+    }
+
+    /// Name of the input that stands for `noise` or `renoise`.
+    pub(crate) fn input(self, name: &'static str) -> String {
+        match self {
+            Noise::Given => name.to_string(),
+            Noise::Drawn => format!("{name}_key"),
+        }
+    }
+
+    /// Appends noise of the latent's type.
+    fn append(
+        self,
+        b: &mut Builder,
+        name: &'static str,
+        latent: &TensorType,
+    ) -> Result<ValueId, Error> {
+        let input = self.input(name);
+        match self {
+            Noise::Given => Ok(b.input(&input, latent.clone())),
+            Noise::Drawn => {
+                let (rows, shape) = (latent.shape()[0], &latent.shape()[1..]);
+                let key = b.input(&input, TensorType::new(DType::I64, [rows, 3])?);
+                Ok(b.scope(name, |b| b.normal(key, shape))?)
+            }
         }
     }
 }
@@ -98,8 +142,14 @@ impl Scheduler {
     ///
     /// Inputs: `x`, `y`, `mask`, `timestep`, the sizes for STDiT-2, `coefficients`; for IDDPM `noise`,
     /// and with [`Bucket::frame_mask`] `renoise`, `x_mask`, `renoised`, `kept`; for DPM-Solver++ `start`.
+    /// Where noise is [`Noise::Drawn`], there are `noise_key` and `renoise_key` instead.
     /// Outputs: the next `x`; for DPM-Solver++ also the next `start`.
-    pub fn graph(&self, transformer: &Transformer, bucket: &Bucket) -> Result<Graph, Error> {
+    pub fn graph(
+        &self,
+        transformer: &Transformer,
+        bucket: &Bucket,
+        noise: Noise,
+    ) -> Result<Graph, Error> {
         let common = transformer.common();
         let rows = bucket.captions;
         let [t, h, w] = bucket.latent;
@@ -120,7 +170,7 @@ impl Scheduler {
         let mut x = x_in;
         let mut frame_mask = None;
         if let (true, Scheduler::Iddpm(iddpm)) = (bucket.frame_mask, self) {
-            let noise = b.input("renoise", latent.clone());
+            let noise = noise.append(&mut b, "renoise", &latent)?;
             let renoised = b.input("renoised", flags()?);
             x =
                 b.scope("renoise", |b| iddpm.append_renoise(b, x, noise, renoised, coefficients))?;
@@ -147,7 +197,7 @@ impl Scheduler {
         };
         let outputs = match self {
             Scheduler::Iddpm(iddpm) => {
-                let noise = b.input("noise", latent);
+                let noise = noise.append(&mut b, "noise", &latent)?;
                 let kept = if bucket.frame_mask { Some(b.input("kept", flags()?)) } else { None };
                 let next = b.scope("iddpm", |b| -> Result<_, ops::Error> {
                     let next = iddpm.append_step(b, x, out, noise, coefficients)?;

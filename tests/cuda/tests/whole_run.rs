@@ -6,22 +6,27 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use aot::Builder;
+use compiler::Plan;
 use cuda::{Device, Emulated, EngineBackend};
 use engine::Engine;
 use kernels::cuda::Gpu;
 use kernels::{Isa, Pool, Target};
 use ops::DType;
-use pipeline::{Conditioning, Model, Plans, Request, Sampler, Scheduler, SchedulerKind, Watch};
-use runtime::{Backend, Cpu};
+use pipeline::{
+    Conditioning, Model, Plans, Request, Sampler, Scheduler, SchedulerKind, Stage, Watch,
+};
+use runtime::{Backend, Cpu, StepTime};
 use tests::whole_run::embedded;
-use tests::{Rng, relative_l2};
+use tests::relative_l2;
 
 const GPU: Gpu = Gpu(90);
+const SEED: u64 = 42;
 
-/// Latents and pixels.
+/// Latents, pixels, and for each stage, where steps are timed, its plan and their times.
 struct Video {
     latents: Vec<f64>,
     pixels: Vec<f64>,
+    times: Vec<(Stage, Arc<Plan>, Vec<StepTime>)>,
 }
 
 fn request(dtype: DType) -> Request {
@@ -52,22 +57,25 @@ fn sample(
     let plans = plans(model, scheduler, dtype, target);
     let mut sampler = Sampler::new(model, scheduler.clone(), request(dtype), plans, backend);
     let prompt = "a zombie runs to the left on green grass";
-    let features = sampler.encode_text(&[prompt], &mut Watch::default()).unwrap();
-    let mut noise = |draw: u64, out: &mut [f32]| {
-        let mut rng = Rng::new(draw);
-        // A sum of twelve even draws is close to a normal one.
-        out.fill_with(|| (0..12).map(|_| rng.uniform(-0.5, 0.5)).sum::<f64>() as f32);
+    let mut times = vec![];
+    let mut on_times = |stage, plan: &Arc<Plan>, of_steps: &[StepTime]| {
+        times.push((stage, Arc::clone(plan), of_steps.to_vec()));
     };
-    let mut conditioning = Conditioning { features: &features, noise: &mut noise, given: None };
-    let latents = sampler.denoise(&mut conditioning, &mut Watch::default()).unwrap();
+    let watch = &mut Watch { on_times: Some(&mut on_times), ..Watch::default() };
+    let features = sampler.encode_text(&[prompt], watch).unwrap();
+    let mut noise = |draw: u64, out: &mut [f32]| diffusion::fill_normal(SEED, draw, 0, out);
+    let keys = |draw: u64| vec![[SEED, draw, 0]];
+    let mut conditioning =
+        Conditioning { features: &features, noise: &mut noise, keys: Some(&keys), given: None };
+    let latents = sampler.denoise(&mut conditioning, watch).unwrap();
     let mut pixels: Vec<f64> = vec![];
     sampler
-        .decode::<pipeline::Error>(&latents, &mut Watch::default(), |_, _, frame| {
+        .decode::<pipeline::Error>(&latents, watch, |_, _, frame| {
             pixels.extend(frame.iter().map(|&x| f64::from(x)));
             Ok(())
         })
         .unwrap();
-    Video { latents: latents.iter().map(|&x| f64::from(x)).collect(), pixels }
+    Video { latents: latents.iter().map(|&x| f64::from(x)).collect(), pixels, times }
 }
 
 #[test]
@@ -96,7 +104,7 @@ fn an_engine_makes_the_video_of_the_cpu_within_what_bf16_rounds() {
         let device = Emulated::new(GPU.code_name().parse().unwrap(), options);
         Ok(Box::new(device) as Box<dyn Device>)
     };
-    let emulated = EngineBackend::new(engine, Box::new(open));
+    let emulated = EngineBackend::new(Arc::clone(&engine), Box::new(open));
     let target = tests::compiled::target(Isa::detect(), 2);
     let cpu = Cpu::new(Arc::new(Pool::new(2).unwrap()));
     // Two steps make much of rounding: the first divides by the small share of the signal. After twelve, a
@@ -116,5 +124,19 @@ fn an_engine_makes_the_video_of_the_cpu_within_what_bf16_rounds() {
         };
         check("latents", &found.latents, &rounded.latents, &exact.latents);
         check("pixels", &found.pixels, &rounded.pixels, &exact.pixels);
+        assert!(found.times.is_empty(), "steps are timed where it is asked for");
+    }
+    assert!(emulated.take_notes().is_empty(), "a device without graphs is nothing to tell");
+
+    let timed = EngineBackend::new(engine, Box::new(open)).with_step_times();
+    let again = sample(&model, &steps(2), DType::Bf16, &on_gpu, &timed);
+    let untimed = sample(&model, &steps(2), DType::Bf16, &on_gpu, &emulated);
+    assert!(again.latents == untimed.latents && again.pixels == untimed.pixels);
+    let stages: Vec<Stage> = again.times.iter().map(|(stage, ..)| *stage).collect();
+    assert_eq!(stages, [Stage::Text, Stage::Denoise, Stage::Decode]);
+    for ((stage, plan, times), n_runs) in again.times.iter().zip([1, 2, 2]) {
+        assert_eq!(times.len(), plan.steps.len(), "{stage:?}");
+        let is_timed = |time: &StepTime| time.runs == n_runs && time.seconds > 0.0;
+        assert!(times.iter().all(is_timed), "{stage:?}: {times:?}");
     }
 }
