@@ -128,7 +128,8 @@ impl Runner for CpuRunner<'_> {
         let to = to.ok_or_else(|| wrong("unknown to the plan".to_string()))?;
         let from = &self.plan.outputs[output];
         if from.ty != to.ty {
-            return Err(wrong(format!("output {output} is {}, expected {}", from.ty, to.ty)));
+            let reason = format!("{}, but output {output}, which it takes, is {}", to.ty, from.ty);
+            return Err(wrong(reason));
         }
         self.carries.push((output, input.to_string()));
         Ok(())

@@ -1,0 +1,211 @@
+//! A plan on a device as its runner sees it: what passes between host and device, and what is told of a device
+//! that records no graph.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aot::Builder as EngineBuilder;
+use compiler::Plan;
+use cuda::{Device, Emulated, EngineBackend, Error, KernelId};
+use emulator::Options;
+use engine::{Arch, Engine, Kernel};
+use kernels::cuda::Gpu;
+use ops::{Builder, DType, TensorType};
+use runtime::{Backend, Control, Cpu, Runner, WeightSource, WeightStore};
+
+const GPU: Gpu = Gpu(80);
+const N: usize = 300;
+
+/// What passed between host and device.
+#[derive(Debug, Default, PartialEq)]
+struct Traffic {
+    uploaded: Vec<usize>,
+    downloaded: Vec<usize>,
+}
+
+/// An emulated device that says what passes, and may have graphs that fail.
+#[derive(Debug)]
+struct Watched {
+    device: Emulated,
+    traffic: Arc<Mutex<Traffic>>,
+    has_graphs: bool,
+}
+
+impl Device for Watched {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn arch(&self) -> Arch {
+        self.device.arch()
+    }
+
+    fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<u64, Error> {
+        self.device.alloc(what, bytes)
+    }
+
+    fn upload(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.traffic.lock().unwrap().uploaded.push(bytes.len());
+        self.device.upload(address, bytes)
+    }
+
+    fn download(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.traffic.lock().unwrap().downloaded.push(bytes.len());
+        self.device.download(address, bytes)
+    }
+
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
+        self.device.copy(from, to, bytes)
+    }
+
+    fn zero(&mut self, _: u64, _: u64) -> Result<(), Error> {
+        // What nothing has written is found out then.
+        Ok(())
+    }
+
+    fn load(&mut self, kernel: &Kernel) -> Result<KernelId, Error> {
+        self.device.load(kernel)
+    }
+
+    fn launch(&mut self, kernel: KernelId, grid: [u32; 3], pointers: &[u64]) -> Result<(), Error> {
+        self.device.launch(kernel, grid, pointers)
+    }
+
+    fn synchronize(&mut self) -> Result<(), Error> {
+        self.device.synchronize()
+    }
+
+    fn mark(&mut self, mark: usize) -> Result<(), Error> {
+        self.device.mark(mark)
+    }
+
+    fn wait(&mut self, mark: usize) -> Result<(), Error> {
+        self.device.wait(mark)
+    }
+
+    fn elapsed(&mut self, from: usize, to: usize) -> Result<Duration, Error> {
+        self.device.elapsed(from, to)
+    }
+
+    fn begin_capture(&mut self) -> Result<(), Error> {
+        match self.has_graphs {
+            true => Err(Error::Misuse("no memory for a graph".into())),
+            false => self.device.begin_capture(),
+        }
+    }
+}
+
+/// The weight `w`: ones.
+struct Ones;
+
+impl WeightSource for Ones {
+    fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String> {
+        let bytes = [1f32; N].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let ty = TensorType::new(DType::F32, [N]).unwrap();
+        Ok((name == "w").then_some((ty, Cow::Owned(bytes))))
+    }
+}
+
+/// `x` times `scale` plus the weight.
+fn plan(target: &kernels::Target) -> Arc<Plan> {
+    let mut b = Builder::new("step");
+    let ty = |n| TensorType::new(DType::F32, [n]).unwrap();
+    let (x, scale, w) = (b.input("x", ty(N)), b.input("scale", ty(1)), b.param("w", ty(N)));
+    let scaled = b.mul(x, scale).unwrap();
+    let y = b.add(scaled, w).unwrap();
+    Arc::new(compiler::compile(b.finish(&[y]), target).unwrap())
+}
+
+/// A backend of such devices.
+fn backend(plan: &Plan, has_graphs: bool) -> (EngineBackend, Arc<Mutex<Traffic>>) {
+    let mut builder = EngineBuilder::new(GPU);
+    builder.add("step", plan).unwrap();
+    let about = ("tests".to_owned(), "step".to_owned(), DType::F32);
+    let engine: Engine = builder.build(about, cuda_tests::nvrtc(), None, 1, &|_| {}).unwrap();
+    let traffic = Arc::new(Mutex::new(Traffic::default()));
+    let watched = Arc::clone(&traffic);
+    let open = move || {
+        let device = Emulated::new(GPU.code_name().parse().unwrap(), Options::default());
+        let traffic = Arc::clone(&watched);
+        Ok(Box::new(Watched { device, traffic, has_graphs }) as Box<dyn Device>)
+    };
+    (EngineBackend::new(Arc::new(engine), Box::new(open)), traffic)
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Five steps, each of which takes the output of the one before; what they come to.
+fn steps(runner: &mut dyn Runner, mut after: impl FnMut(usize)) -> Vec<f32> {
+    runner.carry(0, "x").unwrap();
+    runner.write_input("x", &bytes(&[0.5; N])).unwrap();
+    for number in 0..5 {
+        runner.write_input("scale", &bytes(&[number as f32])).unwrap();
+        runner.run(Control::default()).unwrap();
+        after(number);
+    }
+    runner.output_f32(0).unwrap().to_vec()
+}
+
+#[test]
+fn latents_stay_on_the_device_and_what_changes_is_uploaded() {
+    let on_gpu = plan(&cuda_tests::target(GPU));
+    let (backend, traffic) = backend(&on_gpu, false);
+    let store = WeightStore::new(Ones);
+    let mut runner = backend.bind(Arc::clone(&on_gpu), &store, None).unwrap();
+    assert_eq!(std::mem::take(&mut traffic.lock().unwrap().uploaded), [4 * N], "the weight");
+    let found = steps(&mut *runner, |number| {
+        let first: &[usize] = if number == 0 { &[4 * N] } else { &[] };
+        let expected = Traffic { uploaded: [first, &[4]].concat(), downloaded: vec![] };
+        assert_eq!(std::mem::take(&mut *traffic.lock().unwrap()), expected, "step {number}");
+    });
+    assert_eq!(traffic.lock().unwrap().downloaded, [4 * N], "the result");
+
+    let target = tests::compiled::target(kernels::Isa::detect(), 1);
+    let cpu = Cpu::new(Arc::new(kernels::Pool::new(1).unwrap()));
+    let mut runner = cpu.bind(plan(&target), &store, None).unwrap();
+    assert_eq!(steps(&mut *runner, |_| {}), found, "the CPU carries as devices do");
+    // Inputs keep their values: one more step with the last scale.
+    runner.run(Control::default()).unwrap();
+    assert_eq!(runner.output_f32(0).unwrap()[0], 4.0 * found[0] + 1.0);
+}
+
+#[test]
+fn a_graph_that_cannot_be_recorded_is_told_and_done_without() {
+    let plan = plan(&cuda_tests::target(GPU));
+    let store = WeightStore::new(Ones);
+    let mut found = vec![];
+    for has_graphs in [false, true] {
+        let (backend, _) = backend(&plan, has_graphs);
+        let mut runner = backend.bind(Arc::clone(&plan), &store, None).unwrap();
+        found.push(steps(&mut *runner, |_| {}));
+        let note = "`step` runs launch by launch, which is slower: no memory for a graph";
+        let expected: &[&str] = if has_graphs { &[note] } else { &[] };
+        assert_eq!(backend.take_notes(), expected);
+        assert!(backend.take_notes().is_empty(), "it is told once");
+    }
+    assert_eq!(found[0], found[1]);
+}
+
+#[test]
+fn what_cannot_be_carried_is_refused() {
+    let on_gpu = plan(&cuda_tests::target(GPU));
+    let (backend, _) = backend(&on_gpu, false);
+    let store = WeightStore::new(Ones);
+    let target = tests::compiled::target(kernels::Isa::detect(), 1);
+    let cpu = Cpu::new(Arc::new(kernels::Pool::new(1).unwrap()));
+    for mut runner in [
+        backend.bind(Arc::clone(&on_gpu), &store, None).unwrap(),
+        cpu.bind(plan(&target), &store, None).unwrap(),
+    ] {
+        let mut said = |input| runner.carry(0, input).unwrap_err().to_string();
+        let error = said("scale");
+        assert!(error.contains("f32[1]") && error.contains("f32[300]"), "{error}");
+        assert!(said("y").contains("unknown"), "{}", said("y"));
+        let error = runner.run(Control::default()).unwrap_err().to_string();
+        assert!(error.contains("input `"), "{error}");
+    }
+}
