@@ -60,9 +60,8 @@ impl Device for Watched {
         self.device.copy(from, to, bytes)
     }
 
-    fn zero(&mut self, _: u64, _: u64) -> Result<(), Error> {
-        // What nothing has written is found out then.
-        Ok(())
+    fn zero(&mut self, address: u64, bytes: u64) -> Result<(), Error> {
+        self.device.zero(address, bytes)
     }
 
     fn load(&mut self, kernel: &Kernel) -> Result<KernelId, Error> {
