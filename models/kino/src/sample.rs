@@ -153,6 +153,10 @@ fn on_device(
         }
         _ => options.dtype = Some(crate::options::Storage::of(dtype)),
     }
+    // As `kino compile` has it where it is not told otherwise; T5 exceeds the range of f16.
+    if dtype != ops::DType::F16 {
+        options.text_dtype = options.text_dtype.or(options.dtype);
+    }
     Ok((Some(Box::new(backend)), Target { gpu: Some(gpu), ..target }))
 }
 

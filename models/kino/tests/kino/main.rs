@@ -10,6 +10,8 @@ mod data;
 #[cfg(feature = "engine-files")]
 mod engines;
 mod failures;
+#[cfg(all(feature = "compile", feature = "cuda"))]
+mod gpu;
 mod look;
 mod measure;
 mod plan;
