@@ -69,7 +69,7 @@ fn philox(counter_low: u64, counter_high: u64, key: u64) -> Array<u32> {
     let key_low = low(key);
     let key_high = high(key);
     #[unroll]
-    for round in 0..ROUNDS {
+    for round in 0..comptime!(ROUNDS) {
         let a = u64::cast_from(words[0]) * comptime!(u64::from(MULTIPLIERS[0]));
         let b = u64::cast_from(words[2]) * comptime!(u64::from(MULTIPLIERS[1]));
         words[0] = high(b) ^ words[1] ^ (key_low + comptime!(WEYL[0].wrapping_mul(round as u32)));

@@ -16,7 +16,7 @@ const BLOCK: u32 = 256;
 /// Pointers: the result, the keys.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Normal {
-    /// Dims of the result: those of the keys but the last, then those of a row.
+    /// A dim of 1, then those of the result: of the keys but the last, then of a row.
     pub dims: Vec<u32>,
     /// Elements of a row.
     pub row_len: u32,
@@ -50,15 +50,16 @@ impl Normal {
         }
         let n_rows = words.rank() - 1;
         let row = &site.result.shape[n_rows..];
-        let strides = |strides: &[usize]| strides.iter().map(|&stride| stride as u32).collect();
+        // A first dim of 1, so that there is one.
+        let numbers = |first: u32, rest: &[usize]| -> Vec<u32> {
+            std::iter::once(first).chain(rest.iter().map(|&number| number as u32)).collect()
+        };
+        let of_keys = [&words.strides[..n_rows], &vec![0; row.len()]].concat();
         let function = Normal {
-            dims: site.result.shape.iter().map(|&dim| dim as u32).collect(),
+            dims: numbers(1, &site.result.shape),
             row_len: row.iter().product::<usize>() as u32,
-            result: Access { dtype: DType::F32, strides: strides(&site.result.strides) },
-            keys: Access {
-                dtype: DType::I64,
-                strides: strides(&[&words.strides[..n_rows], &vec![0; row.len()]].concat()),
-            },
+            result: Access { dtype: DType::F32, strides: numbers(0, &site.result.strides) },
+            keys: Access { dtype: DType::I64, strides: numbers(0, &of_keys) },
             word_stride: words.strides[n_rows] as u32,
         };
         let args = vec![

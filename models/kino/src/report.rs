@@ -80,8 +80,9 @@ impl Report {
         // What each loop after the first begins with is encoded again; its pixels are kept till then.
         let n_again = (n_loops - 1).saturating_mul(settings.condition_frames);
         let n_tail = if n_loops > 1 { settings.condition_frames * request.rows } else { 0 };
-        // The sampler holds its latent and two draws, and where frames are given a third and the
-        // given; the program holds all results and one latent of each given picture.
+        // The runner holds a latent and a draw (or what the step before predicted) and the sampler the next
+        // draw; where frames are given, there are another draw and the given. The program holds all results
+        // and one latent of each given picture.
         let n_held = if request.frame_mask { 5 } else { 3 };
         let host = (n_held * request.rows + n_videos)
             .saturating_mul(4 * n_latent)

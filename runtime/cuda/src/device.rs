@@ -13,7 +13,19 @@ pub struct KernelId(pub(crate) usize);
 
 /// A captured sequence of launches of one device.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct GraphId(pub(crate) usize);
+pub struct GraphId(usize);
+
+impl GraphId {
+    /// Names a recording by a number of the device's own.
+    pub fn new(number: usize) -> GraphId {
+        GraphId(number)
+    }
+
+    /// That number.
+    pub fn number(self) -> usize {
+        self.0
+    }
+}
 
 /// Memory, kernels and a clock. Everything happens in the order of the calls; launches, marks and uploads may
 /// still be under way when their call returns, and whatever fails then is told by a later call.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aot::Builder as EngineBuilder;
 use compiler::Plan;
-use cuda::{Device, Emulated, EngineBackend, Error, KernelId};
+use cuda::{Device, Emulated, EngineBackend, Error, GraphId, KernelId};
 use emulator::Options;
 use engine::{Arch, Engine, Kernel};
 use kernels::cuda::Gpu;
@@ -23,14 +23,36 @@ const N: usize = 300;
 struct Traffic {
     uploaded: Vec<usize>,
     downloaded: Vec<usize>,
+    n_launches: usize,
+    n_graphs: usize,
 }
 
-/// An emulated device that says what passes, and may have graphs that fail.
+/// What a device does with launches that are to be recorded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Graphs {
+    /// It has no graphs.
+    None,
+    /// It has no memory for them.
+    Failing,
+    /// It records them.
+    Recorded,
+}
+
+/// A call that is recorded.
+#[derive(Debug)]
+enum Call {
+    Launch(KernelId, [u32; 3], Vec<u64>),
+    Copy(u64, u64, u64),
+}
+
+/// An emulated device that says what passes, and may have graphs.
 #[derive(Debug)]
 struct Watched {
     device: Emulated,
     traffic: Arc<Mutex<Traffic>>,
-    has_graphs: bool,
+    graphs: Graphs,
+    recording: Option<Vec<Call>>,
+    recorded: Vec<Vec<Call>>,
 }
 
 impl Device for Watched {
@@ -57,6 +79,10 @@ impl Device for Watched {
     }
 
     fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
+        if let Some(recording) = &mut self.recording {
+            recording.push(Call::Copy(from, to, bytes));
+            return Ok(());
+        }
         self.device.copy(from, to, bytes)
     }
 
@@ -69,6 +95,11 @@ impl Device for Watched {
     }
 
     fn launch(&mut self, kernel: KernelId, grid: [u32; 3], pointers: &[u64]) -> Result<(), Error> {
+        if let Some(recording) = &mut self.recording {
+            recording.push(Call::Launch(kernel, grid, pointers.to_vec()));
+            return Ok(());
+        }
+        self.traffic.lock().unwrap().n_launches += 1;
         self.device.launch(kernel, grid, pointers)
     }
 
@@ -89,10 +120,27 @@ impl Device for Watched {
     }
 
     fn begin_capture(&mut self) -> Result<(), Error> {
-        match self.has_graphs {
-            true => Err(Error::Misuse("no memory for a graph".into())),
-            false => self.device.begin_capture(),
+        match self.graphs {
+            Graphs::None => self.device.begin_capture(),
+            Graphs::Failing => Err(Error::Misuse("no memory for a graph".into())),
+            Graphs::Recorded => {
+                self.recording = Some(vec![]);
+                Ok(())
+            }
         }
+    }
+
+    fn end_capture(&mut self) -> Result<GraphId, Error> {
+        self.recorded.push(self.recording.take().unwrap());
+        Ok(GraphId::new(self.recorded.len() - 1))
+    }
+
+    fn launch_graph(&mut self, graph: GraphId) -> Result<(), Error> {
+        self.traffic.lock().unwrap().n_graphs += 1;
+        self.recorded[graph.number()].iter().try_for_each(|call| match call {
+            Call::Launch(kernel, grid, pointers) => self.device.launch(*kernel, *grid, pointers),
+            Call::Copy(from, to, bytes) => self.device.copy(*from, *to, *bytes),
+        })
     }
 }
 
@@ -118,7 +166,7 @@ fn plan(target: &kernels::Target) -> Arc<Plan> {
 }
 
 /// A backend of such devices.
-fn backend(plan: &Plan, has_graphs: bool) -> (EngineBackend, Arc<Mutex<Traffic>>) {
+fn backend(plan: &Plan, graphs: Graphs) -> (EngineBackend, Arc<Mutex<Traffic>>) {
     let mut builder = EngineBuilder::new(GPU);
     builder.add("step", plan).unwrap();
     let about = ("tests".to_owned(), "step".to_owned(), DType::F32);
@@ -128,7 +176,8 @@ fn backend(plan: &Plan, has_graphs: bool) -> (EngineBackend, Arc<Mutex<Traffic>>
     let open = move || {
         let device = Emulated::new(GPU.code_name().parse().unwrap(), Options::default());
         let traffic = Arc::clone(&watched);
-        Ok(Box::new(Watched { device, traffic, has_graphs }) as Box<dyn Device>)
+        let (recording, recorded) = (None, vec![]);
+        Ok(Box::new(Watched { device, traffic, graphs, recording, recorded }) as Box<dyn Device>)
     };
     (EngineBackend::new(Arc::new(engine), Box::new(open)), traffic)
 }
@@ -152,13 +201,14 @@ fn steps(runner: &mut dyn Runner, mut after: impl FnMut(usize)) -> Vec<f32> {
 #[test]
 fn latents_stay_on_the_device_and_what_changes_is_uploaded() {
     let on_gpu = plan(&cuda_tests::target(GPU));
-    let (backend, traffic) = backend(&on_gpu, false);
+    let (backend, traffic) = backend(&on_gpu, Graphs::Recorded);
     let store = WeightStore::new(Ones);
     let mut runner = backend.bind(Arc::clone(&on_gpu), &store, None).unwrap();
     assert_eq!(std::mem::take(&mut traffic.lock().unwrap().uploaded), [4 * N], "the weight");
     let found = steps(&mut *runner, |number| {
         let first: &[usize] = if number == 0 { &[4 * N] } else { &[] };
-        let expected = Traffic { uploaded: [first, &[4]].concat(), downloaded: vec![] };
+        let uploaded = [first, &[4]].concat();
+        let expected = Traffic { uploaded, downloaded: vec![], n_launches: 0, n_graphs: 1 };
         assert_eq!(std::mem::take(&mut *traffic.lock().unwrap()), expected, "step {number}");
     });
     assert_eq!(traffic.lock().unwrap().downloaded, [4 * N], "the result");
@@ -177,22 +227,43 @@ fn a_graph_that_cannot_be_recorded_is_told_and_done_without() {
     let plan = plan(&cuda_tests::target(GPU));
     let store = WeightStore::new(Ones);
     let mut found = vec![];
-    for has_graphs in [false, true] {
-        let (backend, _) = backend(&plan, has_graphs);
+    for graphs in [Graphs::None, Graphs::Failing, Graphs::Recorded] {
+        let (backend, traffic) = backend(&plan, graphs);
         let mut runner = backend.bind(Arc::clone(&plan), &store, None).unwrap();
         found.push(steps(&mut *runner, |_| {}));
+        let n_graphs = if graphs == Graphs::Recorded { 5 } else { 0 };
+        assert_eq!(traffic.lock().unwrap().n_graphs, n_graphs, "{graphs:?}");
         let note = "`step` runs launch by launch, which is slower: no memory for a graph";
-        let expected: &[&str] = if has_graphs { &[note] } else { &[] };
-        assert_eq!(backend.take_notes(), expected);
+        let expected: &[&str] = if graphs == Graphs::Failing { &[note] } else { &[] };
+        assert_eq!(backend.take_notes(), expected, "{graphs:?}");
         assert!(backend.take_notes().is_empty(), "it is told once");
     }
-    assert_eq!(found[0], found[1]);
+    assert!(found[0] == found[1] && found[0] == found[2]);
+}
+
+#[test]
+fn timed_steps_are_not_recorded() {
+    let plan = plan(&cuda_tests::target(GPU));
+    let store = WeightStore::new(Ones);
+    let (backend, traffic) = backend(&plan, Graphs::Recorded);
+    let backend = backend.with_step_times();
+    let mut runner = backend.bind(Arc::clone(&plan), &store, None).unwrap();
+    let mut done = 0;
+    runner.write_input("x", &bytes(&[1.0; N])).unwrap();
+    runner.write_input("scale", &bytes(&[1.0])).unwrap();
+    let control = Control { on_step: Some(&mut |flops| done = flops), ..Control::default() };
+    runner.run(control).unwrap();
+    assert_eq!(done, plan.flops(), "a timed run is waited for");
+    let [time] = runner.times() else { panic!("the plan has one step") };
+    assert!(time.runs == 1 && time.seconds > 0.0);
+    let traffic = traffic.lock().unwrap();
+    assert_eq!((traffic.n_launches, traffic.n_graphs), (1, 0));
 }
 
 #[test]
 fn what_cannot_be_carried_is_refused() {
     let on_gpu = plan(&cuda_tests::target(GPU));
-    let (backend, _) = backend(&on_gpu, false);
+    let (backend, _) = backend(&on_gpu, Graphs::None);
     let store = WeightStore::new(Ones);
     let target = tests::compiled::target(kernels::Isa::detect(), 1);
     let cpu = Cpu::new(Arc::new(kernels::Pool::new(1).unwrap()));

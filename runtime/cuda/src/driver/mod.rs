@@ -381,13 +381,13 @@ impl Device for Driver {
             result::graph::destroy(graph).and(instance)
         };
         self.graphs.push(outcome.map_err(failed("make a graph of launches"))?);
-        Ok(GraphId(self.graphs.len() - 1))
+        Ok(GraphId::new(self.graphs.len() - 1))
     }
 
     fn launch_graph(&mut self, graph: GraphId) -> Result<(), Error> {
         self.enter()?;
-        let unknown = || Error::Misuse(format!("graph {} is not of this device", graph.0));
-        let instance = *self.graphs.get(graph.0).ok_or_else(unknown)?;
+        let unknown = || Error::Misuse(format!("graph {} is not of this device", graph.number()));
+        let instance = *self.graphs.get(graph.number()).ok_or_else(unknown)?;
         // SAFETY: graph and stream are of the current context; kernels and memory that the graph refers to live as
         // long as the device.
         unsafe { result::graph::launch(instance, self.stream) }.map_err(failed("launch a graph"))
