@@ -95,7 +95,8 @@ impl Backend for Cpu {
         weights: &'w WeightStore,
         memory: Option<usize>,
     ) -> Result<Box<dyn Runner + 'w>, Error> {
-        let session = LimitedSession::new(Arc::clone(&plan), weights, Arc::clone(&self.pool), memory)?;
+        let session =
+            LimitedSession::new(Arc::clone(&plan), weights, Arc::clone(&self.pool), memory)?;
         Ok(Box::new(CpuRunner { plan, session, inputs: BTreeMap::new(), carries: Vec::new() }))
     }
 }

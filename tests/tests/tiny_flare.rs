@@ -75,7 +75,8 @@ fn sample(
     }
     let mut noise = |number: u64, out: &mut [f32]| out.copy_from_slice(&draw(number));
     let given = given.map(|given| (&given.ratios[..], &placed[..]));
-    let mut conditioning = Conditioning { features: &features, noise: &mut noise, keys: None, given };
+    let mut conditioning =
+        Conditioning { features: &features, noise: &mut noise, keys: None, given };
     let latents = sampler.denoise(&mut conditioning, &mut Watch::default()).unwrap();
     let mut frames = Vec::new();
     sampler

@@ -15,9 +15,7 @@ use checkpoint::TensorView;
 use compiler::Plan;
 use kernels::Target;
 use media::{Layout, MediaWriter, Metadata};
-use pipeline::{
-    Conditioning, Features, Model, OnTimes, Plans, Request, Sampler, Scheduler, Watch,
-};
+use pipeline::{Conditioning, Features, Model, OnTimes, Plans, Request, Sampler, Scheduler, Watch};
 use runtime::{Backend, StepTime};
 
 use crate::failure::Outcome;
@@ -162,11 +160,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn watch<'w>(
-        &'w self,
-        on_flops: &'w mut dyn FnMut(u64),
-        on_times: OnTimes<'w>,
-    ) -> Watch<'w> {
+    fn watch<'w>(&'w self, on_flops: &'w mut dyn FnMut(u64), on_times: OnTimes<'w>) -> Watch<'w> {
         let (on_flops, on_times) = (Some(on_flops), Some(on_times));
         Watch { interrupt: Some(self.interrupt), on_flops, on_times }
     }
@@ -190,8 +184,7 @@ impl Run<'_> {
         let mut stage = console.stage("text", flops);
         let features = stage.time(|bar| {
             let mut on_flops = |done| bar.set(done);
-            let mut on_times =
-                |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
+            let mut on_times = |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
             sampler.encode_text(&texts, &mut self.watch(&mut on_flops, &mut on_times))
         })?;
         report.seconds.push(("text", stage.finish()));
@@ -210,8 +203,7 @@ impl Run<'_> {
         let mut latents = Vec::with_capacity(self.placed.n_pictures());
         stage.time(|bar| {
             let mut on_flops = |done| bar.set(done);
-            let mut on_times =
-                |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
+            let mut on_times = |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
             let mut watch = self.watch(&mut on_flops, &mut on_times);
             self.references.read(self.placed, [height, width], self.interrupt, |pixels| {
                 latents.push(encoder.encode(pixels, &mut watch)?);
@@ -293,8 +285,7 @@ impl Run<'_> {
         let done_before = stages.denoise_flops;
         batch.latents = stages.denoise.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);
-            let mut on_times =
-                |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
+            let mut on_times = |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
             sampler.denoise(&mut conditioning, &mut self.watch(&mut on_flops, &mut on_times))
         })?;
         let n_steps = self.scheduler.n_steps() as u64;
@@ -321,8 +312,7 @@ impl Run<'_> {
         let mut rgb = Vec::new();
         decode.time(|bar| {
             let mut on_flops = |done| bar.set(done_before + done);
-            let mut on_times =
-                |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
+            let mut on_times = |stage, plan: &_, times: &_| self.keep_times(stage, plan, times);
             let mut watch = self.watch(&mut on_flops, &mut on_times);
             sampler.decode(latents, &mut watch, |row, t, pixels| -> Outcome<()> {
                 if !is_last && t + shared >= n_frames {

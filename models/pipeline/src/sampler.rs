@@ -272,7 +272,9 @@ impl<'m> Sampler<'m> {
             let timesteps = vec![step.timestep; rows];
             runner.write_input("timestep", bytemuck::cast_slice(&timesteps))?;
             runner.write_input("coefficients", bytemuck::cast_slice(&step.coefficients))?;
-            let mut write_draw = |runner: &mut dyn Runner, name: &'static str| -> Result<(), Error> {
+            let mut write_draw = |runner: &mut dyn Runner,
+                                  name: &'static str|
+             -> Result<(), Error> {
                 number_of_draw += 1;
                 let input = noise.input(name);
                 match (noise, conditioning.keys) {
@@ -294,8 +296,11 @@ impl<'m> Sampler<'m> {
             if let Scheduler::Iddpm(iddpm) = &self.scheduler {
                 if let Some((ratios, _)) = conditioning.given {
                     let roles = iddpm.frame_roles(number, ratios)?;
-                    let flags =
-                        [("x_mask", roles.noisy), ("renoised", roles.renoised), ("kept", roles.kept)];
+                    let flags = [
+                        ("x_mask", roles.noisy),
+                        ("renoised", roles.renoised),
+                        ("kept", roles.kept),
+                    ];
                     for (name, flags) in flags {
                         let bytes: Vec<u8> = flags.into_iter().map(u8::from).collect();
                         runner.write_input(name, &bytes)?;

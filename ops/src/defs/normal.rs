@@ -6,9 +6,7 @@
 
 use crate::op::{arity, ints};
 use crate::philox::normal4;
-use crate::{
-    Attr, AttrReader, Builder, DType, Error, Example, OpDef, Tensor, TensorType, ValueId,
-};
+use crate::{Attr, AttrReader, Builder, DType, Error, Example, OpDef, Tensor, TensorType, ValueId};
 
 /// Words of a row's key.
 const KEY_WORDS: usize = 3;

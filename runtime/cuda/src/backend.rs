@@ -173,7 +173,7 @@ impl Runner for EngineRunner {
                 sum.seconds += time.as_secs_f64();
                 sum.runs += 1;
             }
-            self.session.program(self.id).flops()
+            self.plan.flops()
         } else {
             self.capture();
             self.session.start(self.id).map_err(failed)?;

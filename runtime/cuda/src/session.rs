@@ -188,7 +188,8 @@ impl Session {
         let (_, from) = self.port(id, "output", &program.outputs, output)?;
         let (index, to) = self.port(id, "input", &program.inputs, input)?;
         if from.ty != to.ty {
-            let reason = format!("{}, but output `{output}`, which it takes, is {}", to.ty, from.ty);
+            let reason =
+                format!("{}, but output `{output}`, which it takes, is {}", to.ty, from.ty);
             return Err(self.wrong_port(id, "input", input, reason));
         }
         let (from, bytes) = (self.arena + from.offset, from.ty.bytes() as u64);

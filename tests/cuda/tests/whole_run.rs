@@ -16,8 +16,8 @@ use pipeline::{
     Conditioning, Model, Plans, Request, Sampler, Scheduler, SchedulerKind, Stage, Watch,
 };
 use runtime::{Backend, Cpu, StepTime};
-use tests::whole_run::embedded;
 use tests::relative_l2;
+use tests::whole_run::embedded;
 
 const GPU: Gpu = Gpu(90);
 const SEED: u64 = 42;
