@@ -232,7 +232,7 @@ impl TuneOptions {
             };
             let size = model.size()?;
             for &stage in &stages {
-                let graph = parts.graph(&model, stage, size)?;
+                let graph = parts.graph(&model, stage, size, &target)?;
                 let limit = compiler::Options { memory: None };
                 plans.push(StagePlan::compile(stage, graph, &target, &limit, None)?);
             }
