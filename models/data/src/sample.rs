@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use diffusion::{Release, philox4x32};
+use diffusion::Release;
 use media::{Fit, FrameSource};
+use ops::philox::philox4x32;
 
 use crate::{BucketShape, Error, Result, Row};
 
