@@ -214,6 +214,7 @@ fn way(function: &Function) -> String {
         | Function::GroupSums(_)
         | Function::Heads(_)
         | Function::Map(_)
+        | Function::Normal(_)
         | Function::Transpose(_) => "-".to_owned(),
     }
 }

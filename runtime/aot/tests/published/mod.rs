@@ -63,6 +63,7 @@ fn plan(name: &str, graph: &Graph, gpu: Gpu) -> Plan {
         l2_bytes: 0,
         l3_bytes: 0,
         gpu: Some(gpu),
+        tiles: None,
     };
     compiler::compile(graph.clone(), &target).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
