@@ -24,6 +24,7 @@ use crate::map;
 use crate::normal;
 use crate::properties::{options, properties};
 use crate::rows;
+use crate::shared_names;
 use crate::slot::SlotExpand;
 use crate::transpose;
 
@@ -75,7 +76,7 @@ pub fn emit(function: &Function, gpu: Gpu) -> Result<Source, Error> {
         .compile(builder.build(), &options(gpu))
         .map_err(|error| refuse(error.to_string()))?;
     Ok(Source {
-        text: compiled.source,
+        text: shared_names::in_order(compiled.source),
         entry: function.name().to_owned(),
         shared_bytes: compiled.shared_memory_size as u32,
         pointers,

@@ -46,6 +46,7 @@ mod position;
 mod properties;
 mod ptx;
 mod rows;
+mod shared_names;
 mod slot;
 mod transpose;
 

@@ -112,6 +112,22 @@ fn a_table_is_read_as_it_was_written() {
 }
 
 #[test]
+fn a_function_has_one_text() {
+    let graphs = published::graphs();
+    // Its norms of groups have two parts of shared memory each.
+    let (name, graph) = graphs.iter().find(|(name, _)| name == "tiny-flare-1.1 decode").unwrap();
+    let ids = || {
+        let mut survey = Survey::default();
+        published::add(&mut survey, name, graph, Gpu(80)).unwrap();
+        survey.ids()
+    };
+    let first = ids();
+    for _ in 0..5 {
+        assert_eq!(ids(), first);
+    }
+}
+
+#[test]
 fn a_sample_of_the_table_comes_out_the_same() {
     let nvrtc = Nvrtc::find().unwrap_or_else(|error| panic!("{error}"));
     let (committed, graphs) = (table(), published::graphs());
