@@ -40,8 +40,16 @@ fn mutate(target: &str, words: &[&str], mut read: impl FnMut(&[u8]) -> bool) -> 
             let mut bytes = seed.clone();
             for _ in 0..1 + random.below(3) {
                 let at = random.below(bytes.len());
-                match random.below(4) {
+                match random.below(5) {
                     0 => bytes[at] = random.below(256) as u8,
+                    4 => {
+                        let is_digit = |&at: &usize| bytes[at].is_ascii_digit();
+                        let digits: Vec<usize> = (0..bytes.len()).filter(is_digit).collect();
+                        if !digits.is_empty() {
+                            bytes[digits[random.below(digits.len())]] =
+                                b'0' + random.below(10) as u8;
+                        }
+                    }
                     1 => bytes.truncate(at.max(1)),
                     2 => {
                         let end = (at + 1 + random.below(8)).min(bytes.len());
@@ -90,5 +98,5 @@ fn a_damaged_bucket_file_is_buckets_or_a_message() {
         assert_eq!(n_taken + survey.left_out.values().sum::<usize>(), sizes.len(), "{text}");
         true
     });
-    assert!(n_taken > 1000, "{n_taken}");
+    assert!(n_taken > 200, "{n_taken}");
 }
