@@ -13,7 +13,7 @@ use models::Bucket;
 use models::config::{AutoencoderKl, Stdit2, T5};
 use models::published::{self, Architecture};
 use ops::{DType, Graph};
-use pipeline::{Scheduler, SchedulerKind, Transformer};
+use pipeline::{Noise, Scheduler, SchedulerKind, Transformer};
 
 /// What activations and weights are stored in.
 const DTYPE: DType = DType::Bf16;
@@ -112,7 +112,7 @@ fn step(transformer: &Transformer, [frames, height, width]: [usize; 3], downscal
     let tokens = transformer.common().model_max_length;
     let bucket = Bucket::new(1, latent, [height as f64, width as f64], tokens);
     let bucket = Bucket { dtype: DTYPE, guided: true, ..bucket };
-    scheduler.graph(transformer, &bucket).expect("the sizes are possible")
+    scheduler.graph(transformer, &bucket, Noise::Drawn).expect("the sizes are possible")
 }
 
 fn text(t5: &T5, tokens: usize) -> Graph {
