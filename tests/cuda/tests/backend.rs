@@ -167,7 +167,7 @@ fn plan(target: &kernels::Target) -> Arc<Plan> {
 
 /// A backend of such devices.
 fn backend(plan: &Plan, graphs: Graphs) -> (EngineBackend, Arc<Mutex<Traffic>>) {
-    let mut builder = EngineBuilder::new(GPU);
+    let mut builder = EngineBuilder::new();
     builder.add("step", plan).unwrap();
     let about = ("tests".to_owned(), "step".to_owned(), DType::F32);
     let engine: Engine = builder.build(about, cuda_tests::nvrtc(), None, 1, &|_| {}).unwrap();
