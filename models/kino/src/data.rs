@@ -64,10 +64,13 @@ enum StoredAs {
 /// What to check.
 #[derive(Args, Debug)]
 struct CheckOptions {
-    /// The table, CSV with the columns path, text, num_frames, height, width, fps
+    #[arg(help = "The table, CSV with the columns path, text, num_frames, height, width, fps")]
     table: PathBuf,
-    /// Buckets, as TOML: [buckets.240p] with lines such as 51 = { keep = 0.4, batch_size = 20 }
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Buckets, as TOML: [buckets.240p] with lines such as 51 = { keep = 0.4, batch_size = 20 }"
+    )]
     buckets: PathBuf,
     /// Folder that paths of the table are below
     #[arg(long, value_name = "FOLDER")]
