@@ -123,6 +123,8 @@ pub fn leaf(body: &Graph, value: ValueId, operands: &[Layout]) -> Option<Leaf> {
         layout.reshaped(node.ty.shape())?
     } else if let Op::Broadcast(_) = op {
         layout.broadcast(node.ty.shape())
+    } else if let Op::StopGradient(_) = op {
+        layout
     } else {
         return None;
     };

@@ -23,23 +23,36 @@ pub fn append_gradients(
         let (found, expected) = (b.ty(cotangent), b.ty(output));
         return Err(Error::Shape(format!("the cotangent is {found}, the output is {expected}")));
     }
+    backpropagate(b, output, cotangent, wrt, 0)
+}
+
+/// [`append_gradients`] through the nodes from `first` on. What comes before them is given: the
+/// gradient of a value of `wrt` there has no share that passes through another one.
+fn backpropagate(
+    b: &mut Builder,
+    output: ValueId,
+    cotangent: ValueId,
+    wrt: &[ValueId],
+    first: usize,
+) -> Result<Vec<Option<ValueId>>, Error> {
     let mut needed = vec![false; output.index() + 1];
     for value in wrt {
         if let Some(flag) = needed.get_mut(value.index()) {
             *flag = true;
         }
     }
-    for i in 0..needed.len() {
+    for i in first..needed.len() {
         let node = &b.graph().nodes[i];
         needed[i] |= node.ty.dtype().is_float() && node.args.iter().any(|arg| needed[arg.index()]);
     }
     let mut grads: Vec<Option<ValueId>> = vec![None; output.index() + 1];
     grads[output.index()] = Some(cotangent);
-    for i in (0..=output.index()).rev() {
+    for i in (first..=output.index()).rev() {
+        let Some(grad) = grads[i] else { continue };
         let node = b.graph().nodes[i].clone();
         // A value of `wrt` may be needed itself without any of its operands being so.
         let passes = node.args.iter().any(|arg| needed[arg.index()]);
-        let (Some(grad), true, Role::Op(op)) = (grads[i], passes, &node.role) else { continue };
+        let (true, Role::Op(op)) = (passes, &node.role) else { continue };
         let arg_grads = vjp(b, op, &node.args, ValueId(i as u32), grad)?;
         for (arg, arg_grad) in node.args.iter().zip(arg_grads) {
             if let (Some(new), true) = (arg_grad, needed[arg.index()]) {
@@ -62,26 +75,30 @@ fn vjp(
 ) -> Result<Vec<Option<ValueId>>, Error> {
     let def: &dyn OpDef = op.def();
     match def.vjp(b, args, out, grad) {
-        Err(Error::NoGradient(name)) => match def.decompose(b, args) {
-            None => Err(Error::NoGradient(name)),
-            Some(value) => decomposition_vjp(b, args, value?, grad),
-        },
+        Err(Error::NoGradient(name)) => {
+            let first = b.graph().nodes.len();
+            match def.decompose(b, args) {
+                None => Err(Error::NoGradient(name)),
+                Some(value) => decomposition_vjp(b, args, value?, grad, first),
+            }
+        }
         grads => grads,
     }
 }
 
-/// Differentiates the nodes between `args` and `out`; each operand position gets its own share, so
-/// an op may take the same value twice.
+/// Differentiates the nodes from `first` to `out`, a decomposition; each operand position gets its
+/// own share, so an op may take the same value twice, or one that depends on another of its operands.
 fn decomposition_vjp(
     b: &mut Builder,
     args: &[ValueId],
     out: ValueId,
     grad: ValueId,
+    first: usize,
 ) -> Result<Vec<Option<ValueId>>, Error> {
     let mut unique: Vec<ValueId> = args.to_vec();
     unique.sort_unstable();
     unique.dedup();
-    let grads = append_gradients(b, out, grad, &unique)?;
+    let grads = backpropagate(b, out, grad, &unique, first)?;
     let mut result = vec![None; args.len()];
     for (value, grad) in unique.into_iter().zip(grads) {
         let position = args.iter().position(|&arg| arg == value);

@@ -251,6 +251,7 @@ ops! {
         "select" => select::Select,
         "slice" => slice::Slice,
         "softmax" => softmax::Softmax,
+        "stop_gradient" => stop_gradient::StopGradient,
     }
 }
 

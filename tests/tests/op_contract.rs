@@ -227,6 +227,54 @@ fn one_value_may_be_several_operands() {
     assert!(relative_l2(&floats(&grad), &difference) < 1e-8);
 }
 
+/// What reaches `x` through another operand is passed on once, by the node that made that operand.
+#[test]
+fn operands_of_a_composite_may_depend_on_each_other() {
+    let ty = TensorType::new(ops::DType::F32, [2, 3, 1, 2]).unwrap();
+    let mut b = Builder::new("dependent");
+    let x = b.input("0", ty.clone());
+    let k = b.sin(x).unwrap();
+    let v = b.mul(k, x).unwrap();
+    let y = b.attention([x, k, v], None, None, 0.7).unwrap();
+    let forward = b.clone().finish(&[y]);
+    let cotangent = b.input("1", ty.clone());
+    let grad = append_gradients(&mut b, y, cotangent, &[x]).unwrap()[0].unwrap();
+    let backward = b.finish(&[grad]);
+    let mut rng = Rng::new(8);
+    let operands = [rng.tensor(&ty, (-1.0, 1.0)), rng.tensor(&ty, (-1.0, 1.0))];
+    let grad = run(&backward, &operands, Rounding::Exact).remove(0);
+    let loss = |i: usize, step: f64| {
+        let mut moved = floats(&operands[0]);
+        moved[i] += step;
+        let out = run(&forward, &[Tensor::floats(ty.clone(), moved)], Rounding::Exact).remove(0);
+        floats(&out).iter().zip(floats(&operands[1])).map(|(y, c)| y * c).sum::<f64>()
+    };
+    let difference: Vec<f64> =
+        (0..ty.count()).map(|i| (loss(i, 1e-5) - loss(i, -1e-5)) / 2e-5).collect();
+    assert!(relative_l2(&floats(&grad), &difference) < 1e-8);
+}
+
+/// `x` times what it is now: the gradient is that of one factor.
+#[test]
+fn no_gradient_passes_a_stopped_value() {
+    let ty = TensorType::new(ops::DType::F32, [5]).unwrap();
+    let mut b = Builder::new("stopped");
+    let x = b.input("0", ty.clone());
+    let cotangent = b.input("1", ty.clone());
+    let given = b.stop_gradient(x).unwrap();
+    let y = b.mul(x, given).unwrap();
+    let z = b.exp(given).unwrap();
+    let grads = [y, z].map(|out| append_gradients(&mut b, out, cotangent, &[x]).unwrap()[0]);
+    assert_eq!(grads[1], None);
+    let backward = b.finish(&[grads[0].unwrap(), y]);
+    let mut rng = Rng::new(9);
+    let operands = [rng.tensor(&ty, (-1.0, 1.0)), rng.tensor(&ty, (1.0, 1.0))];
+    let found = run(&backward, &operands, Rounding::Exact);
+    assert_eq!(floats(&found[0]), floats(&operands[0]));
+    let squares: Vec<f64> = floats(&operands[0]).iter().map(|x| x * x).collect();
+    assert_eq!(floats(&found[1]), squares);
+}
+
 #[test]
 fn gradients_of_a_deep_chain_grow_linearly() {
     let ty = TensorType::new(ops::DType::F32, [2, 4]).unwrap();

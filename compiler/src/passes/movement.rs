@@ -20,6 +20,8 @@ pub(super) fn rule(r: &mut Rewriter<'_>, op: &Op, args: &[ValueId]) -> Option<Va
         Op::Broadcast(broadcast) => self::broadcast(r, broadcast, args[0]),
         Op::Pad(pad) => self::pad(r, pad, args[0]),
         Op::Concat(_) => (args.len() == 1).then(|| args[0]),
+        // Gradients have been appended by now.
+        Op::StopGradient(_) => Some(args[0]),
         _ => None,
     }
 }

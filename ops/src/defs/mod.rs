@@ -28,4 +28,5 @@ pub mod scatter_add;
 pub mod select;
 pub mod slice;
 pub mod softmax;
+pub mod stop_gradient;
 pub mod unary;

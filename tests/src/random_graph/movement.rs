@@ -54,6 +54,9 @@ impl Growth {
                 for dim in wide.iter_mut().filter(|dim| **dim == 1) {
                     *dim = 1 + self.random.below(3);
                 }
+                if wide == shape {
+                    return self.b.stop_gradient(x);
+                }
                 self.b.broadcast(x, &wide)
             }
             _ => {
