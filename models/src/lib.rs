@@ -11,6 +11,7 @@ mod bucket;
 pub mod config;
 mod error;
 mod json;
+pub mod nearest;
 mod net;
 pub mod nn;
 pub mod published;

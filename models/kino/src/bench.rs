@@ -15,11 +15,12 @@ use benches::report::{Measured, TABLE_HEAD};
 use benches::work::{self, Work};
 use clap::Args;
 use kernels::Target;
+use models::nearest;
 use ops::DType;
 use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
-use crate::{VERSION, machine, nearest, progress};
+use crate::{VERSION, machine, progress};
 
 /// What to measure.
 #[derive(Args, Debug)]

@@ -2,9 +2,9 @@
 //!
 //! A file is outside data: whatever it holds gives options or a message that names the place.
 
+use models::nearest::nearest;
 use serde_json::Value;
 
-use crate::nearest::nearest;
 use crate::options::{Layer, SampleOptions};
 
 /// Keys of lists, of which one entry may stand for itself.

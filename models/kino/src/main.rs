@@ -23,7 +23,6 @@ mod inspect;
 mod inspect_engine;
 mod layers;
 mod machine;
-mod nearest;
 mod noise;
 mod options;
 mod outputs;

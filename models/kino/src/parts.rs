@@ -4,12 +4,13 @@ use std::path::Path;
 
 use checkpoint::{Checkpoint, Kind, Pipeline, identify};
 use models::config::{AutoencoderKl, T5};
+use models::nearest;
 use models::published::{self, Architecture, PUBLISHED};
 use pipeline::Transformer;
 
 use crate::failure::{Failure, Outcome};
 use crate::inspect::{Config, config_of};
-use crate::{nearest, source};
+use crate::source;
 
 /// Configurations at hand; a pipeline has all three.
 #[derive(Debug, Default)]

@@ -7,11 +7,11 @@ use benches::Error;
 use benches::synth::{SHARD_BYTES, Synthetic, Watch};
 use clap::Args;
 use media::Format;
-use models::published;
+use models::{nearest, published};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::Storage;
-use crate::{machine, nearest, parts, progress, source, units};
+use crate::{machine, parts, progress, source, units};
 
 /// What to make.
 #[derive(Args, Debug)]

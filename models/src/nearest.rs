@@ -1,7 +1,7 @@
-//! Which name a user may have meant.
+//! Which name a user may have meant. Every reader of names, from options to recipes, asks here.
 
 /// The most similar of `known`, of which there is at least one; the first of several.
-pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> &'a str {
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> &'a str {
     let nearest = known.into_iter().min_by_key(|known| distance(known, name));
     nearest.expect("callers have names to choose from")
 }
