@@ -1,0 +1,30 @@
+//! Clipping by the global norm, as graph nodes.
+
+use ops::{Builder, Error, ValueId};
+
+/// Added to the norm before it divides, as upstream's.
+const NORM_EPS: f64 = 1e-6;
+
+/// The L2 norm of all `gradients` (f32, at least one) together, f32 `[1]`. The sum of squares of each is
+/// made first, then their sum in the order given, so the result does not depend on the machine.
+pub fn append_global_norm(b: &mut Builder, gradients: &[ValueId]) -> Result<ValueId, Error> {
+    let mut squares = Vec::with_capacity(gradients.len());
+    for &gradient in gradients {
+        let square = b.square(gradient)?;
+        let axes: Vec<usize> = (0..b.ty(gradient).rank()).collect();
+        let sum = if axes.is_empty() { square } else { b.reduce_sum(square, &axes)? };
+        squares.push(b.reshape(sum, &[1])?);
+    }
+    let squares = if let [one] = squares[..] { one } else { b.concat(&squares, 0)? };
+    let sum = b.reduce_sum(squares, &[0])?;
+    b.sqrt(sum)
+}
+
+/// What gradients of global norm `norm` (f32 `[1]`) are multiplied by so that their norm is at most
+/// `max_norm`, f32 `[1]`: 1 where it is already.
+pub fn append_clip_factor(b: &mut Builder, norm: ValueId, max_norm: f64) -> Result<ValueId, Error> {
+    let norm = b.add_scalar(norm, NORM_EPS)?;
+    let factor = b.recip(norm)?;
+    let factor = b.mul_scalar(factor, max_norm)?;
+    b.min_scalar(factor, 1.0)
+}

@@ -1,0 +1,56 @@
+//! What can go wrong between a recipe and a trained model.
+
+/// Why a step cannot be built, compiled or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An option that no step can have. The caller's.
+    #[error("training option `{name}`: {reason}")]
+    Option {
+        /// The option.
+        name: &'static str,
+        /// What was expected and found.
+        reason: String,
+    },
+    /// A recipe that is no TOML, or that says what no run can be. Its writer's.
+    #[error("recipe: {0}")]
+    Recipe(String),
+    /// The bucket is not one of training. The caller's.
+    #[error("training bucket: {0}")]
+    Bucket(String),
+    /// A trained parameter has no influence on the loss. The caller's.
+    #[error("parameter `{0}` does not change the loss: freeze it")]
+    NoInfluence(String),
+    /// A weight cannot be had, or has another shape. The checkpoint's.
+    #[error("weight `{name}`: {reason}")]
+    Weight {
+        /// Checkpoint name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The state is not that of this step. The caller's.
+    #[error("training state: {0}")]
+    State(String),
+    /// The model has no graph for the bucket.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    /// The noise schedule is none.
+    #[error(transparent)]
+    Schedule(#[from] diffusion::Error),
+    /// An op does not fit its operands.
+    #[error(transparent)]
+    Op(#[from] ops::Error),
+    /// The graph has no plan.
+    #[error(transparent)]
+    Compile(#[from] compiler::Error),
+    /// The plan cannot be run.
+    #[error(transparent)]
+    Run(#[from] runtime::Error),
+}
+
+impl Error {
+    /// An [`Error::Option`].
+    pub(crate) fn option(name: &'static str, reason: impl Into<String>) -> Error {
+        Error::Option { name, reason: reason.into() }
+    }
+}

@@ -1,0 +1,49 @@
+//! Training of the diffusion transformers: one step (noising, forward, loss, backward, clipping, `AdamW`,
+//! EMA) is one graph, and the host gives what changes from step to step.
+//!
+//! [`training_step`] builds the graph of a bucket from the model's own and from pure functions that
+//! append to a [`ops::Builder`]: [`Iddpm`] (noise and losses), [`append_global_norm`] and
+//! [`append_clip_factor`], [`AdamW`], [`append_ema`]. Everything that is learned is f32 *state* (masters,
+//! moments, EMA): inputs of the graph whose new values are outputs, paired by [`Carry`]. What is computed
+//! with in another type is cast where it is used. [`Trainer`] compiles steps and keeps the state.
+//!
+//! A [`Recipe`] is a TOML file with every number of a run; those of upstream's releases are [`PUBLISHED`].
+//!
+//! Reference numbers come from upstream's own training loop; `tests/tests/golden_training.rs` compares.
+
+mod adamw;
+mod clip;
+mod ema;
+mod error;
+mod iddpm;
+mod lora;
+mod lr_schedule;
+mod means;
+mod model;
+mod options;
+mod program;
+mod published;
+pub mod recipe;
+mod state;
+mod step;
+mod timesteps;
+mod trainable;
+mod trainer;
+
+pub use adamw::{AdamW, Slot};
+pub use clip::{append_clip_factor, append_global_norm};
+pub use ema::append_ema;
+pub use error::Error;
+pub use iddpm::{Iddpm, Losses, Sample, Weighting};
+pub use lora::Lora;
+pub use lr_schedule::LrSchedule;
+pub use model::Model;
+pub use options::Options;
+pub use program::{Carry, Program};
+pub use published::{PUBLISHED, find};
+pub use recipe::Recipe;
+pub use state::{State, StateKind};
+pub use step::{accumulation_step, gradients, training_step, update_step};
+pub use timesteps::TimestepSampler;
+pub use trainable::Freeze;
+pub use trainer::{Batch, BucketId, Machine, Outcome, Trainer};
