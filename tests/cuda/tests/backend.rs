@@ -10,7 +10,7 @@ use aot::Builder as EngineBuilder;
 use compiler::Plan;
 use cuda::{Device, Emulated, EngineBackend, Error, GraphId, KernelId};
 use emulator::Options;
-use engine::{Arch, Engine, Kernel};
+use engine::{Arch, Engine, Image, Kernel};
 use kernels::cuda::Gpu;
 use ops::{Builder, DType, TensorType};
 use runtime::{Backend, Control, Cpu, Runner, WeightSource, WeightStore};
@@ -62,6 +62,14 @@ impl Device for Watched {
 
     fn arch(&self) -> Arch {
         self.device.arch()
+    }
+
+    fn shared_bytes(&self) -> u32 {
+        self.device.shared_bytes()
+    }
+
+    fn image<'k>(&self, kernel: &'k Kernel) -> Option<&'k Image> {
+        self.device.image(kernel)
     }
 
     fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<u64, Error> {
