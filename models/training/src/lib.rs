@@ -24,6 +24,7 @@ mod options;
 mod program;
 mod published;
 pub mod recipe;
+mod recipe_keys;
 mod state;
 mod step;
 mod timesteps;

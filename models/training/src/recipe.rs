@@ -10,6 +10,7 @@ use models::nearest::nearest;
 use models::published::{self, Architecture};
 use serde::{Deserialize, Serialize};
 
+use crate::recipe_keys::check_keys;
 use crate::{AdamW, Error, Freeze, Lora, LrSchedule, Model, Options, Weighting};
 
 /// Strategies by which training keeps frames clean, under upstream's names of 1.2.
@@ -208,19 +209,19 @@ pub struct OptimizerSection {
     pub freeze: String,
 }
 
-fn default_betas() -> [f64; 2] {
+pub(crate) fn default_betas() -> [f64; 2] {
     AdamW::default().betas
 }
 
-fn default_eps() -> f64 {
+pub(crate) fn default_eps() -> f64 {
     AdamW::default().eps
 }
 
-fn one() -> usize {
+pub(crate) fn one() -> usize {
     1
 }
 
-fn nothing() -> String {
+pub(crate) fn nothing() -> String {
     "none".into()
 }
 
@@ -293,7 +294,7 @@ impl Recipe {
     /// [`Error::Recipe`] with the place and what is wrong there.
     pub fn parse(text: &str) -> Result<Recipe, Error> {
         let table: toml::Table = text.parse().map_err(|error| at_line(text, &error))?;
-        check_keys(&toml::Value::Table(table), &template(), "")?;
+        check_keys(&toml::Value::Table(table))?;
         let recipe: Recipe = toml::from_str(text).map_err(|error| at_line(text, &error))?;
         recipe.check()?;
         Ok(recipe)
@@ -485,7 +486,7 @@ impl BucketShare {
     }
 }
 
-fn fail<T>(reason: String) -> Result<T, Error> {
+pub(crate) fn fail<T>(reason: String) -> Result<T, Error> {
     Err(Error::Recipe(reason))
 }
 
@@ -493,88 +494,4 @@ fn fail<T>(reason: String) -> Result<T, Error> {
 fn at_line(text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
     Error::Recipe(format!("line {line}: {}", error.message()))
-}
-
-/// Fails for a key of `value` that `known` has not. Elements of lists are held against the first known.
-fn check_keys(value: &toml::Value, known: &toml::Value, path: &str) -> Result<(), Error> {
-    match (value, known) {
-        (toml::Value::Table(table), toml::Value::Table(known)) => {
-            for (key, value) in table {
-                let place = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                let Some(known_value) = known.get(key) else {
-                    let meant = nearest(key, known.keys().map(String::as_str));
-                    return fail(format!("unknown key `{place}`; did you mean `{meant}`?"));
-                };
-                // What a model is configured by is for its own reader.
-                if place != "model.config" {
-                    check_keys(value, known_value, &place)?;
-                }
-            }
-            Ok(())
-        }
-        (toml::Value::Array(values), toml::Value::Array(known)) => {
-            let Some(known) = known.first() else { return Ok(()) };
-            values.iter().try_for_each(|value| check_keys(value, known, path))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A recipe that has every key.
-fn template() -> toml::Value {
-    let recipe = Recipe {
-        about: String::new(),
-        buckets: vec![BucketShare {
-            resolution: String::new(),
-            frames: 1,
-            keep: 1.0,
-            batch: Some(1),
-        }],
-        masks: vec![MaskShare { name: String::new(), share: 1.0 }],
-        fixed: Some(FixedSize { frames: 1, height: 1, width: 1, batch: 1 }),
-        model: ModelSection {
-            architecture: String::new(),
-            config: toml::Table::new(),
-            start: Some(String::new()),
-            dtype: DTypeName::F32,
-        },
-        data: DataSection {
-            frame_interval: 1,
-            transform: Transform::Center,
-            horizontal_flip: false,
-            workers: 1,
-            vae_micro_batch: Some(1),
-        },
-        loss: LossSection {
-            kind: LossKind::Iddpm,
-            tables: TablePrecision::F32,
-            caption_dropout: 0.0,
-        },
-        optimizer: OptimizerSection {
-            lr: 1.0,
-            betas: default_betas(),
-            eps: default_eps(),
-            weight_decay: 0.0,
-            max_norm: Some(1.0),
-            ema_decay: Some(0.0),
-            micro_batches: one(),
-            freeze: nothing(),
-        },
-        schedule: ScheduleSection {
-            kind: ScheduleKind::Constant,
-            steps: Some(1),
-            start: Some(0.0),
-            end: Some(0.0),
-        },
-        lora: Some(LoraSection { rank: 1, alpha: 1.0, targets: vec![String::new()] }),
-        run: RunSection {
-            seed: 0,
-            epochs: 1,
-            steps: Some(1),
-            log_every: 1,
-            checkpoint_every: 1,
-            gradient_checkpointing: false,
-        },
-    };
-    toml::Value::try_from(recipe).expect("a recipe is a table")
 }
