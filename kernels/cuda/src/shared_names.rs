@@ -16,14 +16,15 @@ pub(crate) fn in_order(text: String) -> String {
     renumbered(&text, &parts.into_iter().zip(sorted).collect())
 }
 
-/// The name of the dynamic shared memory: `extern __shared__ __align__(16) char v7[];`.
+/// The name of the dynamic shared memory: `extern __shared__ __align__(16) char v7[];`, which does not end its line.
 fn memory_name(text: &str) -> Option<&str> {
-    let line = text.lines().find(|line| line.contains("extern __shared__"))?;
-    line.trim_end().strip_suffix("[];")?.rsplit(' ').next()
+    let (_, declared) = text.split_once("extern __shared__")?;
+    let (declared, _) = declared.split_once("[];")?;
+    declared.rsplit(' ').next()
 }
 
 /// The number of the value that a line declares as a part of `memory`:
-/// `float* const v12 = reinterpret_cast<float*>(&v7[64]);`.
+/// `array<float, 9> * const v12 = reinterpret_cast<array<float, 9> *>(&v7[64]);`.
 fn part_number<'t>(line: &'t str, memory: &str) -> Option<&'t str> {
     let (declared, value) = line.split_once(" = ")?;
     let (_, address) = value.split_once("(&")?;
@@ -68,7 +69,7 @@ mod tests {
 
     fn text(first: u32, second: u32) -> String {
         format!(
-            "  extern __shared__ __align__(16) char v7[];\n\
+            "extern __shared__ __align__(16) char v7[];uint32_t const v3 = 0;\n\
              float* const v{first} = reinterpret_cast<float*>(&v7[0]);\n\
              float* const x_v{second} = reinterpret_cast<float*>(&v7[64]);\n\
              v{first}[v1] = x_v{second}[v10{first}] + v5; asm(\"ld.v{first}.f32\");\n"
