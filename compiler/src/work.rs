@@ -194,6 +194,12 @@ fn core(graph: &Graph, value: ValueId) -> Option<(Shape, u64)> {
             let is_biased = types.get(3).is_some_and(|ty| ty.dtype().is_float());
             Shape::Attention { queries, keys, width, is_biased }
         }
+        // Its products are as large, and take as long for each operation.
+        Op::AttentionGrad(_) => {
+            let [.., queries, _, width] = *types[0].shape() else { return None };
+            let [.., keys, _, _] = *types[1].shape() else { return None };
+            Shape::Attention { queries, keys, width, is_biased: false }
+        }
         Op::Conv(_) => {
             let (weight, out) = (types[1].shape(), node.ty.shape());
             let (&outputs, &inputs) = (weight.first()?, weight.get(1)?);

@@ -28,7 +28,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("models/diffusion", &["ops"]),
     ("models/media", &[]),
     ("models/pipeline", &["checkpoint", "diffusion", "models", "runtime", "text"]),
-    ("models/training", &["diffusion", "models", "runtime"]),
+    ("models/training", &["checkpoint", "diffusion", "models", "runtime"]),
     ("models/kino", EVERYTHING),
     ("benches", EVERYTHING),
     ("tests", EVERYTHING),

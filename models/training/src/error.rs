@@ -1,5 +1,8 @@
 //! What can go wrong between a recipe and a trained model.
 
+use std::io;
+use std::path::{Path, PathBuf};
+
 /// Why a step cannot be built, compiled or run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -28,6 +31,22 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A file or folder of the run cannot be read or written. The system's.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is no snapshot of this training, or damaged. The caller's.
+    #[error("snapshot {}: {reason}", path.display())]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The state is not that of this step. The caller's.
     #[error("training state: {0}")]
     State(String),
@@ -49,6 +68,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// An [`Error::File`] of the system's error at `path`.
+    pub(crate) fn file(path: &Path) -> impl Fn(io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| Error::File { path: path.clone(), source }
+    }
+
+    /// An [`Error::Snapshot`].
+    pub(crate) fn snapshot(path: &Path, reason: impl Into<String>) -> Error {
+        Error::Snapshot { path: path.to_path_buf(), reason: reason.into() }
+    }
+
     /// An [`Error::Option`].
     pub(crate) fn option(name: &'static str, reason: impl Into<String>) -> Error {
         Error::Option { name, reason: reason.into() }

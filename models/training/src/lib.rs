@@ -7,6 +7,7 @@
 //! moments, EMA): inputs of the graph whose new values are outputs, paired by [`Carry`]. What is computed
 //! with in another type is cast where it is used. [`Trainer`] compiles steps and keeps the state.
 //!
+//! [`Snapshots`] keeps states on disk; a run that goes on from one is the run that never stopped, bit for bit.
 //! A [`Recipe`] is a TOML file with every number of a run; those of upstream's releases are [`PUBLISHED`].
 //!
 //! Reference numbers come from upstream's own training loop; `tests/tests/golden_training.rs` compares.
@@ -25,6 +26,7 @@ mod program;
 mod published;
 pub mod recipe;
 mod recipe_keys;
+mod snapshots;
 mod state;
 mod step;
 mod timesteps;
@@ -43,6 +45,7 @@ pub use options::Options;
 pub use program::{Carry, Program};
 pub use published::{PUBLISHED, find};
 pub use recipe::Recipe;
+pub use snapshots::{Keep, Snapshots};
 pub use state::{State, StateKind};
 pub use step::{accumulation_step, gradients, training_step, update_step};
 pub use timesteps::TimestepSampler;

@@ -94,6 +94,10 @@ impl State {
         self.tensors.get_mut(&(kind, param.to_string()))
     }
 
+    pub(crate) fn set_step(&mut self, step: u64) {
+        self.step = step;
+    }
+
     /// One update has been made: gradients are summed anew.
     pub(crate) fn advance(&mut self) {
         self.step += 1;
