@@ -20,7 +20,8 @@ use crate::nest::Nest;
 use crate::simd::dispatch;
 use crate::{Isa, Layout};
 
-use super::attention_grad_task::{Task, worker_bytes};
+use super::attention_grad_area::worker_bytes;
+use super::attention_grad_task::Task;
 use super::attention_softmax::MAX_VECTORS;
 use super::shared::Shared;
 

@@ -6,15 +6,15 @@ use crate::attention_site::{K, MASK, OUT, Q, V};
 use crate::head_rows::HeadRows;
 use crate::program::store;
 use crate::simd::{Simd, SimdJob};
-use crate::vec_math;
 
 use super::attention::KEY_BLOCK;
 use super::attention_grad::AttentionGrad;
-use super::attention_rows::padded;
+use super::attention_grad_area::Area;
+use super::attention_grad_finish::{ByScores, WeighAgain};
 use super::attention_softmax::{LOWEST, Weigh};
-use super::attention_tile::{Factors, Finish, Store, product};
+use super::attention_tile::{Factors, Store, product};
 use super::matmul_tile::Single;
-use super::shared::{Shared, aligned};
+use super::shared::Shared;
 use super::transpose::transpose_in;
 
 /// Positions in [`AttentionGrad::rows`].
@@ -23,106 +23,6 @@ const ROWS_K: usize = 1;
 const ROWS_V: usize = 2;
 const ROWS_OUT: usize = 3;
 const ROWS_GRAD: usize = 4;
-
-/// A worker's scratch, all f32.
-#[derive(Clone, Copy)]
-struct Area {
-    /// `[Sk, D]`: of the keys that take part.
-    keys: *mut f32,
-    values: *mut f32,
-    /// `[Sk, D]` by groups of head dims, `[Sk, lanes of the group]` each.
-    by_keys: *mut f32,
-    by_values: *mut f32,
-    /// `[D, block]`: queries and cotangents, transposed.
-    queries: *mut f32,
-    grads: *mut f32,
-    /// `[block, D]` by groups, as those of keys.
-    query_rows: *mut f32,
-    grad_rows: *mut f32,
-    /// `[D, block]`: gradients of the queries.
-    by_queries: *mut f32,
-    /// `[KEY_BLOCK, block]`: weights, then their gradients.
-    weights: *mut f32,
-    by_scores: *mut f32,
-    /// `[block]` each.
-    reference: *mut f32,
-    sum: *mut f32,
-    delta: *mut f32,
-    /// `[block, D]`: rows on their way.
-    rows: *mut f32,
-    /// `[D]`, whole vectors.
-    made: *mut f32,
-    /// `[Sk]`: which keys take part.
-    kept: *mut u32,
-}
-
-impl Area {
-    /// Offsets of the parts, in the order of the fields, and the size of all.
-    fn layout(kernel: &AttentionGrad) -> ([usize; 17], usize) {
-        let (sk, d, block) = (kernel.sk, kernel.d, kernel.block());
-        let whole = d.next_multiple_of(kernel.lanes());
-        let scores = KEY_BLOCK.min(sk) * block;
-        let lens = [
-            sk * d,
-            sk * d,
-            sk * whole,
-            sk * whole,
-            d * block,
-            d * block,
-            block * whole,
-            block * whole,
-            d * block,
-            scores,
-            scores,
-            block,
-            block,
-            block,
-            block * d,
-            padded(d),
-            sk,
-        ];
-        let mut offsets = [0; 17];
-        let mut end = 0;
-        for (offset, len) in offsets.iter_mut().zip(lens) {
-            *offset = end;
-            end += aligned(4 * len);
-        }
-        (offsets, end)
-    }
-
-    /// # Safety
-    /// The scratch has parts for more than `worker` workers.
-    unsafe fn new(kernel: &AttentionGrad, shared: Shared<'_>, worker: usize) -> Area {
-        let (offsets, bytes) = Area::layout(kernel);
-        // SAFETY: offsets are below `bytes`.
-        let part =
-            |i: usize| unsafe { shared.scratch().add(worker * bytes + offsets[i]).cast::<f32>() };
-        Area {
-            keys: part(0),
-            values: part(1),
-            by_keys: part(2),
-            by_values: part(3),
-            queries: part(4),
-            grads: part(5),
-            query_rows: part(6),
-            grad_rows: part(7),
-            by_queries: part(8),
-            weights: part(9),
-            by_scores: part(10),
-            reference: part(11),
-            sum: part(12),
-            delta: part(13),
-            rows: part(14),
-            made: part(15),
-            kept: part(16).cast(),
-        }
-    }
-}
-
-/// Bytes of scratch of one worker.
-pub(super) fn worker_bytes(kernel: &AttentionGrad) -> usize {
-    Area::layout(kernel).1
-}
 
 /// Pair `pair` of a run.
 #[derive(Clone, Copy)]
@@ -519,78 +419,4 @@ struct Collect {
     n: usize,
     /// Whether nothing was collected before.
     is_first: bool,
-}
-
-/// Scores to weights, with a known reference and sum.
-#[derive(Clone, Copy)]
-struct WeighAgain {
-    /// Factor of the products, times log2 e.
-    factor: f32,
-    /// `[lanes]` each: what scores are relative to, and what weights are multiplied with.
-    reference: *const f32,
-    scale: *const f32,
-    /// `[keys, lanes]`.
-    weights: *mut f32,
-}
-
-impl Finish for WeighAgain {
-    /// # Safety
-    /// The pointers are valid for the rows and lanes that they are documented with.
-    #[inline(always)]
-    unsafe fn finish<S: Simd, const R: usize, const V: usize>(
-        self,
-        s: S,
-        row: usize,
-        scores: [[S::F; V]; R],
-    ) {
-        let factor = s.splat(self.factor);
-        for (r, scores) in scores.into_iter().enumerate() {
-            for (v, score) in scores.into_iter().enumerate() {
-                let lane = v * S::LANES;
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let x = s.mul_add(score, factor, s.neg(s.load(self.reference.add(lane))));
-                    let weight = s.mul(vec_math::exp2(s, x), s.load(self.scale.add(lane)));
-                    s.store(self.weights.add((row + r) * V * S::LANES + lane), weight);
-                }
-            }
-        }
-    }
-}
-
-/// Gradients of weights to those of scores.
-#[derive(Clone, Copy)]
-struct ByScores {
-    scale: f32,
-    /// `[keys, lanes]`.
-    weights: *const f32,
-    /// `[lanes]`: the sum of cotangent times result.
-    delta: *const f32,
-    /// `[keys, lanes]`.
-    by_scores: *mut f32,
-}
-
-impl Finish for ByScores {
-    /// # Safety
-    /// The pointers are valid for the rows and lanes that they are documented with.
-    #[inline(always)]
-    unsafe fn finish<S: Simd, const R: usize, const V: usize>(
-        self,
-        s: S,
-        row: usize,
-        by_weights: [[S::F; V]; R],
-    ) {
-        let scale = s.splat(self.scale);
-        for (r, by_weights) in by_weights.into_iter().enumerate() {
-            for (v, by_weight) in by_weights.into_iter().enumerate() {
-                let at = (row + r) * V * S::LANES + v * S::LANES;
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let difference = s.sub(by_weight, s.load(self.delta.add(v * S::LANES)));
-                    let weight = s.mul(s.load(self.weights.add(at)), scale);
-                    s.store(self.by_scores.add(at), s.mul(weight, difference));
-                }
-            }
-        }
-    }
 }

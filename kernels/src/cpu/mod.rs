@@ -4,6 +4,10 @@ pub mod attention;
 #[cfg(feature = "training")]
 pub mod attention_grad;
 #[cfg(feature = "training")]
+mod attention_grad_area;
+#[cfg(feature = "training")]
+mod attention_grad_finish;
+#[cfg(feature = "training")]
 mod attention_grad_task;
 mod attention_pack;
 mod attention_rows;
