@@ -159,7 +159,7 @@ fn parse_line(line: &str) -> Option<(Product, String)> {
 /// Times of trials, of which the fastest are kept.
 #[derive(Debug, Default)]
 pub struct Tuning {
-    /// The time and number of steps of each product, by the place of its way in the list of trials.
+    /// The ways of each product in the order in which they were tried, with the time and number of their steps.
     times: BTreeMap<Product, Vec<(Method, Duration, u32)>>,
 }
 
