@@ -200,7 +200,7 @@ fn decoder(net: &mut Net<'_>, config: &AutoencoderKl, x: ValueId) -> Value {
 /// Bytes above which a frame between two blocks is made a part of its channels at a time.
 const MAX_FRAME_BYTES: usize = 256 << 20;
 /// Most bytes of such a part: beside what the parts add up to, it is what a decoder holds at its widest.
-const MAX_PART_BYTES: usize = 200 << 20;
+const MAX_PART_BYTES: usize = 180 << 20;
 
 /// In how many parts an upsampled frame is made: each has whole groups of the norm.
 fn n_parts(config: &AutoencoderKl, frame: &TensorType) -> usize {
@@ -227,6 +227,7 @@ fn upsample_in_parts(
 ) -> Value {
     let width = net.width(x);
     let (groups, per_group) = (config.norm_num_groups, width / config.norm_num_groups);
+    let per_part = groups.div_ceil(parts);
     let params = |net: &mut Net<'_>, name: &str, weight: &[usize]| {
         net.at(name, |net| -> Result<_, ops::Error> {
             let bias = [weight[0]];
@@ -238,8 +239,9 @@ fn upsample_in_parts(
     let conv1 = params(net, &format!("{resnet}.conv1"), &[out, width, 3, 3])?;
     let shortcut = params(net, &format!("{resnet}.conv_shortcut"), &[out, width, 1, 1])?;
     let (mut hidden, mut sum) = (None, None);
-    for part in 0..parts {
-        let [first, end] = [part, part + 1].map(|part| part * groups / parts);
+    // Equal parts and a rest: full vectors of channels where groups make them.
+    for first in (0..groups).step_by(per_part) {
+        let end = groups.min(first + per_part);
         let (start, stop) = (first * per_group, end * per_group);
         let x = net.at(up, |net| -> Value {
             let weight = net.slice_axis(up_params.0, 0, start, stop)?;
@@ -441,7 +443,7 @@ mod tests {
             n_parts(&config, &TensorType::new(dtype, [1, height, width, 256]).unwrap())
         };
         assert_eq!(parts(DType::F32, 512, 512), 1);
-        assert_eq!(parts(DType::F32, 720, 1280), 5);
+        assert_eq!(parts(DType::F32, 720, 1280), 6);
         assert_eq!(parts(DType::Bf16, 720, 1280), 3);
     }
 }
