@@ -217,7 +217,7 @@ impl Buckets {
 
     /// The shape of a bucket's samples.
     pub fn shape(&self, id: BucketId) -> BucketShape {
-        let (_, height, width) = self.level(id).sizes.size(id);
+        let (_, height, width) = self.level(id).sizes.size(usize::from(id.aspect));
         BucketShape { num_frames: self.length(id).num_frames, height, width }
     }
 
@@ -229,7 +229,7 @@ impl Buckets {
     /// A bucket's resolution, frames and aspect as upstream writes it, such as `240p`, 51, `0.56`.
     pub fn key(&self, id: BucketId) -> (&str, usize, &'static str) {
         let level = self.level(id);
-        (&level.resolution, self.length(id).num_frames, level.sizes.size(id).0)
+        (&level.resolution, self.length(id).num_frames, level.sizes.size(usize::from(id.aspect)).0)
     }
 
     /// Index of a bucket's resolution and length in [`Buckets::lengths`].
@@ -240,6 +240,27 @@ impl Buckets {
     /// Every resolution and length, from the most pixels and frames down.
     pub fn lengths(&self) -> impl Iterator<Item = &BucketLength> {
         self.levels.iter().flat_map(|level| &level.lengths)
+    }
+
+    /// Height and width of every bucket of a resolution that these buckets have, in upstream's order.
+    pub fn sizes(&self, resolution: &str) -> Vec<[usize; 2]> {
+        match self.sizes_of(resolution) {
+            Sizes::Table(table) => table.sizes.iter().map(|&(_, h, w)| [h, w]).collect(),
+            Sizes::One(height, width) => vec![[*height, *width]],
+        }
+    }
+
+    /// Height and width of the bucket of a resolution that takes videos of `height` to `width`.
+    pub fn size_near(&self, resolution: &str, height: usize, width: usize) -> [usize; 2] {
+        let sizes = self.sizes_of(resolution);
+        let (_, height, width) =
+            sizes.size(sizes.aspect(VideoSize { num_frames: 1, height, width }));
+        [height, width]
+    }
+
+    fn sizes_of(&self, resolution: &str) -> &Sizes {
+        let level = self.levels.iter().find(|level| *level.resolution == *resolution);
+        &level.expect("lengths name their resolution").sizes
     }
 
     fn level(&self, id: BucketId) -> &Level {
@@ -337,10 +358,10 @@ impl Sizes {
         }
     }
 
-    /// Key, height and width of a bucket.
-    fn size(&self, id: BucketId) -> (&'static str, usize, usize) {
+    /// Key, height and width by index of the aspect.
+    fn size(&self, aspect: usize) -> (&'static str, usize, usize) {
         match *self {
-            Sizes::Table(table) => table.sizes[usize::from(id.aspect)],
+            Sizes::Table(table) => table.sizes[aspect],
             Sizes::One(height, width) => ("all", height, width),
         }
     }

@@ -35,9 +35,12 @@ pub(crate) struct CompileOptions {
     /// several times [default: 240p:16f:9:16, without --buckets]
     #[arg(long, value_name = "BUCKET")]
     bucket: Vec<String>,
-    /// A TOML file with a bucket table as training configurations have it: `[bucket_config.240p]`,
-    /// `16 = [1.0, 6]`; what has a keep probability above 0 is compiled at its batch size
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Buckets, as TOML: a recipe of training, or a list such as buckets = [{ resolution = \"240p\", \
+                frames = 16, keep = 1.0, batch = 2 }]; what keeps a share is compiled at its batch size"
+    )]
     buckets: Option<PathBuf>,
     /// Heights to widths of the buckets of --buckets; may be given several times, or `all`
     #[arg(long, default_value = "9:16", value_name = "H:W", requires = "buckets")]
@@ -186,16 +189,12 @@ impl CompileOptions {
     }
 
     fn sizes_of_table(&self, path: &Path) -> Outcome<Vec<Size>> {
-        let of_file = |error: String| Failure::usage(format!("{}: {error}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|error| of_file(error.to_string()))?;
-        let mut sizes = vec![];
-        for entry in bucket_table::parse(&text).map_err(of_file)? {
-            for [height, width] in entry.sizes(&self.aspect_ratio).map_err(Failure::usage)? {
-                let bucket = format!("{}x{height}x{width}", entry.frames);
-                sizes.push(Size { bucket, batch_size: entry.batch_size });
-            }
-        }
-        Ok(sizes)
+        let named = bucket_table::read(path, &self.aspect_ratio)?;
+        let size = |entry: &bucket_table::TableBucket| {
+            let [frames, height, width] = entry.size;
+            Size { bucket: format!("{frames}x{height}x{width}"), batch_size: entry.batch_size }
+        };
+        Ok(named.iter().map(size).collect())
     }
 
     /// Plans all stages of all sizes for `target`.

@@ -6,8 +6,9 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use ::data::flare::{self, ClipFormat, SetSettings};
-use ::data::{BucketFile, Error, Survey, Table, check_files};
+use ::data::{BadRow, BucketFile, Error, Survey, Table, check_files};
 use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
 
 use crate::failure::{Failure, Outcome};
 use crate::{machine, progress};
@@ -69,7 +70,7 @@ struct CheckOptions {
     #[arg(
         long,
         value_name = "FILE",
-        help = "Buckets, as TOML: [buckets.240p] with lines such as 51 = { keep = 0.4, batch_size = 20 }"
+        help = "Buckets, as TOML: a recipe of training, or a list such as buckets = [{ resolution = \"240p\", frames = 51, keep = 0.4, batch = 20 }]"
     )]
     buckets: PathBuf,
     /// Folder that paths of the table are below
@@ -87,6 +88,9 @@ struct CheckOptions {
     /// Threads that read files [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Print what was found as one JSON document
+    #[arg(long)]
+    json: bool,
     /// Print errors only
     #[arg(long, short)]
     quiet: bool,
@@ -143,7 +147,7 @@ fn check(options: &CheckOptions, interrupt: &AtomicBool) -> Outcome<()> {
     let table = Table::read(&options.table, options.root.as_deref())?;
     let sizes = table.sizes()?;
     let survey = Survey::new(&buckets, &sizes, frame_interval, [options.seed, options.epoch]);
-    let console = progress::Console::new(options.quiet, false);
+    let console = progress::Console::new(options.quiet || options.json, false);
     console.print(&format!("{survey}\n"));
     let mut bad = Vec::new();
     if !options.no_files {
@@ -165,6 +169,9 @@ fn check(options: &CheckOptions, interrupt: &AtomicBool) -> Outcome<()> {
         let _ = writeln!(text, "line {}: {}", row.line, row.reason);
     }
     console.print(&text);
+    if options.json {
+        progress::write_out(&format!("{:#}\n", survey_json(&survey, &bad)));
+    }
     let is_empty = survey.occupancies.iter().all(|occupancy| occupancy.n_batches() == 0);
     if is_empty || !bad.is_empty() {
         let path = options.table.display();
@@ -179,6 +186,27 @@ fn check(options: &CheckOptions, interrupt: &AtomicBool) -> Outcome<()> {
         return Err(Failure::Run(anyhow::anyhow!("{path}: {reason}")));
     }
     Ok(())
+}
+
+fn survey_json(survey: &Survey, bad: &[BadRow]) -> Value {
+    let buckets = survey.occupancies.iter().map(|occupancy| {
+        json!({
+            "resolution": &*occupancy.length.resolution,
+            "frames": occupancy.length.num_frames,
+            "batch": occupancy.length.batch_size,
+            "samples": occupancy.n_samples(),
+            "batches": occupancy.n_batches(),
+            "by_aspect": occupancy.samples,
+            "why_empty": occupancy.why_empty(),
+        })
+    });
+    let bad = bad.iter().map(|row| json!({ "line": row.line, "reason": row.reason }));
+    json!({
+        "buckets": buckets.collect::<Vec<_>>(),
+        "samples": survey.n_samples,
+        "left_out": survey.left_out.values().sum::<usize>(),
+        "bad_files": bad.collect::<Vec<_>>(),
+    })
 }
 
 impl From<Error> for Failure {

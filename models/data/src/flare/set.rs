@@ -47,10 +47,7 @@ const COLUMNS: [&str; 15] = [
 const BUCKETS: &str = "\
 # One bucket for all clips; sizes of one's own take clips with as many frames as they have.
 release = \"1.1\"
-frame_interval = 1
-
-[buckets.64x64]
-8 = { keep = 1.0, batch_size = 16 }
+buckets = [{ resolution = \"64x64\", frames = 8, keep = 1.0, batch = 16 }]
 ";
 
 const README: &str = "\

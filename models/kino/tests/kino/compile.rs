@@ -135,8 +135,11 @@ fn an_engine_that_does_not_fit_is_refused_with_one_message() {
 #[test]
 fn a_bucket_table_names_what_is_compiled() {
     let program = Program::new();
-    let table =
-        "[bucket_config.144p]\n1 = [1.0, 2]\n16 = [0.0]\n[bucket_config.256]\n2 = [0.5, 1]\n";
+    let table = "buckets = [
+        { resolution = '144p', frames = 1, keep = 1.0, batch = 2 },
+        { resolution = '144p', frames = 16, keep = 0.0 },
+        { resolution = '256', frames = 2, keep = 0.5, batch = 1 },
+    ]";
     fs::write(program.path("buckets.toml"), table).unwrap();
     let args = ["compile", "tiny-flare-1.1", "--buckets", "buckets.toml", "--output", "x.engine"];
     program.run(&[&args[..], &["--stage", "denoise", "--quiet"]].concat()).done();
@@ -157,14 +160,14 @@ fn a_bucket_table_names_what_is_compiled() {
         fs::write(program.path("buckets.toml"), table).unwrap();
         program.run(&args).failed(2, message);
     };
-    failing("[bucket_config.144p]\n1 = 2\n", "buckets.toml: bucket_config.144p.1: expected [keep");
-    failing("[bucket_config.9p]\n1 = [1, 1]\n", "resolution `9p` is unknown");
-    failing("seed = 42\n", "expected tables such as [bucket_config.240p], found seed");
+    failing("buckets = [{ resolution = '144p' }]", "buckets.toml: line 1: missing field `frames`");
+    failing(&table.replace("144p", "9p"), "resolution `9p` is unknown");
+    failing("seed = 42\n", "no buckets; expected a list such as buckets = [{ resolution");
     program
         .run(&["compile", "sd-vae", "--output", "x", "--aspect-ratio", "1:1"])
         .failed(2, "--buckets");
     let missing = ["compile", "sd-vae", "--output", "x", "--buckets", "none.toml"];
-    program.run(&missing).failed(2, "none.toml: ");
+    program.run(&missing).failed(1, "none.toml: ");
     let unknown = ["compile", "sd-vae", "--output", "x", "--target", "sm_80,sm_70"];
     program.run(&unknown).failed(2, "--target sm_70; expected one of sm_80, sm_86, sm_89, sm_90a");
 }

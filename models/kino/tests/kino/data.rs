@@ -37,8 +37,8 @@ fn a_table_is_checked_against_buckets_and_files() {
     fs::write(program.path("table.csv"), &table).unwrap();
     fs::write(
         program.path("buckets.toml"),
-        "[buckets.64x64]\n4 = { keep = 1.0, batch_size = 2 }\n[buckets.144p]\n\
-         16 = { keep = 1.0, batch_size = 1 }\n",
+        "buckets = [{ resolution = '64x64', frames = 4, keep = 1.0, batch = 2 },
+                    { resolution = '144p', frames = 16, keep = 1.0, batch = 1 }]",
     )
     .unwrap();
     let check = ["data", "check", "table.csv", "--buckets", "buckets.toml"];
@@ -50,14 +50,19 @@ fn a_table_is_checked_against_buckets_and_files() {
     ] {
         assert!(ran.stdout.contains(expected), "{expected:?} is not in:\n{}", ran.stdout);
     }
+    let ran = program.run(&[&check[..], &["--json"]].concat()).done();
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(found["buckets"][1]["by_aspect"], serde_json::json!({ "all": 3 }));
+    assert!(found["buckets"][0]["why_empty"].is_string());
+    assert_eq!((&found["samples"], &found["left_out"]), (&3.into(), &0.into()));
     fs::write(program.path("table.csv"), table + "3,a caption,6,64,64,8\n").unwrap();
     let ran = program.run(&check);
     assert!(ran.stdout.contains("line 5: 3: cannot read: "), "{}", ran.stdout);
     ran.failed(1, "table.csv: 1 of 4 files cannot be used");
     program.run(&[&check[..], &["--no-files"]].concat()).done();
     program.run(&[&check[..], &["--root", "no", "--quiet"]].concat()).failed(1, "4 of 4 files");
-    fs::write(program.path("buckets.toml"), "[buckets.7p]\n1 = { keep = 1, batch_size = 1 }\n")
-        .unwrap();
+    let unknown = "buckets = [{ resolution = '7p', frames = 1, keep = 1, batch = 1 }]";
+    fs::write(program.path("buckets.toml"), unknown).unwrap();
     program.run(&check).failed(2, "buckets.toml: resolution `7p` is unknown");
     program.run(&["data", "check", "no.csv", "--buckets", "no.toml"]).failed(1, "no.toml");
 }
