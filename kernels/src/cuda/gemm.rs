@@ -19,7 +19,7 @@ use super::{Access, Arg, Code, Gpu};
 /// Lanes of a warp.
 const WARP: u32 = 32;
 /// Bytes that one asynchronous copy moves.
-const COPY_BYTES: u32 = 16;
+pub(super) const COPY_BYTES: u32 = 16;
 /// Halves of one copy.
 pub(super) const COPY_ELEMENTS: usize = 8;
 /// Most rows that are computed one warp per column.

@@ -26,6 +26,7 @@ pub mod map;
 pub mod matmul;
 pub mod normal;
 mod occupancy;
+pub mod plain;
 mod rope;
 pub mod rows;
 pub mod tiles;

@@ -225,7 +225,8 @@ impl CompileOptions {
                 let limit = compiler::Options { memory };
                 let planned = plan::StagePlan::compile(stage, graph, target, &limit, None)?;
                 let name = format!("{} {}", stage.name(), size.name());
-                builder.add(&name, &planned.plan).map_err(|error| Failure::Run(error.into()))?;
+                let added = builder.add_within(&name, &planned.plan, memory);
+                added.map_err(|error| Failure::Run(error.into()))?;
             }
         }
         Ok(())

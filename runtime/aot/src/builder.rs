@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use compiler::{BufferId, Place, Plan, Work};
 use cuda_kernels::{Compiled, Nvrtc};
 use engine::{
-    Arch, Arg, Blob, Engine, Image, ImageKind, Launch, Port, Program, Space, Step, Weight,
+    Arch, Arg, Blob, Engine, Image, ImageKind, Launch, Matrix, Port, Product, Program, Space, Step,
+    Weight,
 };
-use kernels::cuda::{Base, CudaKernel, Gpu};
+use kernels::cuda::plain::{self, PlainProduct};
+use kernels::cuda::{Base, CudaKernel, Gpu, tiles};
 use kernels::{Kernel, KernelDef as _};
 use ops::{DType, Role, ValueId};
 
@@ -38,6 +40,20 @@ impl Builder {
     /// [`Error::Target`] and [`Error::NotForGpu`] if the plan is not for a GPU, [`Error::Code`] if a
     /// function cannot be emitted.
     pub fn add(&mut self, name: &str, plan: &Plan) -> Result<(), Error> {
+        self.add_within(name, plan, None)
+    }
+
+    /// As [`Builder::add`]; what a library may use beside the arena and the weights stays within `memory` bytes with
+    /// them, if that is given.
+    ///
+    /// # Errors
+    /// As [`Builder::add`].
+    pub fn add_within(
+        &mut self,
+        name: &str,
+        plan: &Plan,
+        memory: Option<usize>,
+    ) -> Result<(), Error> {
         let gpu = plan.target.gpu.ok_or_else(|| Error::Target { program: name.to_owned() })?;
         let port = |port: &compiler::Port| Port {
             name: port.name.to_string(),
@@ -55,10 +71,15 @@ impl Builder {
             };
             steps.push(self.step(plan, gpu, step, kernel, &work)?);
         }
+        let mut launches = steps.iter().flat_map(|step| &step.launches);
+        let has_products = launches.any(|launch| launch.product.is_some());
+        let most = if has_products { workspace_bytes(gpu) } else { 0 };
+        let free = memory.map_or(usize::MAX, |memory| memory.saturating_sub(plan.held_bytes()));
         self.programs.push(Program {
             name: name.to_owned(),
             target: arch(gpu),
             arena_bytes: plan.arena_bytes as u64,
+            workspace_bytes: most.min(free as u64),
             lower_bound_bytes: plan.lower_bound_bytes as u64,
             inputs: plan.inputs.iter().map(port).collect(),
             outputs: plan.outputs.iter().map(port).collect(),
@@ -111,7 +132,13 @@ impl Builder {
                 });
             }
             let kernel = self.kernels.add(&launch.function, gpu)? as u32;
-            launches.push(Launch { kernel, grid: launch.grid, args });
+            let product = PlainProduct::of(launch).map(|plain| {
+                let known =
+                    tiles::Product::of(&launch.function, gpu).zip(plan.target.tiles.as_ref());
+                let is_faster = known.is_some_and(|((key, _), tiles)| tiles.prefers_library(&key));
+                product(&plain, is_faster)
+            });
+            launches.push(Launch { kernel, grid: launch.grid, args, product });
         }
         let scratch_bytes = step.scratch.map_or(0, |buffer| plan.buffers[buffer.index()].bytes);
         Ok(Step {
@@ -179,6 +206,35 @@ impl Builder {
             constants: self.constants,
             programs: self.programs,
         })
+    }
+}
+
+/// Bytes that NVIDIA recommends as workspace of its library of products.
+fn workspace_bytes(gpu: Gpu) -> u64 {
+    if gpu >= Gpu(90) { 32 << 20 } else { 4 << 20 }
+}
+
+/// A plain product as the engine has it.
+fn product(plain: &PlainProduct, is_faster: bool) -> Product {
+    let matrix = |matrix: plain::Matrix| {
+        let plain::Matrix { pointer, is_transposed, leading, batch_stride } = matrix;
+        let (leading, batch_stride) = (leading.into(), batch_stride.into());
+        Matrix { pointer: pointer as u32, is_transposed, leading, batch_stride }
+    };
+    let &PlainProduct { factors, sums, batch, rows, columns, depth, .. } = plain;
+    Product {
+        factors,
+        sums,
+        batch,
+        rows,
+        columns,
+        depth,
+        left: matrix(plain.left),
+        right: matrix(plain.right),
+        result: matrix(plain.result),
+        bias: plain.bias.map(|pointer| pointer as u32),
+        residual: plain.residual.map(matrix),
+        is_faster,
     }
 }
 

@@ -134,6 +134,33 @@ impl Record for u128 {
     }
 }
 
+impl Record for bool {
+    const MIN_BYTES: usize = 4;
+
+    fn write(&self, out: &mut Out) {
+        u32::from(*self).write(out);
+    }
+
+    fn read(input: &mut In<'_>) -> Result<bool, Error> {
+        Ok(input.tag("a claim", 2)? == 1)
+    }
+}
+
+impl<T: Record> Record for Option<T> {
+    const MIN_BYTES: usize = 4;
+
+    fn write(&self, out: &mut Out) {
+        self.is_some().write(out);
+        if let Some(value) = self {
+            value.write(out);
+        }
+    }
+
+    fn read(input: &mut In<'_>) -> Result<Option<T>, Error> {
+        bool::read(input)?.then(|| T::read(input)).transpose()
+    }
+}
+
 impl Record for [u32; 3] {
     const MIN_BYTES: usize = 12;
 

@@ -11,7 +11,7 @@ use crate::model::{Kernel, Program, Weight};
 use crate::{Blob, Engine, Error};
 
 /// Version of the format that is written and read. Any change of a record or of the header is a new one.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Not text, and changed by whatever rewrites line ends.
 const MAGIC: [u8; 8] = *b"\x89KINO\r\n\x1a";

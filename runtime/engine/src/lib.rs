@@ -22,8 +22,9 @@
 //! about     made by, model, element type
 //! kernel    kind, entry, block, shared bytes, pointers, info words, images: architecture, kind, registers, spills, blob
 //! weight    name, type, order of axes, bytes
-//! program   name, target, arena bytes, lower bound, inputs, outputs (name, type, offset), steps
-//! step      kind, scope, FLOPs, bytes, scratch bytes, launches: kernel, grid, pointers (space, offset)
+//! program   name, target, arena bytes, workspace bytes, lower bound, inputs, outputs (name, type, offset), steps
+//! step      kind, scope, FLOPs, bytes, scratch bytes, launches: kernel, grid, pointers (space, offset), product or none
+//! product   types, dims, left, right, result (pointer, transposed, strides), bias, residual, whether it is faster
 //! ```
 //!
 //! - The same engine gives the same bytes, and every accepted file is the one that writing it again would give:
@@ -50,6 +51,6 @@ pub use blob::Blob;
 pub use error::Error;
 pub use file::FORMAT_VERSION;
 pub use model::{
-    Arg, Engine, Image, ImageKind, Kernel, Launch, MAX_DYNAMIC_SHARED_BYTES, Port, Program, Space,
-    Step, Weight,
+    Arg, Engine, Image, ImageKind, Kernel, Launch, MAX_DYNAMIC_SHARED_BYTES, Matrix, Port, Product,
+    Program, Space, Step, Weight,
 };

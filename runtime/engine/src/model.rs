@@ -96,6 +96,8 @@ pub struct Program {
     pub target: Arch,
     /// Bytes of the arena.
     pub arena_bytes: u64,
+    /// Bytes beside the arena for a library that takes over products ([`Launch::product`]), where one is used.
+    pub workspace_bytes: u64,
     /// No arena for these steps can be smaller.
     pub lower_bound_bytes: u64,
     /// What is written before it runs; inputs do not overlap, and running may overwrite them.
@@ -143,6 +145,52 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// The pointers, as many as the kernel takes.
     pub args: Vec<Arg>,
+    /// The same computation as one call of a library, where it is one.
+    pub product: Option<Product>,
+}
+
+/// A product of matrices that one call of a library computes in place of a launch, on its pointers:
+/// `result[b, i, j] = sum over k of left[b, i, k] right[b, j, k] + bias[j] + residual[b, i, j]`, summed in f32 and
+/// rounded once.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Product {
+    /// Element type of both factors, bf16 or f16.
+    pub factors: DType,
+    /// Element type of result, bias and residual: that of the factors, or f32.
+    pub sums: DType,
+    /// Number of products of these dims.
+    pub batch: u32,
+    /// Rows of the left factor and the result.
+    pub rows: u32,
+    /// Rows of the right factor, which are columns of the result.
+    pub columns: u32,
+    /// Length of the sums.
+    pub depth: u32,
+    /// `[rows, depth]`.
+    pub left: Matrix,
+    /// `[columns, depth]`.
+    pub right: Matrix,
+    /// `[rows, columns]`, as it is.
+    pub result: Matrix,
+    /// Position among the pointers of what is added to each row, one element a column.
+    pub bias: Option<u32>,
+    /// `[rows, columns]`, as it is; may be where the result is.
+    pub residual: Option<Matrix>,
+    /// Whether the library was measured to be faster than the kernel.
+    pub is_faster: bool,
+}
+
+/// Where the elements of a matrix of each product lie.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Matrix {
+    /// Position among the pointers of the launch.
+    pub pointer: u32,
+    /// Whether columns lie one after the other instead of rows.
+    pub is_transposed: bool,
+    /// Elements from one row to the next; from one column to the next if it is transposed.
+    pub leading: u64,
+    /// Elements from the matrix of one product to that of the next.
+    pub batch_stride: u64,
 }
 
 /// An address.
@@ -219,5 +267,51 @@ impl Program {
     /// FLOPs of all steps.
     pub fn flops(&self) -> u64 {
         self.steps.iter().fold(0, |sum, step| sum.saturating_add(step.flops))
+    }
+}
+
+impl Product {
+    /// Each matrix and vector that the product reads or writes: the position of its pointer, and bytes from its first to
+    /// its last element. `None` if there is nothing to multiply, or a number exceeds 64 bits.
+    pub fn spans(&self) -> Option<Vec<(u32, u64)>> {
+        let Product { factors, sums, batch, bias, residual, .. } = self;
+        let [rows, columns, depth] = [self.rows, self.columns, self.depth].map(u64::from);
+        let span = |matrix: &Matrix, rows: u64, columns: u64, dtype: &DType| {
+            let elements = matrix.extent(u64::from(*batch), rows, columns)?;
+            Some((matrix.pointer, elements.checked_mul(dtype.size() as u64)?))
+        };
+        let mut spans = vec![
+            span(&self.left, rows, depth, factors)?,
+            span(&self.right, columns, depth, factors)?,
+            span(&self.result, rows, columns, sums)?,
+        ];
+        if let Some(pointer) = bias {
+            spans.push((*pointer, columns.checked_mul(sums.size() as u64)?));
+        }
+        if let Some(residual) = residual {
+            spans.push(span(residual, rows, columns, sums)?);
+        }
+        Some(spans)
+    }
+
+    /// Floating-point operations of the sums.
+    pub fn flops(&self) -> u64 {
+        let dims = [self.batch, self.rows, self.columns, self.depth];
+        dims.iter().fold(2, |product: u64, &dim| product.saturating_mul(dim.into()))
+    }
+}
+
+impl Matrix {
+    /// Elements from the first to the last of `batch` matrices of `rows` x `columns`.
+    fn extent(&self, batch: u64, rows: u64, columns: u64) -> Option<u64> {
+        let (outer, inner) = if self.is_transposed { (columns, rows) } else { (rows, columns) };
+        let to_last_matrix = batch.checked_sub(1)?.checked_mul(self.batch_stride)?;
+        let to_last_line = outer.checked_sub(1)?.checked_mul(self.leading)?;
+        to_last_matrix.checked_add(to_last_line)?.checked_add(inner)
+    }
+
+    /// Elements that lie one after the other.
+    pub fn line(&self, rows: u32, columns: u32) -> u32 {
+        if self.is_transposed { rows } else { columns }
     }
 }

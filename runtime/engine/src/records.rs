@@ -1,9 +1,11 @@
 //! The records of an engine: which fields, in which order.
 
-use ops::TensorType;
+use ops::{DType, TensorType};
 
 use crate::codec::{In, Out, Record, record};
-use crate::model::{Arg, Image, ImageKind, Kernel, Launch, Port, Program, Space, Step, Weight};
+use crate::model::{
+    Arg, Image, ImageKind, Kernel, Launch, Matrix, Port, Product, Program, Space, Step, Weight,
+};
 use crate::{Arch, Blob, Error};
 
 record!(Kernel {
@@ -41,6 +43,7 @@ record!(Program {
     name: String,
     target: Arch,
     arena_bytes: u64,
+    workspace_bytes: u64,
     lower_bound_bytes: u64,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
@@ -58,7 +61,24 @@ record!(Step {
     launches: Vec<Launch>,
 });
 
-record!(Launch { kernel: u32, grid: [u32; 3], args: Vec<Arg> });
+record!(Launch { kernel: u32, grid: [u32; 3], args: Vec<Arg>, product: Option<Product> });
+
+record!(Product {
+    factors: DType,
+    sums: DType,
+    batch: u32,
+    rows: u32,
+    columns: u32,
+    depth: u32,
+    left: Matrix,
+    right: Matrix,
+    result: Matrix,
+    bias: Option<u32>,
+    residual: Option<Matrix>,
+    is_faster: bool,
+});
+
+record!(Matrix { pointer: u32, is_transposed: bool, leading: u64, batch_stride: u64 });
 
 record!(Arg { space: Space, offset: u64 });
 

@@ -5,11 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ops::DType;
+
 use crate::codec::is_too_long;
 use crate::cubin;
 use crate::model::{
-    Engine, Image, ImageKind, Kernel, Launch, MAX_DYNAMIC_SHARED_BYTES, Port, Program, Space, Step,
-    Weight,
+    Engine, Image, ImageKind, Kernel, Launch, MAX_DYNAMIC_SHARED_BYTES, Port, Product, Program,
+    Space, Step, Weight,
 };
 use crate::{Arch, Error};
 
@@ -20,6 +22,9 @@ const MAX_THREADS: u64 = 1024;
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 /// Most bytes of parameters of a kernel.
 const MAX_PARAM_BYTES: u64 = 32_764;
+/// Most of a dim of a library's product, and of its strides in elements: what it counts in.
+const MAX_DIM: u32 = i32::MAX as u32;
+const MAX_STRIDE: u64 = i64::MAX as u64;
 /// Most bytes of an arena or a weight: more than any GPU has, and small enough to add up.
 const MAX_SPACE_BYTES: u64 = 1 << 44;
 
@@ -80,6 +85,8 @@ impl Engine {
         let (arena, bound) = (program.arena_bytes, program.lower_bound_bytes);
         require(arena <= MAX_SPACE_BYTES, || format!("an arena of {arena} bytes"))?;
         require(bound <= arena, || format!("{arena} bytes of arena, below the bound of {bound}"))?;
+        let workspace = program.workspace_bytes;
+        require(workspace <= MAX_SPACE_BYTES, || format!("a workspace of {workspace} bytes"))?;
         check_ports("input", &program.inputs, arena)?;
         check_ports("output", &program.outputs, arena)?;
         for (index, step) in program.steps.iter().enumerate() {
@@ -101,7 +108,7 @@ impl Engine {
     }
 
     fn check_launch(&self, program: &Program, launch: &Launch) -> Outcome {
-        let Launch { kernel: index, grid, args } = launch;
+        let Launch { kernel: index, grid, args, product } = launch;
         let Some(kernel) = self.kernels.get(*index as usize) else {
             return Err(format!("kernel {index}, of {}", self.kernels.len()));
         };
@@ -116,18 +123,49 @@ impl Engine {
             format!("{} pointers, `{}` takes {}", args.len(), kernel.name, kernel.n_pointers)
         })?;
         for (position, arg) in args.iter().enumerate() {
-            let bytes = match arg.space {
-                Space::Arena => Some(program.arena_bytes),
-                Space::Weight(i) => self.weights.get(i as usize).map(|weight| weight.bytes),
-                Space::Constant(i) => self.constants.get(i as usize).map(|blob| blob.len() as u64),
-            };
+            let bytes = self.space_bytes(program, arg.space);
             let what = |bytes: &str| {
                 format!("pointer {position} is byte {} of {:?}, {bytes}", arg.offset, arg.space)
             };
             let bytes = bytes.ok_or_else(|| what("which is not there"))?;
             require(arg.offset < bytes, || what(&format!("which has {bytes}")))?;
         }
-        Ok(())
+        match product {
+            Some(product) => self.check_product(program, launch, product),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of a space; `None` if there is no such space.
+    fn space_bytes(&self, program: &Program, space: Space) -> Option<u64> {
+        match space {
+            Space::Arena => Some(program.arena_bytes),
+            Space::Weight(i) => self.weights.get(i as usize).map(|weight| weight.bytes),
+            Space::Constant(i) => self.constants.get(i as usize).map(|blob| blob.len() as u64),
+        }
+    }
+
+    /// Checks the product in place of `launch`, whose own pointers lie in their spaces.
+    fn check_product(&self, program: &Program, launch: &Launch, product: &Product) -> Outcome {
+        let of_product = |e: String| format!("product: {e}");
+        check_matrices(product).map_err(of_product)?;
+        let spans =
+            product.spans().ok_or_else(|| of_product("is larger than any memory".into()))?;
+        for (pointer, bytes) in spans {
+            let arg = launch.args.get(pointer as usize).ok_or_else(|| {
+                of_product(format!("pointer {pointer}, of {}", launch.args.len()))
+            })?;
+            let space = self.space_bytes(program, arg.space).unwrap_or(0);
+            let end = arg.offset.checked_add(bytes);
+            require(end.is_some_and(|end| end <= space), || {
+                let (offset, space_name) = (arg.offset, arg.space);
+                of_product(format!(
+                    "{bytes} bytes at byte {offset} of {space_name:?}, which has {space}"
+                ))
+            })?;
+        }
+        let result = launch.args[product.result.pointer as usize].space;
+        require(result == Space::Arena, || of_product(format!("writes to {result:?}")))
     }
 }
 
@@ -138,6 +176,33 @@ fn has_ports_of(program: &Program, other: &Program) -> bool {
         a.len() == b.len() && a.iter().zip(b).all(alike)
     };
     are_alike(&program.inputs, &other.inputs) && are_alike(&program.outputs, &other.outputs)
+}
+
+/// Whether types, dims and strides are those of matrices that a library multiplies.
+fn check_matrices(product: &Product) -> Outcome {
+    let Product { factors, sums, batch, rows, columns, depth, .. } = *product;
+    let are_halves = matches!(factors, DType::Bf16 | DType::F16);
+    require(are_halves && [factors, DType::F32].contains(&sums), || {
+        format!("{factors} to {sums}, expected bf16 or f16 to the same or f32")
+    })?;
+    let dims = [batch, rows, columns, depth];
+    require(dims.iter().all(|dim| (1..=MAX_DIM).contains(dim)), || {
+        format!("dims {dims:?}, expected 1 to {MAX_DIM}")
+    })?;
+    let Product { left, right, result, residual, .. } = product;
+    let is_as_it_is = !result.is_transposed && residual.is_none_or(|matrix| !matrix.is_transposed);
+    require(is_as_it_is, || "a result or residual that is transposed".into())?;
+    let sums_of = [Some(result), residual.as_ref()].into_iter().flatten();
+    let all = [(left, rows, depth), (right, columns, depth)];
+    for (matrix, rows, columns) in all.into_iter().chain(sums_of.map(|m| (m, rows, columns))) {
+        let (line, leading) = (matrix.line(rows, columns), matrix.leading);
+        require((u64::from(line)..=MAX_STRIDE).contains(&leading), || {
+            format!("lines of {line} elements {leading} apart")
+        })?;
+        let stride = matrix.batch_stride;
+        require(stride <= MAX_STRIDE, || format!("matrices {stride} elements apart"))?;
+    }
+    Ok(())
 }
 
 fn check_kernel(kernel: &Kernel) -> Outcome {

@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 
 use common::{cubin, small};
-use engine::{Arch, Blob, Engine, Error, ImageKind, Kernel, Space};
+use engine::{Arch, Blob, Engine, Error, ImageKind, Kernel, Product, Space};
+use ops::DType;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Where the hash is in the header.
@@ -135,10 +136,10 @@ fn wrong_bytes_behind_a_right_hash_never_panic() {
 #[test]
 fn messages_say_what_to_do() {
     let mut other_version = bytes();
-    other_version[8] = 9;
+    other_version[8] = 2;
     assert_eq!(
         message(other_version),
-        "the engine file has format version 9, this program reads 2: compile the model again with this program"
+        "the engine file has format version 2, this program reads 3: compile the model again with this program"
     );
     assert_eq!(
         message(b"\x7fELF and more".to_vec()),
@@ -212,10 +213,47 @@ fn contradictions_are_refused() {
         (|e| e.programs[0].steps[0].launches[0].args[0].offset = 256, "which has 256"),
         (|e| e.programs[0].steps[0].launches[0].args[1].offset = 64, "which has 64"),
         (|e| e.programs[0].steps[0].launches[0].args[2].space = Space::Constant(2), "not there"),
+        (|e| e.programs[0].workspace_bytes = 1 << 50, "a workspace of"),
     ];
     for (change, expected) in cases {
         let found = invalid(change);
         assert!(found.contains(expected), "{found}; expected {expected}");
+    }
+}
+
+#[test]
+fn a_product_that_leaves_its_memory_is_refused() {
+    type Change = fn(&mut Product);
+    let cases: &[(Change, &str)] = &[
+        (|p| p.factors = DType::F32, "f32 to f32, expected bf16 or f16"),
+        (|p| p.sums = DType::F16, "bf16 to f16, expected bf16 or f16 to the same or f32"),
+        (|p| p.rows = 0, "dims [1, 0, 4, 6]"),
+        (|p| p.depth = 1 << 31, "dims [1, 4, 4, 2147483648]"),
+        (|p| p.rows = 6, "96 bytes at byte 176 of Arena, which has 256"),
+        (|p| p.columns = 8, "lines of 8 elements 4 apart"),
+        (|p| p.left.leading = 5, "lines of 6 elements 5 apart"),
+        (|p| p.left.leading = 64, "396 bytes at byte 128 of Arena, which has 256"),
+        (|p| p.left.leading = 1 << 63, "lines of 6 elements 9223372036854775808 apart"),
+        (|p| p.left.leading = (1 << 63) - 1, "larger than any memory"),
+        (|p| p.right.is_transposed = false, "lines of 6 elements 4 apart"),
+        (|p| p.right.pointer = 4, "pointer 4, of 4"),
+        (|p| p.right.leading = 6, "68 bytes at byte 0 of Weight(0), which has 64"),
+        (|p| p.result.pointer = 2, "64 bytes at byte 0 of Constant(1), which has 16"),
+        (|p| p.result.is_transposed = true, "a result or residual that is transposed"),
+        (|p| p.residual = Some(p.right), "a result or residual that is transposed"),
+        (|p| p.bias = Some(9), "pointer 9, of 4"),
+        (|p| (p.batch, p.left.batch_stride) = (2, 100), "248 bytes at byte 128 of Arena"),
+        (|p| (p.sums, p.result.pointer) = (DType::Bf16, 1), "writes to Weight(0)"),
+    ];
+    for (change, expected) in cases {
+        let found = invalid(|engine| {
+            let launch = &mut engine.programs[0].steps[0].launches[0];
+            change(launch.product.as_mut().unwrap());
+        });
+        assert!(
+            found.contains("product: ") && found.contains(expected),
+            "{found}; expected {expected}"
+        );
     }
 }
 

@@ -51,6 +51,9 @@ fn one_engine_runs_on_every_generation_that_it_is_for() {
     };
     assert_eq!(named("sm_80"), ["text 1x64x64", "denoise 1x64x64", "decode 1x64x64"]);
     assert_eq!(named("sm_80"), named("sm_90a"));
+    // Of a prompt's tokens, every product but those with an activation is plain.
+    let plain = &programs[0]["cublaslt"];
+    assert!(plain["steps"].as_u64().unwrap() > 0 && plain["workspace_bytes"] == 4 << 20, "{plain}");
     // What both generations launch is there once, with the PTX of the first.
     let engine = Engine::from_bytes(ENGINE.clone()).unwrap();
     let [first, second] = engine.targets()[..] else { panic!("{:?}", engine.targets()) };
@@ -70,6 +73,11 @@ fn one_engine_runs_on_every_generation_that_it_is_for() {
         sample(&program, &["--device", device]).done();
         fs::remove_file(program.path("a.png")).unwrap();
     }
+    let by = |products| sample(&program, &["--device", "cuda-emulated", "--products", products]);
+    by("auto").done();
+    fs::remove_file(program.path("a.png")).unwrap();
+    by("cublaslt")
+        .failed(1, "--products cublaslt: the emulated device computes no products by cuBLASLt");
     sample(&program, &["--device", "cuda-emulated:sm_75"])
         .failed(1, "has compute capability 7.5, and the engine is for sm_80, sm_90a");
 }
@@ -95,7 +103,7 @@ fn an_engine_that_does_not_fit_is_refused_with_one_message() {
     let args = [&emulated[..], &["--resolution", "144p"]].concat();
     sample(&program, &args).failed(1, "the engine has no program @denoise_step for");
     // Damage, and another version.
-    for (at, message) in [(8, "this program reads 2"), (16, "bytes, expected"), (300, "is damaged")]
+    for (at, message) in [(8, "this program reads 3"), (16, "bytes, expected"), (300, "is damaged")]
     {
         let mut bytes = ENGINE.clone();
         bytes[at] ^= 0x40;

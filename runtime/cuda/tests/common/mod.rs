@@ -77,12 +77,14 @@ pub(crate) fn engine(axes: &[u32]) -> Engine {
             kernel,
             grid: [N.div_ceil(128) as u32, 1, 1],
             args: args.to_vec(),
+            product: None,
         }],
     };
     let two_steps = Program {
         name: "two steps".into(),
         target: target(),
         arena_bytes: 2 * BYTES,
+        workspace_bytes: 0,
         lower_bound_bytes: 2 * BYTES,
         inputs: vec![port("x", 0)],
         // In place of the input.
@@ -96,6 +98,7 @@ pub(crate) fn engine(axes: &[u32]) -> Engine {
         name: "one step".into(),
         target: target(),
         arena_bytes: 2 * BYTES,
+        workspace_bytes: 0,
         lower_bound_bytes: 2 * BYTES,
         inputs: vec![port("x", 0)],
         outputs: vec![port("z", BYTES)],

@@ -1,7 +1,8 @@
 //! A small engine that has one of everything.
 
 use engine::{
-    Arg, Blob, Engine, Image, ImageKind, Kernel, Launch, Port, Program, Space, Step, Weight,
+    Arg, Blob, Engine, Image, ImageKind, Kernel, Launch, Matrix, Port, Product, Program, Space,
+    Step, Weight,
 };
 use ops::{DType, TensorType};
 
@@ -31,10 +32,28 @@ pub(crate) fn small() -> Engine {
     };
     let ptx = b".version 8.0\n.target sm_80\n".to_vec();
     let arg = |space, offset| Arg { space, offset };
+    let matrix =
+        |pointer, leading| Matrix { pointer, is_transposed: false, leading, batch_stride: 0 };
+    // What the launch computes: its weight is stored as the columns of the right factor.
+    let product = Product {
+        factors: DType::Bf16,
+        sums: DType::F32,
+        batch: 1,
+        rows: 4,
+        columns: 4,
+        depth: 6,
+        left: matrix(0, 6),
+        right: Matrix { is_transposed: true, ..matrix(1, 4) },
+        result: matrix(3, 4),
+        bias: Some(2),
+        residual: Some(matrix(3, 4)),
+        is_faster: true,
+    };
     let program = Program {
         name: "step 240p:16f:9:16".into(),
         target: "sm_80".parse().expect("a known name"),
         arena_bytes: 256,
+        workspace_bytes: 4096,
         lower_bound_bytes: 200,
         inputs: vec![
             Port { name: "x".into(), ty: ty(DType::Bf16, &[4, 6]), offset: 0 },
@@ -51,10 +70,12 @@ pub(crate) fn small() -> Engine {
                 kernel: 0,
                 grid: [1, 2, 3],
                 args: vec![
-                    arg(Space::Arena, 255),
+                    arg(Space::Arena, 128),
                     arg(Space::Weight(0), 0),
                     arg(Space::Constant(1), 0),
+                    arg(Space::Arena, 176),
                 ],
+                product: Some(product),
             }],
         }],
     };
@@ -71,7 +92,7 @@ pub(crate) fn small() -> Engine {
             entry: "matmul_0".into(),
             block: [32, 4, 1],
             shared_bytes: 65_536,
-            n_pointers: 3,
+            n_pointers: 4,
             info: vec![7, u64::MAX],
             images: vec![
                 image("sm_90a", ImageKind::Cubin, cubin()),
@@ -85,7 +106,7 @@ pub(crate) fn small() -> Engine {
             axes: vec![1, 0],
             bytes: 64,
         }],
-        constants: vec![Blob::from(vec![1, 2, 3, 4]), Blob::from(vec![5])],
+        constants: vec![Blob::from(vec![1, 2, 3, 4]), Blob::from(vec![5; 16])],
         programs: vec![program, specific],
     }
 }
