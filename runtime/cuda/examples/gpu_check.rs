@@ -3,7 +3,7 @@
 //! (`limit`). The crate `cuda-tests` writes such cases.
 //!
 //! `cargo run --release -p cuda --example gpu_check -- FOLDER/*.engine`; `--emulated ARCH` as first option runs on
-//! the CPU.
+//! the CPU. With `--cublaslt` plain products are computed by the library.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program")]
 
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use cuda::{Device, Driver, Emulated, Session};
+use cuda::{Device, Driver, Emulated, Products, Session};
 use engine::{Arch, Engine};
 use ops::{DType, Tensor, TensorType};
 use runtime::{WeightSource, WeightStore};
@@ -32,6 +32,9 @@ struct Options {
     /// Run on the emulated device of this architecture instead.
     #[arg(long, value_name = "ARCH")]
     emulated: Option<Arch>,
+    /// Have cuBLASLt compute the products that it can.
+    #[arg(long)]
+    cublaslt: bool,
 }
 
 fn main() -> ExitCode {
@@ -99,9 +102,12 @@ fn check(options: &Options, path: &Path) -> Result<String> {
         None => Box::new(Driver::open(options.gpu)?),
     };
     let store = WeightStore::new(Weights(Arc::clone(&case)));
-    let mut session = Session::new(device, Arc::clone(&engine), &[], &store)?;
+    let products = if options.cublaslt { Products::Library } else { Products::Own };
+    let mut session = Session::with_products(device, Arc::clone(&engine), &[], &store, products)?;
     let program = engine.programs.first().context("the engine has no program")?;
     let id = session.find(&program.name)?;
+    let n_products =
+        (0..program.steps.len()).filter(|&step| session.uses_library(id, step)).count();
     let limit = case.numbers("limit")?[0];
     let mut worst = 0f64;
     for port in &program.inputs {
@@ -126,5 +132,6 @@ fn check(options: &Options, path: &Path) -> Result<String> {
     }
     let micros = time.as_secs_f64() * 1e6;
     ensure!(worst <= limit, "error {worst:.2e}, at most {limit:.2e} ({micros:.0} us)");
-    Ok(format!("error {worst:.2e} of {limit:.2e}, {micros:.0} us"))
+    let by_library = if n_products > 0 { ", by cuBLASLt" } else { "" };
+    Ok(format!("error {worst:.2e} of {limit:.2e}, {micros:.0} us{by_library}"))
 }

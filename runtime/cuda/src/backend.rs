@@ -10,7 +10,7 @@ use engine::{Engine, Program};
 use ops::DType;
 use runtime::{Backend, Control, Runner, StepTime, WeightStore};
 
-use crate::{Device, Error, ProgramId, Session};
+use crate::{Device, Error, Products, ProgramId, Session};
 
 /// Makes a device with nothing in it.
 pub type OpenDevice = dyn Fn() -> Result<Box<dyn Device>, Error> + Send + Sync;
@@ -23,6 +23,7 @@ pub struct EngineBackend {
     engine: Arc<Engine>,
     open: Box<OpenDevice>,
     times_steps: bool,
+    products: Products,
     notes: Notes,
 }
 
@@ -35,13 +36,20 @@ impl Debug for EngineBackend {
 impl EngineBackend {
     /// Runs `engine` on devices that `open` makes, one for each plan, given back with it.
     pub fn new(engine: Arc<Engine>, open: Box<OpenDevice>) -> EngineBackend {
-        EngineBackend { engine, open, times_steps: false, notes: Notes::default() }
+        let (products, notes) = (Products::Own, Notes::default());
+        EngineBackend { engine, open, times_steps: false, products, notes }
     }
 
     /// Times every step on the device, for which runs go launch by launch, one after the other.
     #[must_use]
     pub fn with_step_times(self) -> EngineBackend {
         EngineBackend { times_steps: true, ..self }
+    }
+
+    /// Has `products` compute what a library can compute as well.
+    #[must_use]
+    pub fn with_products(self, products: Products) -> EngineBackend {
+        EngineBackend { products, ..self }
     }
 
     /// The program with the inputs and outputs of `plan`.
@@ -82,8 +90,13 @@ impl Backend for EngineBackend {
     ) -> Result<Box<dyn Runner + 'w>, runtime::Error> {
         let name = self.program(&plan)?;
         let device = (self.open)().map_err(failed)?;
-        let session =
-            Session::new(device, Arc::clone(&self.engine), &[name], weights).map_err(failed)?;
+        let engine = Arc::clone(&self.engine);
+        let session = Session::with_products(device, engine, &[name], weights, self.products);
+        let session = session.map_err(failed)?;
+        if let Some(note) = session.note() {
+            let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            notes.push(format!("`{name}`: {note}"));
+        }
         let id = session.find(name).map_err(failed)?;
         let times = if self.times_steps {
             check_steps(&plan, session.program(id))?;

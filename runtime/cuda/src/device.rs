@@ -3,9 +3,10 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use engine::{Arch, Image, Kernel};
+use engine::{Arch, Image, Kernel, Product};
 
 use crate::Error;
+use crate::lt::Workspace;
 
 /// A loaded kernel of one device.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -19,6 +20,22 @@ impl GraphId {
     /// Names a recording by a number of the device's own.
     pub fn new(number: usize) -> GraphId {
         GraphId(number)
+    }
+
+    /// That number.
+    pub fn number(self) -> usize {
+        self.0
+    }
+}
+
+/// A product of one device that its library computes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ProductId(usize);
+
+impl ProductId {
+    /// Names a product by a number of the device's own.
+    pub fn new(number: usize) -> ProductId {
+        ProductId(number)
     }
 
     /// That number.
@@ -97,6 +114,38 @@ pub trait Device: Debug + Send {
     /// # Errors
     /// [`Error::Misuse`] for another number of pointers, or what the device says.
     fn launch(&mut self, kernel: KernelId, grid: [u32; 3], pointers: &[u64]) -> Result<(), Error>;
+
+    /// Opens the library of products, before the first is prepared.
+    ///
+    /// # Errors
+    /// [`Error::NoProducts`] if the device has none, [`Error::NoLibrary`] if the machine has none, or what it says.
+    fn open_library(&mut self) -> Result<(), Error> {
+        Err(Error::NoProducts { device: self.name().to_string() })
+    }
+
+    /// Makes a product ready, on the pointers of its launch, all of them parts of allocations. What the result is
+    /// written to, and the workspace, may be overwritten. `None` if the library does not compute it on this device.
+    ///
+    /// # Errors
+    /// As [`Device::open_library`]; [`Error::Misuse`] outside of allocations.
+    fn prepare(
+        &mut self,
+        product: &Product,
+        pointers: &[u64],
+        workspace: Workspace,
+    ) -> Result<Option<ProductId>, Error> {
+        let _ = (product, pointers, workspace);
+        Err(Error::NoProducts { device: self.name().to_string() })
+    }
+
+    /// Computes a product that was prepared; like a launch, it may be recorded.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] for one that was not, or what the library says.
+    fn multiply(&mut self, product: ProductId) -> Result<(), Error> {
+        let _ = product;
+        Err(Error::NoProducts { device: self.name().to_string() })
+    }
 
     /// Waits for everything before it.
     ///

@@ -102,6 +102,29 @@ pub enum Error {
         /// Why.
         reason: emulator::Error,
     },
+    /// The device has no library of products. The caller's, who can do without.
+    #[error("{device} computes no products by cuBLASLt: use the engine's own kernels")]
+    NoProducts {
+        /// Its name.
+        device: String,
+    },
+    /// The machine has no library of products. The world's, or the caller's, who can do without.
+    #[error(
+        "no cuBLASLt of version 12 or 13: none of {looked_for} is where libraries are looked for; install NVIDIA's \
+         cuBLAS, or use the engine's own kernels"
+    )]
+    NoLibrary {
+        /// Names of the library.
+        looked_for: String,
+    },
+    /// The library of products refused. The world's.
+    #[error("cannot {doing}: cuBLASLt says {status}")]
+    Library {
+        /// What was tried.
+        doing: &'static str,
+        /// What it says.
+        status: String,
+    },
     /// A step failed. Says which.
     #[error("program `{program}`, step {index} ({label}, {scope}): {reason}")]
     Step {

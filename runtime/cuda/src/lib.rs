@@ -6,7 +6,8 @@
 //! run to run, and an output can be carried into an input there.
 //!
 //! Nothing but the driver is needed, which is loaded when a [`Driver`] is opened: no toolkit, no compiler, and a
-//! program that was built with this crate starts on a machine without a GPU.
+//! program that was built with this crate starts on a machine without a GPU. Where the machine has cuBLASLt, it can
+//! compute the products that an engine marks as plain ([`Products`]): [`Multiplier`] makes calls of them.
 //!
 //! All unsafe code is in `driver/`. Kernels of an engine are trusted with what the GPU can reach, as an executable
 //! is with a process; the engine's own numbers (addresses, sizes, images) are checked when it is read.
@@ -17,13 +18,18 @@ mod driver;
 mod emulated;
 mod error;
 mod inputs;
+pub mod lt;
+mod multiplier;
 mod permute;
+mod products;
 mod session;
 mod weights;
 
 pub use backend::{EngineBackend, OpenDevice};
-pub use device::{Device, GraphId, KernelId};
+pub use device::{Device, GraphId, KernelId, ProductId};
 pub use driver::Driver;
 pub use emulated::Emulated;
 pub use error::Error;
+pub use multiplier::Multiplier;
+pub use products::Products;
 pub use session::{ProgramId, Session, target_for};

@@ -2,7 +2,8 @@
 //!
 //! Arena, inputs, weights and constants are allocated when a session is made; a run allocates nothing. All
 //! programs of a session use the same arena, as large as the largest of them needs, one after the other, and
-//! share the weights that several of them read. Each has its inputs for itself, beside the arena.
+//! share the weights that several of them read. Each has its inputs for itself, beside the arena. Where a library
+//! computes products in place of launches, one workspace serves all of them, since they run one after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,21 +12,21 @@ use std::time::Duration;
 use engine::{Arch, Engine, Kernel, Port, Program, Space};
 use runtime::WeightStore;
 
-use crate::device::{Device, GraphId, KernelId};
+use crate::device::{Device, GraphId, KernelId, ProductId};
 use crate::error::Error;
 use crate::inputs::{Inputs, Transfer};
+use crate::products::{LibraryUse, Products};
 use crate::weights;
 
 /// Names one bound program of a session.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ProgramId(usize);
 
-/// A launch with its addresses.
+/// A launch with its addresses, or what computes the same.
 #[derive(Debug)]
-struct BoundLaunch {
-    kernel: KernelId,
-    grid: [u32; 3],
-    pointers: Box<[u64]>,
+enum BoundLaunch {
+    Kernel { kernel: KernelId, grid: [u32; 3], pointers: Box<[u64]> },
+    Product(ProductId),
 }
 
 /// A program with its addresses.
@@ -49,6 +50,7 @@ pub struct Session {
     arena: u64,
     arena_bytes: u64,
     weight_bytes: u64,
+    library: LibraryUse,
     bound: Vec<Bound>,
     /// The program whose outputs the arena holds.
     ran_last: Option<ProgramId>,
@@ -65,10 +67,25 @@ impl Session {
     /// [`Error::NoTarget`] and [`Error::NoProgram`] before anything is allocated; [`Error::Weights`];
     /// [`Error::OutOfMemory`]; what the device says.
     pub fn new(
+        device: Box<dyn Device>,
+        engine: Arc<Engine>,
+        names: &[&str],
+        store: &WeightStore,
+    ) -> Result<Session, Error> {
+        Session::with_products(device, engine, names, store, Products::Own)
+    }
+
+    /// As [`Session::new`]; `products` says who computes the products that a library can compute.
+    ///
+    /// # Errors
+    /// As there; [`Error::NoProducts`] and [`Error::NoLibrary`] if [`Products::Library`] is asked for; what the library
+    /// says.
+    pub fn with_products(
         mut device: Box<dyn Device>,
         engine: Arc<Engine>,
         names: &[&str],
         store: &WeightStore,
+        products: Products,
     ) -> Result<Session, Error> {
         let target = target_for(&engine, &*device)?;
         let chosen = choose(&engine, target, names)?;
@@ -76,6 +93,7 @@ impl Session {
             let steps = chosen.iter().flat_map(|&i| &engine.programs[i].steps);
             steps.flat_map(|step| &step.launches)
         };
+        let mut library = LibraryUse::open(&mut *device, products, launches())?;
         let used: BTreeSet<u32> = launches().map(|launch| launch.kernel).collect();
         let mut kernels: BTreeMap<u32, KernelId> = BTreeMap::new();
         for index in used {
@@ -85,6 +103,8 @@ impl Session {
         let arena_bytes = arena_bytes.unwrap_or_default();
         // A device gives no empty allocations.
         let arena = device.alloc("arena", arena_bytes.max(1))?;
+        let workspace_bytes = chosen.iter().map(|&i| engine.programs[i].workspace_bytes).max();
+        library.reserve(&mut *device, workspace_bytes.unwrap_or_default())?;
         let args = launches().flat_map(|launch| &launch.args);
         let used: BTreeSet<Space> = args.map(|arg| arg.space).collect();
         let mut bases: BTreeMap<Space, u64> = BTreeMap::from([(Space::Arena, arena)]);
@@ -113,21 +133,36 @@ impl Session {
         let inputs = chosen.iter().map(inputs).collect::<Result<Vec<_>, _>>()?;
         // An allocation may wait for copies that are under way, so weights come after all of them.
         weights::upload(&mut *device, &read, store)?;
-        device.synchronize()?;
         let address = |arg: &engine::Arg| bases[&arg.space] + arg.offset;
-        let bind = |launch: &engine::Launch| BoundLaunch {
-            kernel: kernels[&launch.kernel],
-            grid: launch.grid,
-            pointers: launch.args.iter().map(address).collect(),
+        let mut bind = |launch: &engine::Launch| -> Result<BoundLaunch, Error> {
+            let pointers: Box<[u64]> = launch.args.iter().map(address).collect();
+            let product = library.bind(&mut *device, launch, &pointers)?;
+            let (kernel, grid) = (kernels[&launch.kernel], launch.grid);
+            Ok(product.map_or(BoundLaunch::Kernel { kernel, grid, pointers }, BoundLaunch::Product))
         };
-        let bound = chosen.iter().zip(inputs).map(|(&program, inputs)| {
-            let steps = &engine.programs[program].steps;
-            let steps = steps.iter().map(|step| step.launches.iter().map(bind).collect());
-            Bound { program, inputs, steps: steps.collect(), carries: vec![], graph: None }
-        });
-        let bound = bound.collect();
+        let mut bound = Vec::with_capacity(chosen.len());
+        for (&program, inputs) in chosen.iter().zip(inputs) {
+            let mut steps = Vec::with_capacity(engine.programs[program].steps.len());
+            for step in &engine.programs[program].steps {
+                let launches = step.launches.iter().map(&mut bind);
+                steps.push(launches.collect::<Result<Box<[BoundLaunch]>, Error>>()?);
+            }
+            let steps = steps.into_boxed_slice();
+            bound.push(Bound { program, inputs, steps, carries: vec![], graph: None });
+        }
+        device.synchronize()?;
         let (ran_last, started) = (None, None);
-        Ok(Session { device, engine, arena, arena_bytes, weight_bytes, bound, ran_last, started })
+        Ok(Session {
+            device,
+            engine,
+            arena,
+            arena_bytes,
+            weight_bytes,
+            library,
+            bound,
+            ran_last,
+            started,
+        })
     }
 
     /// The device.
@@ -143,6 +178,22 @@ impl Session {
     /// Bytes of weights and constants on the device.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// Bytes that the library of products may use on the device; 0 where it is not used.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.library.workspace_bytes()
+    }
+
+    /// What users should know of the library of products: that it does less than was asked for.
+    pub fn note(&self) -> Option<String> {
+        self.library.note()
+    }
+
+    /// Whether the library computes a product of step `step` of a program.
+    pub fn uses_library(&self, id: ProgramId, step: usize) -> bool {
+        let mut launches = self.bound[id.0].steps[step].iter();
+        launches.any(|launch| matches!(launch, BoundLaunch::Product(_)))
     }
 
     /// The bound program called `name`.
@@ -344,8 +395,13 @@ impl Session {
         let bound = &self.bound[id.0];
         for (index, step) in bound.steps.iter().enumerate() {
             let mut run = || {
-                for BoundLaunch { kernel, grid, pointers } in step {
-                    self.device.launch(*kernel, *grid, pointers)?;
+                for launch in step {
+                    match launch {
+                        BoundLaunch::Kernel { kernel, grid, pointers } => {
+                            self.device.launch(*kernel, *grid, pointers)?;
+                        }
+                        BoundLaunch::Product(product) => self.device.multiply(*product)?,
+                    }
                 }
                 after(&mut *self.device, index)
             };

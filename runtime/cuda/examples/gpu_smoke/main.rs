@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use cuda::{Device, Driver, Emulated, ProgramId, Session};
+use cuda::{Device, Driver, Emulated, Products, ProgramId, Session};
 use engine::{Arch, Engine};
 use measure::MadeUp;
 use runtime::WeightStore;
@@ -36,6 +36,9 @@ struct Options {
     /// Run on the emulated device of this architecture, such as `sm_80`, instead.
     #[arg(long, value_name = "ARCH")]
     emulated: Option<Arch>,
+    /// Have cuBLASLt compute the products that it can.
+    #[arg(long)]
+    cublaslt: bool,
     /// Timed runs of each program.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
@@ -100,10 +103,16 @@ fn smoke(options: &Options, path: &Path, engine: &Arc<Engine>, watchdog: &Watchd
     let weights = engine.weights.iter().map(|weight| (weight.name.clone(), weight.ty.clone()));
     let store = WeightStore::new(weights.collect::<MadeUp>());
     let start = Instant::now();
-    let mut session = Session::new(device, Arc::clone(engine), &names, &store)?;
+    let products = if options.cublaslt { Products::Library } else { Products::Own };
+    let session = Session::with_products(device, Arc::clone(engine), &names, &store, products);
+    let mut session = session?;
     let (arena, weights) = (session.arena_bytes(), session.weight_bytes());
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!("  memory   {:.1} MiB arena, {:.1} MiB weights", mib(arena), mib(weights));
+    if options.cublaslt {
+        let note = session.note().unwrap_or_else(|| "all plain products".into());
+        println!("  cublaslt {note}, {:.1} MiB workspace", mib(session.workspace_bytes()));
+    }
     println!("  ready    in {:.3} s, weights made up and uploaded", start.elapsed().as_secs_f64());
     for name in names {
         watchdog.begin(&format!("running `{name}`"));

@@ -5,6 +5,7 @@
 //! thread's own first, so that a device may move between threads. Addresses that callers give are checked
 //! against the allocations.
 
+mod cublaslt;
 mod image;
 mod staging;
 
@@ -15,10 +16,13 @@ use std::time::Duration;
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
-use engine::{Arch, Kernel};
+use engine::{Arch, Kernel, Product};
 
-use crate::device::{Device, GraphId, KernelId};
+use crate::device::{Device, GraphId, KernelId, ProductId};
 use crate::error::Error;
+use crate::lt::Workspace;
+use crate::multiplier::{Multiplier, spans};
+use cublaslt::CublasLt;
 use staging::Staging;
 
 /// The library that is looked for; others are names of it on other systems.
@@ -43,14 +47,16 @@ pub struct Driver {
     allocations: BTreeMap<u64, u64>,
     staging: Option<Staging>,
     kernels: Vec<Loaded>,
+    /// The library of products, once it is opened.
+    library: Option<Multiplier<CublasLt>>,
     marks: Vec<Option<sys::CUevent>>,
     graphs: Vec<sys::CUgraphExec>,
     /// Pointers to the parameters of a launch; kept so that a run allocates nothing.
     params: Vec<*mut c_void>,
 }
 
-// SAFETY: handles of the driver may be used from any thread that has made the context its own, which every method
-// does first; `params` is only filled and read within one call under `&mut self`.
+// SAFETY: handles of the driver and of the library may be used from any thread that has made the context its own,
+// which every method does first; `params` is only filled and read within one call under `&mut self`.
 unsafe impl Send for Driver {}
 
 /// A kernel that can be launched.
@@ -163,6 +169,7 @@ impl Driver {
             allocations: BTreeMap::new(),
             staging: None,
             kernels: vec![],
+            library: None,
             marks: vec![],
             graphs: vec![],
             params: vec![],
@@ -199,6 +206,11 @@ impl Driver {
 
     fn staging(&mut self) -> &mut Staging {
         self.staging.as_mut().expect("`open` makes it, and only `drop` takes it")
+    }
+
+    fn library(&mut self) -> Result<&mut Multiplier<CublasLt>, Error> {
+        let closed = || Error::Misuse("the library of products was not opened".into());
+        self.library.as_mut().ok_or_else(closed)
     }
 }
 
@@ -320,6 +332,39 @@ impl Device for Driver {
         .map_err(|error| failed(format!("launch `{}`", loaded.entry))(error))
     }
 
+    fn open_library(&mut self) -> Result<(), Error> {
+        self.enter()?;
+        if self.library.is_none() {
+            self.library = Some(Multiplier::new(CublasLt::open(self.stream)?)?);
+        }
+        Ok(())
+    }
+
+    fn prepare(
+        &mut self,
+        product: &Product,
+        pointers: &[u64],
+        workspace: Workspace,
+    ) -> Result<Option<ProductId>, Error> {
+        self.enter()?;
+        for (address, bytes) in spans(product, pointers)? {
+            self.check_range(address, bytes)?;
+        }
+        if workspace.bytes > 0 {
+            self.check_range(workspace.address, workspace.bytes)?;
+        }
+        let library = self.library()?;
+        let prepared = library.prepare(product, pointers, workspace)?;
+        // The library loads a kernel when it first launches it, which must not be while launches are recorded.
+        prepared.map_or(Ok(()), |product| library.multiply(product))?;
+        Ok(prepared)
+    }
+
+    fn multiply(&mut self, product: ProductId) -> Result<(), Error> {
+        self.enter()?;
+        self.library()?.multiply(product)
+    }
+
     fn synchronize(&mut self) -> Result<(), Error> {
         self.enter()?;
         // SAFETY: the stream is of the current context.
@@ -413,6 +458,7 @@ impl Drop for Driver {
             for &event in self.marks.iter().flatten() {
                 let _ = result::event::destroy(event);
             }
+            drop(self.library.take());
             drop(self.staging.take());
             for &address in self.allocations.keys() {
                 let _ = result::free_sync(address);
