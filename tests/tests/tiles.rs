@@ -75,6 +75,37 @@ fn the_fastest_of_all_trials_is_what_plans_take() {
 }
 
 #[test]
+fn the_library_is_preferred_where_it_is_faster_than_the_fastest_kernel() {
+    let gpu = Gpu(80);
+    let methods = Tiles::methods(gpu);
+    let mut tuning = Tuning::default();
+    let micros = |n: usize| Duration::from_micros(n as u64);
+    for (at, &method) in methods.iter().enumerate() {
+        let plan = compiler::compile(graph(), &target(gpu, Tiles::trial(method))).unwrap();
+        for (_, _, kernel) in products(&plan, gpu) {
+            tuning.add(&kernel, gpu, micros(20 + at));
+        }
+    }
+    assert!(tuning.measured().iter().all(|row| row.library.is_none()), "it was not measured");
+    // The library takes the first product in less than the fastest kernel, the second in less than the others only.
+    let plan = compiler::compile(graph(), &target(gpu, tuning.tiles())).unwrap();
+    for ((_, _, kernel), time) in products(&plan, gpu).iter().zip([19, 21]) {
+        tuning.add_library(kernel, gpu, micros(time - 1));
+        tuning.add_library(kernel, gpu, micros(time + 1));
+    }
+    let of_library: Vec<_> =
+        tuning.measured().into_iter().map(|row| row.library.unwrap()).collect();
+    assert!(of_library.iter().all(|library| library.own == micros(20)), "{of_library:?}");
+    let tiles: Tiles = tuning.tiles().to_string().parse().unwrap();
+    let mut preferred = vec![];
+    for (product, method, _) in products(&plan, gpu) {
+        assert_eq!(tiles.method(&product), Some(method), "the kernel stays known");
+        preferred.push(tiles.prefers_library(&product));
+    }
+    assert_eq!(preferred, [true, false]);
+}
+
+#[test]
 fn products_that_no_table_has_are_left_to_the_cost_model() {
     let gpu = Gpu(80);
     let ways = |tiles: Tiles| -> Vec<Method> {

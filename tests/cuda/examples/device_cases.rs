@@ -1,12 +1,13 @@
 //! Writes what a machine with a GPU is to check: small graphs and the golden models in bf16, as engines with inputs and
 //! outputs. `cargo run -p cuda-tests --example device_cases -- FOLDER [ARCH] [--sites-only]`, then on that machine
-//! `gpu_check FOLDER/*.engine`.
+//! `gpu_check FOLDER/*.engine`, and `gpu_check --cublaslt FOLDER/*.engine` for products by the library.
 #![allow(clippy::print_stdout, reason = "an example tells what it does")]
 
 use std::path::PathBuf;
 
-use cuda_tests::{attention_sites, sites};
+use cuda_tests::{attention_sites, plain_sites, sites};
 use kernels::cuda::Gpu;
+use ops::DType;
 use tests::model_cases::half_cases;
 
 fn main() {
@@ -18,7 +19,8 @@ fn main() {
         .filter(|arg| !arg.starts_with("--"))
         .map_or(Gpu(90), |name| Gpu::from_name(&name).expect("a known generation"));
     std::fs::create_dir_all(&folder).expect("the folder can be made");
-    for site in sites::sites().into_iter().chain(attention_sites::sites()) {
+    let plain = [DType::Bf16, DType::F16].into_iter().flat_map(plain_sites::sites);
+    for site in sites::sites().into_iter().chain(attention_sites::sites()).chain(plain) {
         let given = site.given();
         let expected = cuda_tests::expected(&site.graph, &given);
         let name = &site.name;

@@ -3,11 +3,15 @@
 
 pub mod attention_sites;
 pub mod case;
+pub mod lt_model;
+pub mod plain_sites;
 pub mod row_sites;
 mod run;
 pub mod sites;
 pub mod speed;
+pub mod table;
 pub mod tiles;
+pub mod watched;
 
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};

@@ -4,153 +4,19 @@
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use aot::Builder as EngineBuilder;
 use compiler::Plan;
-use cuda::{Device, Emulated, EngineBackend, Error, GraphId, KernelId};
+use cuda::{Device, EngineBackend};
+use cuda_tests::watched::{Graphs, Traffic, Watched};
 use emulator::Options;
-use engine::{Arch, Engine, Image, Kernel};
+use engine::Engine;
 use kernels::cuda::Gpu;
 use ops::{Builder, DType, TensorType};
 use runtime::{Backend, Control, Cpu, Runner, WeightSource, WeightStore};
 
 const GPU: Gpu = Gpu(80);
 const N: usize = 300;
-
-/// What passed between host and device.
-#[derive(Debug, Default, PartialEq)]
-struct Traffic {
-    uploaded: Vec<usize>,
-    downloaded: Vec<usize>,
-    n_launches: usize,
-    n_graphs: usize,
-}
-
-/// What a device does with launches that are to be recorded.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Graphs {
-    /// It has no graphs.
-    None,
-    /// It has no memory for them.
-    Failing,
-    /// It records them.
-    Recorded,
-}
-
-/// A call that is recorded.
-#[derive(Debug)]
-enum Call {
-    Launch(KernelId, [u32; 3], Vec<u64>),
-    Copy(u64, u64, u64),
-}
-
-/// An emulated device that says what passes, and may have graphs.
-#[derive(Debug)]
-struct Watched {
-    device: Emulated,
-    traffic: Arc<Mutex<Traffic>>,
-    graphs: Graphs,
-    recording: Option<Vec<Call>>,
-    recorded: Vec<Vec<Call>>,
-}
-
-impl Device for Watched {
-    fn name(&self) -> &str {
-        self.device.name()
-    }
-
-    fn arch(&self) -> Arch {
-        self.device.arch()
-    }
-
-    fn shared_bytes(&self) -> u32 {
-        self.device.shared_bytes()
-    }
-
-    fn image<'k>(&self, kernel: &'k Kernel) -> Option<&'k Image> {
-        self.device.image(kernel)
-    }
-
-    fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<u64, Error> {
-        self.device.alloc(what, bytes)
-    }
-
-    fn upload(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.traffic.lock().unwrap().uploaded.push(bytes.len());
-        self.device.upload(address, bytes)
-    }
-
-    fn download(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        self.traffic.lock().unwrap().downloaded.push(bytes.len());
-        self.device.download(address, bytes)
-    }
-
-    fn copy(&mut self, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
-        if let Some(recording) = &mut self.recording {
-            recording.push(Call::Copy(from, to, bytes));
-            return Ok(());
-        }
-        self.device.copy(from, to, bytes)
-    }
-
-    fn zero(&mut self, address: u64, bytes: u64) -> Result<(), Error> {
-        self.device.zero(address, bytes)
-    }
-
-    fn load(&mut self, kernel: &Kernel) -> Result<KernelId, Error> {
-        self.device.load(kernel)
-    }
-
-    fn launch(&mut self, kernel: KernelId, grid: [u32; 3], pointers: &[u64]) -> Result<(), Error> {
-        if let Some(recording) = &mut self.recording {
-            recording.push(Call::Launch(kernel, grid, pointers.to_vec()));
-            return Ok(());
-        }
-        self.traffic.lock().unwrap().n_launches += 1;
-        self.device.launch(kernel, grid, pointers)
-    }
-
-    fn synchronize(&mut self) -> Result<(), Error> {
-        self.device.synchronize()
-    }
-
-    fn mark(&mut self, mark: usize) -> Result<(), Error> {
-        self.device.mark(mark)
-    }
-
-    fn wait(&mut self, mark: usize) -> Result<(), Error> {
-        self.device.wait(mark)
-    }
-
-    fn elapsed(&mut self, from: usize, to: usize) -> Result<Duration, Error> {
-        self.device.elapsed(from, to)
-    }
-
-    fn begin_capture(&mut self) -> Result<(), Error> {
-        match self.graphs {
-            Graphs::None => self.device.begin_capture(),
-            Graphs::Failing => Err(Error::Misuse("no memory for a graph".into())),
-            Graphs::Recorded => {
-                self.recording = Some(vec![]);
-                Ok(())
-            }
-        }
-    }
-
-    fn end_capture(&mut self) -> Result<GraphId, Error> {
-        self.recorded.push(self.recording.take().unwrap());
-        Ok(GraphId::new(self.recorded.len() - 1))
-    }
-
-    fn launch_graph(&mut self, graph: GraphId) -> Result<(), Error> {
-        self.traffic.lock().unwrap().n_graphs += 1;
-        self.recorded[graph.number()].iter().try_for_each(|call| match call {
-            Call::Launch(kernel, grid, pointers) => self.device.launch(*kernel, *grid, pointers),
-            Call::Copy(from, to, bytes) => self.device.copy(*from, *to, *bytes),
-        })
-    }
-}
 
 /// The weight `w`: ones.
 struct Ones;
@@ -182,10 +48,9 @@ fn backend(plan: &Plan, graphs: Graphs) -> (EngineBackend, Arc<Mutex<Traffic>>) 
     let traffic = Arc::new(Mutex::new(Traffic::default()));
     let watched = Arc::clone(&traffic);
     let open = move || {
-        let device = Emulated::new(GPU.code_name().parse().unwrap(), Options::default());
-        let traffic = Arc::clone(&watched);
-        let (recording, recorded) = (None, vec![]);
-        Ok(Box::new(Watched { device, traffic, graphs, recording, recorded }) as Box<dyn Device>)
+        let arch = GPU.code_name().parse().unwrap();
+        let device = Watched::new(arch, Options::default(), Arc::clone(&watched));
+        Ok(Box::new(device.with_graphs(graphs)) as Box<dyn Device>)
     };
     (EngineBackend::new(Arc::new(engine), Box::new(open)), traffic)
 }
@@ -216,7 +81,7 @@ fn latents_stay_on_the_device_and_what_changes_is_uploaded() {
     let found = steps(&mut *runner, |number| {
         let first: &[usize] = if number == 0 { &[4 * N] } else { &[] };
         let uploaded = [first, &[4]].concat();
-        let expected = Traffic { uploaded, downloaded: vec![], n_launches: 0, n_graphs: 1 };
+        let expected = Traffic { uploaded, n_graphs: 1, ..Traffic::default() };
         assert_eq!(std::mem::take(&mut *traffic.lock().unwrap()), expected, "step {number}");
     });
     assert_eq!(traffic.lock().unwrap().downloaded, [4 * N], "the result");

@@ -2,29 +2,19 @@
 //! upstream's own bf16 is.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use aot::Builder;
 use cuda::{Emulated, Session};
+use cuda_tests::table::Table;
 use engine::Engine;
 use kernels::cuda::Gpu;
-use ops::{DType, Graph, Tensor, TensorType};
-use runtime::{WeightSource, WeightStore};
+use ops::{DType, Graph, Tensor};
+use runtime::WeightStore;
 use tests::golden::{Report, relative_l2};
 use tests::model_cases::half_cases;
-
-/// Tensors by name, as weights.
-struct Table(BTreeMap<String, Tensor>);
-
-impl WeightSource for Table {
-    fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String> {
-        let entry = |tensor: &Tensor| (tensor.ty().clone(), Cow::Owned(tensor.to_bytes()));
-        Ok(self.0.get(name).map(entry))
-    }
-}
 
 /// The first output of `graph` from an engine file on the emulated device.
 fn run(graph: &Graph, given: &BTreeMap<String, Tensor>, gpu: Gpu) -> Tensor {
