@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use cuda::{Device, Driver, Emulated, EngineBackend, OpenDevice};
+use cuda::{Device, Driver, Emulated, EngineBackend, OpenDevice, Products};
 use engine::{Arch, Engine};
 use kernels::cuda::Gpu;
 use ops::DType;
@@ -35,8 +35,14 @@ pub(crate) struct OnDevice {
 /// The device without `--device`.
 pub(crate) const DEFAULT: &str = "cuda:0";
 
-/// The engine of a file on the device called `device`, which times every step if `times_steps`.
-pub(crate) fn open(path: &Path, device: Option<&str>, times_steps: bool) -> Outcome<OnDevice> {
+/// The engine of a file on the device called `device`, which times every step if `times_steps`. What a library can
+/// compute as well is computed by `products`.
+pub(crate) fn open(
+    path: &Path,
+    device: Option<&str>,
+    times_steps: bool,
+    products: Products,
+) -> Outcome<OnDevice> {
     let place = parse(device.unwrap_or(DEFAULT))?;
     let engine = Engine::open(path).map_err(|error| Failure::Run(error.into()))?;
     let threads = NonZeroUsize::new(machine::cores()).unwrap_or(NonZeroUsize::MIN);
@@ -57,7 +63,12 @@ pub(crate) fn open(path: &Path, device: Option<&str>, times_steps: bool) -> Outc
         }
     };
     // Found out before anything is prepared.
-    let device = open().map_err(|error| Failure::Run(error.into()))?;
+    let mut device = open().map_err(|error| Failure::Run(error.into()))?;
+    if products == Products::Library {
+        device.open_library().map_err(|error| {
+            Failure::Run(anyhow::anyhow!("--products cublaslt: {error} (--products own)"))
+        })?;
+    }
     let target = cuda::target_for(&engine, &*device)
         .map_err(|error| Failure::Run(anyhow::anyhow!("{}: {error}", path.display())))?;
     let gpu = Gpu::from_name(&target.to_string()).ok_or_else(|| {
@@ -67,7 +78,7 @@ pub(crate) fn open(path: &Path, device: Option<&str>, times_steps: bool) -> Outc
         ))
     })?;
     let dtype = engine.dtype;
-    let backend = EngineBackend::new(Arc::new(engine), open);
+    let backend = EngineBackend::new(Arc::new(engine), open).with_products(products);
     let backend = if times_steps { backend.with_step_times() } else { backend };
     Ok(OnDevice { backend, gpu, dtype })
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::failure::{Failure, Outcome};
 use crate::report::line;
-use crate::units;
+use crate::{inspect_products, units};
 
 /// All kernels of one kind: how many, and the most that one of them needs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +55,7 @@ pub(crate) fn to_text(path: &Path, engine: &Engine) -> String {
                 line(&mut text, format_args!("  {role:<4} {} : {}", port.name, port.ty));
             }
         }
+        text += &inspect_products::to_text(program);
     }
     text
 }
@@ -78,7 +79,7 @@ pub(crate) fn to_json(path: &Path, engine: &Engine) -> Value {
             "steps": program.steps.len(), "launches": n_launches(program),
             "flops": program.flops(), "arena_bytes": program.arena_bytes,
             "lower_bound_bytes": program.lower_bound_bytes,
-            "scratch_bytes": scratch_bytes(program),
+            "scratch_bytes": scratch_bytes(program), "cublaslt": inspect_products::to_json(program),
             "inputs": ports(&program.inputs), "outputs": ports(&program.outputs),
         })
     });

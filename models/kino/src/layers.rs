@@ -61,6 +61,7 @@ pub(crate) fn gather(mut flags: SampleOptions) -> Outcome<(SampleOptions, Option
     {
         options.engine = flags.engine;
         options.device = flags.device;
+        options.products = flags.products;
     }
     Ok((options, earlier))
 }

@@ -21,6 +21,8 @@ mod gpus;
 mod inspect;
 #[cfg(feature = "engine-files")]
 mod inspect_engine;
+#[cfg(feature = "engine-files")]
+mod inspect_products;
 mod layers;
 mod machine;
 mod noise;

@@ -156,6 +156,11 @@ pub(crate) struct SampleOptions {
     #[arg(long, value_name = "DEVICE", requires = "engine", help_heading = "Run")]
     #[serde(skip)]
     pub device: Option<String>,
+    /// Who computes the engine's plain products [default: own]
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "WHO", requires = "engine", help_heading = "Run")]
+    #[serde(skip)]
+    pub products: Option<ProductsName>,
     /// Threads; does not change the video [default: all]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub threads: Option<usize>,
@@ -267,6 +272,30 @@ pub(crate) enum SchedulerName {
     Iddpm,
     /// DPM-Solver++, second order, for few steps
     DpmSolver,
+}
+
+/// Who computes products that cuBLASLt can compute as well.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum ProductsName {
+    /// The engine's kernels
+    Own,
+    /// cuBLASLt, which must be on this machine
+    Cublaslt,
+    /// cuBLASLt where `kino tune` found it faster and it is there
+    Auto,
+}
+
+#[cfg(feature = "cuda")]
+impl ProductsName {
+    /// As engines are told.
+    pub(crate) fn products(self) -> cuda::Products {
+        match self {
+            ProductsName::Own => cuda::Products::Own,
+            ProductsName::Cublaslt => cuda::Products::Library,
+            ProductsName::Auto => cuda::Products::Measured,
+        }
+    }
 }
 
 /// Formats of outputs in a folder.

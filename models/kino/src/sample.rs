@@ -141,8 +141,11 @@ fn on_device(
     target: Target,
 ) -> Outcome<(Option<Box<dyn Backend>>, Target)> {
     let Some(path) = &options.engine else { return Ok((None, target)) };
+    let products = options.products.map(crate::options::ProductsName::products);
+    let products = products.unwrap_or_default();
+    let times_steps = options.profile.is_some();
     let crate::device::OnDevice { backend, gpu, dtype } =
-        crate::device::open(path, options.device.as_deref(), options.profile.is_some())?;
+        crate::device::open(path, options.device.as_deref(), times_steps, products)?;
     match options.dtype {
         Some(storage) if storage.dtype() != dtype => {
             return Err(Failure::usage(format!(

@@ -1,9 +1,9 @@
-//! `kino tune`: which tile is fastest for each product of a model on the GPU at hand, as a table that `kino
-//! compile --tiles` uses in place of its cost model.
+//! `kino tune`: which tile is fastest for each product of a model on the GPU at hand, and whether cuBLASLt is faster
+//! still, as a table that `kino compile --tiles` uses in place of its cost model.
 //!
 //! Every way to compute a product is tried on the whole model at once: plans in which each product takes it, one
 //! engine, the time of each step on the device. So each is measured with its own epilogue, beside the caches that
-//! its neighbours leave.
+//! its neighbours leave. Then, where the machine has cuBLASLt, all plain products by it, in the plan of the fastest.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use std::time::Duration;
 use anyhow::anyhow;
 use aot::{Builder, Cache};
 use clap::Args;
-use cuda::{Device, Driver, Session};
+use cuda::{Device, Driver, Products, Session};
 use cuda_kernels::Nvrtc;
 use engine::Engine;
 use kernels::Kernel;
-use kernels::cuda::Gpu;
-use kernels::cuda::tiles::{Measured, Tiles, Tuning};
+use kernels::cuda::tiles::{Library, Measured, Tiles, Tuning};
+use kernels::cuda::{CudaKernel, Gpu};
 use measure::MadeUp;
 use ops::DType;
 use runtime::WeightStore;
@@ -86,43 +86,49 @@ pub(crate) fn run(
     let known =
         if options.output.exists() { compile::tiles(&options.output)? } else { Tiles::default() };
     let failed = |error: cuda::Error| Failure::Run(error.into());
-    let driver = Driver::open(index).map_err(failed)?;
+    let mut driver = Driver::open(index).map_err(failed)?;
     let (name, arch) = (driver.name().to_owned(), driver.arch());
+    let missing = match driver.open_library() {
+        Ok(()) => None,
+        Err(error @ cuda::Error::NoLibrary { .. }) => Some(error.to_string()),
+        Err(error) => return Err(failed(error)),
+    };
     let gpu = Gpu::from_name(&arch.to_string())
         .ok_or_else(|| anyhow!("{name} is {arch}, for which kernels cannot be compiled"))?;
     drop(driver);
     let nvrtc = Nvrtc::find().map_err(|error| Failure::Run(error.into()))?;
     let cache = cache.map(|folder| Cache::in_folder(folder.join("kinograph").join("cuda")));
     let parts = Parts::find(&options.model)?;
+    let trial = Trial { options, parts: &parts, gpu, index, nvrtc, cache, interrupt };
     let methods = Tiles::methods(gpu);
-    let console = Console::new(options.quiet, options.json);
-    let mut stage = console.stage("tune", methods.len() as u64);
+    let mut console = Console::new(options.quiet, options.json);
+    let n_trials = methods.len() + usize::from(missing.is_none());
+    let mut stage = console.stage("tune", n_trials as u64);
     let mut tuning = Tuning::default();
     for method in methods {
         stage.time(|bar| -> Outcome<()> {
-            let plans = options.plans(&parts, gpu, Tiles::trial(method))?;
-            let mut builder = Builder::new();
-            for (number, planned) in plans.iter().enumerate() {
-                let added = builder.add(&number.to_string(), &planned.plan);
-                added.map_err(|error| Failure::Run(error.into()))?;
-            }
-            let about = (format!("kinograph {VERSION}"), options.model.clone(), DType::Bf16);
-            let built = builder.build(about, &nvrtc, cache.as_ref(), machine::cores(), &|_| ());
-            let engine = Arc::new(built.map_err(|error| Failure::Run(error.into()))?);
-            let device = Box::new(Driver::open(index).map_err(failed)?);
-            let times = times(&engine, device, options.runs as usize, interrupt)?;
-            for (planned, times) in plans.iter().zip(times) {
-                for (step, time) in planned.plan.steps.iter().zip(times) {
-                    if let Kernel::Cuda(kernel) = &step.kernel {
-                        tuning.add(kernel, gpu, time);
-                    }
+            let of_all = trial.run(Tiles::trial(method), Products::Own)?;
+            of_all.for_each_kernel(|kernel, timed| tuning.add(kernel, gpu, timed.time));
+            bar.advance();
+            Ok(())
+        })?;
+    }
+    if missing.is_none() {
+        stage.time(|bar| -> Outcome<()> {
+            let of_library = trial.run(tuning.tiles(), Products::Library)?;
+            of_library.for_each_kernel(|kernel, timed| {
+                if timed.by_library {
+                    tuning.add_library(kernel, gpu, timed.time);
                 }
-            }
+            });
             bar.advance();
             Ok(())
         })?;
     }
     stage.finish();
+    if let Some(missing) = missing {
+        console.warn(format!("cuBLASLt is not measured: {missing}"));
+    }
     let measured = tuning.measured();
     let mut tiles = known;
     tiles.extend(tuning.tiles());
@@ -142,37 +148,92 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// The median time of each step of each program, on made-up numbers.
-fn times(
-    engine: &Arc<Engine>,
-    device: Box<dyn Device>,
-    runs: usize,
-    interrupt: &AtomicBool,
-) -> Outcome<Vec<Vec<Duration>>> {
-    let failed = |error: cuda::Error| Failure::Run(error.into());
-    let weights = engine.weights.iter().map(|weight| (weight.name.clone(), weight.ty.clone()));
-    let store = WeightStore::new(weights.collect::<MadeUp>());
-    let mut session = Session::new(device, Arc::clone(engine), &[], &store).map_err(failed)?;
-    let mut all = Vec::with_capacity(engine.programs.len());
-    for program in &engine.programs {
-        let id = session.find(&program.name).map_err(failed)?;
-        let mut steps: Vec<Vec<Duration>> = vec![vec![]; program.steps.len()];
-        for run in 0..WARM_UPS + runs {
-            if interrupt.load(Ordering::Relaxed) {
-                return Err(Failure::Interrupted { written: 0 });
-            }
-            for port in &program.inputs {
-                let made_up = MadeUp::input(&port.ty);
-                session.write_input(id, &port.name, &made_up).map_err(failed)?;
-            }
-            let times = session.profile(id).map_err(failed)?;
-            if run >= WARM_UPS {
-                steps.iter_mut().zip(times).for_each(|(step, time)| step.push(time));
+/// What a trial needs.
+struct Trial<'a> {
+    options: &'a TuneOptions,
+    parts: &'a Parts,
+    gpu: Gpu,
+    /// Number of the GPU.
+    index: usize,
+    nvrtc: Nvrtc,
+    cache: Option<Cache>,
+    interrupt: &'a AtomicBool,
+}
+
+/// A step of one plan.
+#[derive(Clone, Copy, Debug)]
+struct Timed {
+    time: Duration,
+    /// Whether the library computed a product of it.
+    by_library: bool,
+}
+
+/// The steps of each plan.
+#[derive(Debug)]
+struct TimedPlans(Vec<(StagePlan, Vec<Timed>)>);
+
+impl TimedPlans {
+    fn for_each_kernel(&self, mut each: impl FnMut(&CudaKernel, Timed)) {
+        for (planned, steps) in &self.0 {
+            for (step, timed) in planned.plan.steps.iter().zip(steps) {
+                if let Kernel::Cuda(kernel) = &step.kernel {
+                    each(kernel, *timed);
+                }
             }
         }
-        all.push(steps.into_iter().map(median).collect());
     }
-    Ok(all)
+}
+
+impl Trial<'_> {
+    /// The median time of each step of the plans with these tiles.
+    fn run(&self, tiles: Tiles, products: Products) -> Outcome<TimedPlans> {
+        let plans = self.options.plans(self.parts, self.gpu, tiles)?;
+        let mut builder = Builder::new();
+        for (number, planned) in plans.iter().enumerate() {
+            let added = builder.add(&number.to_string(), &planned.plan);
+            added.map_err(|error| Failure::Run(error.into()))?;
+        }
+        let about = (format!("kinograph {VERSION}"), self.options.model.clone(), DType::Bf16);
+        let cache = self.cache.as_ref();
+        let built = builder.build(about, &self.nvrtc, cache, machine::cores(), &|_| ());
+        let engine = Arc::new(built.map_err(|error| Failure::Run(error.into()))?);
+        let times = self.times(&engine, products)?;
+        Ok(TimedPlans(plans.into_iter().zip(times).collect()))
+    }
+
+    /// The median time of each step of each program, on made-up numbers.
+    fn times(&self, engine: &Arc<Engine>, products: Products) -> Outcome<Vec<Vec<Timed>>> {
+        let failed = |error: cuda::Error| Failure::Run(error.into());
+        let device = Box::new(Driver::open(self.index).map_err(failed)?);
+        let weights = engine.weights.iter().map(|weight| (weight.name.clone(), weight.ty.clone()));
+        let store = WeightStore::new(weights.collect::<MadeUp>());
+        let session = Session::with_products(device, Arc::clone(engine), &[], &store, products);
+        let mut session = session.map_err(failed)?;
+        let mut all = Vec::with_capacity(engine.programs.len());
+        for program in &engine.programs {
+            let id = session.find(&program.name).map_err(failed)?;
+            let mut steps: Vec<Vec<Duration>> = vec![vec![]; program.steps.len()];
+            for run in 0..WARM_UPS + self.options.runs as usize {
+                if self.interrupt.load(Ordering::Relaxed) {
+                    return Err(Failure::Interrupted { written: 0 });
+                }
+                for port in &program.inputs {
+                    let made_up = MadeUp::input(&port.ty);
+                    session.write_input(id, &port.name, &made_up).map_err(failed)?;
+                }
+                let times = session.profile(id).map_err(failed)?;
+                if run >= WARM_UPS {
+                    steps.iter_mut().zip(times).for_each(|(step, time)| step.push(time));
+                }
+            }
+            let timed = steps.into_iter().enumerate().map(|(step, times)| Timed {
+                time: median(times),
+                by_library: session.uses_library(id, step),
+            });
+            all.push(timed.collect());
+        }
+        Ok(all)
+    }
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -184,17 +245,24 @@ fn to_text(measured: &[Measured]) -> String {
     let mut text = String::new();
     line(
         &mut text,
-        format_args!("{:<44} {:<24} {:>9} {:>9}", "product", "fastest", "time", "slowest"),
+        format_args!(
+            "{:<44} {:<24} {:>9} {:>9} {:>9} {:>9}",
+            "product", "fastest", "time", "slowest", "plain", "cublaslt"
+        ),
     );
-    for Measured { product, method, time, slowest } in measured {
+    let seconds = |time: Duration| units::seconds(time.as_secs_f64());
+    for Measured { product, method, time, slowest, library } in measured {
+        let of_library = |time: fn(&Library) -> Duration| library.as_ref().map(time).map(seconds);
         line(
             &mut text,
             format_args!(
-                "{:<44} {:<24} {:>9} {:>9}",
+                "{:<44} {:<24} {:>9} {:>9} {:>9} {:>9}",
                 product.to_string(),
                 method.to_string(),
-                units::seconds(time.as_secs_f64()),
-                units::seconds(slowest.as_secs_f64())
+                seconds(*time),
+                seconds(*slowest),
+                of_library(|library| library.own).unwrap_or_default(),
+                of_library(|library| library.time).unwrap_or_default()
             ),
         );
     }
@@ -206,6 +274,8 @@ fn to_json(options: &TuneOptions, device: &str, measured: &[Measured]) -> serde_
         json!({
             "product": row.product.to_string(), "method": row.method.to_string(),
             "seconds": row.time.as_secs_f64(), "slowest_seconds": row.slowest.as_secs_f64(),
+            "plain_seconds": row.library.map(|library| library.own.as_secs_f64()),
+            "cublaslt_seconds": row.library.map(|library| library.time.as_secs_f64()),
         })
     });
     json!({

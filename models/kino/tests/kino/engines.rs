@@ -33,7 +33,7 @@ fn an_engine_tells_what_it_is() {
     assert_eq!(found["targets"], serde_json::json!(["sm_80", "sm_90a"]));
     assert_eq!(found["code"], serde_json::json!(["sm_80 (PTX)", "sm_80", "sm_90a"]));
     assert_eq!(found["weights"], serde_json::json!({ "count": 1, "bytes": 64, "permuted": 1 }));
-    assert_eq!(found["constants"], serde_json::json!({ "count": 2, "bytes": 5 }));
+    assert_eq!(found["constants"], serde_json::json!({ "count": 2, "bytes": 20 }));
     let code: usize = engine.kernels[0].images[..2].iter().map(|image| image.bytes.len()).sum();
     let kernel = &found["kernels"][0];
     assert_eq!((&kernel["kernel"], &kernel["registers"]), (&"matmul".into(), &32.into()));
@@ -41,6 +41,13 @@ fn an_engine_tells_what_it_is() {
     let of = &found["programs"][0];
     assert_eq!((&of["arena_bytes"], &of["lower_bound_bytes"]), (&256.into(), &200.into()));
     assert_eq!((&of["target"], &of["scratch_bytes"]), (&"sm_80".into(), &48.into()));
+    let plain = &of["cublaslt"];
+    assert_eq!((&plain["steps"], &plain["workspace_bytes"]), (&1.into(), &4096.into()));
+    let product = serde_json::json!({
+        "product": "1 x 4 x 4 x 6 bf16 to f32 + bias + residual", "steps": [0],
+        "scopes": ["blocks.*.attn"], "flops": 192, "is_faster": true,
+    });
+    assert_eq!(plain["products"], serde_json::json!([product]));
     let other = &found["programs"][1];
     assert_eq!((&other["name"], &other["target"]), (&of["name"], &"sm_90a".into()));
     assert_eq!(of["inputs"][0], serde_json::json!({ "name": "x", "type": "bf16[4, 6]" }));
@@ -51,6 +58,8 @@ fn an_engine_tells_what_it_is() {
         "step 240p:16f:9:16, sm_90a: 1 step, 1 launch,",
         "64.0 KiB",
         "in   x : bf16[4, 6]",
+        "  cublaslt could compute 1 of 1 step, 100.0 % of the FLOPs, with up to 4.0 KiB beside the arena\n",
+        "1 x 4 x 4 x 6 bf16 to f32 + bias + residual  blocks.*.attn, measured to be faster\n",
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
