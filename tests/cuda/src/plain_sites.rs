@@ -95,13 +95,13 @@ pub fn sites(dtype: DType) -> Vec<Site> {
     });
     add("wider-rows", &|g| {
         let x = g.input("x", &[40, 96]);
-        let x = g.b.slice(x, &[0, 32], &[40, 48], &[1; 2])?;
+        let x = g.b.slice(x, &[0, 32], &[40, 80], &[1; 2])?;
         let w = g.param("w", &[72, 48]);
         g.b.matmul(x, w, false, true)
     });
     add("some-rows", &|g| {
         let x = g.input("x", &[3, 20, 48]);
-        let x = g.b.slice(x, &[0, 2, 0], &[3, 16, 48], &[1; 3])?;
+        let x = g.b.slice(x, &[0, 2, 0], &[3, 18, 48], &[1; 3])?;
         let w = g.param("w", &[72, 48]);
         g.b.matmul(x, w, false, true)
     });
