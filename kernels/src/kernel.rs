@@ -188,6 +188,7 @@ kernels! {
     "group_norm" => group_norm::GroupNorm,
     "matmul" => fused_matmul::FusedMatmul,
     "norm" => norm::Norm,
+    "norm_grad" => norm_grad::NormGrad if "training",
     "normal" => normal::Normal,
     "pad" => pad::Pad,
     "reduce" => reduce::Reduce,

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use kernels::{Isa, Kernel, Launch, Layout, Pool, Site, Target};
 use ops::defs::conv::Window;
+use ops::defs::norm_grad::NormGrad;
 use ops::{
     Builder, DType, Error, Graph, Op, Role, Rounding, Tensor, TensorType, Tolerance, ValueId, eval,
     row_major_strides,
@@ -439,6 +440,22 @@ fn reductions_fold_any_axes_with_code_around_them() {
 }
 
 #[test]
+fn few_results_of_many_elements_are_folded_in_parts() {
+    // Rows into a strip, one row, rows of several; parts that end within a row.
+    let cases: [(&[usize], &[usize]); 3] =
+        [(&[2003, 99], &[0]), (&[200_003], &[0]), (&[7, 3, 30_001], &[0, 2])];
+    for (shape, axes) in cases {
+        check_body("sum in parts", "reduce", &[(shape, F32)], &[], |b, args| {
+            let x = b.reduce_sum(args[0], axes)?;
+            b.mul_scalar(x, 0.5)
+        });
+        check_body("largest in parts", "reduce", &[(shape, BF16)], &[], |b, args| {
+            b.reduce_max(args[0], axes)
+        });
+    }
+}
+
+#[test]
 fn norms_run_with_code_before_and_after() {
     for n in [1, 8, 17, 72, 1152] {
         let x: &[usize] = &[2, 3, n];
@@ -466,6 +483,20 @@ fn norms_run_with_code_before_and_after() {
         );
         check_body("softmax", "norm", &[(x, F32)], &[], |b, args| b.softmax(args[0], 2));
         check_body("softmax of columns", "norm", &[(x, F32)], &[], |b, args| b.softmax(args[0], 1));
+    }
+}
+
+#[test]
+fn gradients_of_norms_run_with_code_before_and_after() {
+    for (rows, n, centered) in [(5, 72, true), (3, 1153, true), (70, 72, false), (2, 1, false)] {
+        let shape: &[usize] = &[rows, n];
+        let types = [(shape, BF16), (shape, F32), (&[1, n], F32), (shape, F32)];
+        check_body("gradient of a norm", "norm_grad", &types, &[], |b, args| {
+            let x = b.cast(args[0], F32)?;
+            let grad = b.mul(args[1], args[2])?;
+            let by_x = b.op(NormGrad { eps: 1e-6, centered }, &[x, grad])?;
+            b.add(args[3], by_x)
+        });
     }
 }
 

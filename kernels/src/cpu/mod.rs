@@ -8,6 +8,8 @@ mod attention_grad_area;
 #[cfg(feature = "training")]
 mod attention_grad_finish;
 #[cfg(feature = "training")]
+mod attention_grad_rows;
+#[cfg(feature = "training")]
 mod attention_grad_task;
 mod attention_pack;
 mod attention_rows;
@@ -33,15 +35,21 @@ mod group_stats;
 mod lanes;
 pub mod map;
 pub mod matmul;
+mod matmul_across;
+mod matmul_blocks;
 mod matmul_pack;
 mod matmul_rows;
 mod matmul_spec;
 mod matmul_task;
 mod matmul_tile;
 pub mod norm;
+#[cfg(feature = "training")]
+pub mod norm_grad;
 pub mod normal;
 pub mod pad;
 pub mod reduce;
+mod reduce_rows;
+mod reduce_task;
 pub mod rope;
 mod shared;
 mod sum;
