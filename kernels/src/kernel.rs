@@ -184,6 +184,8 @@ kernels! {
     "attention_grad" => attention_grad::AttentionGrad if "training",
     "concat" => concat::Concat,
     "conv" => conv::Conv,
+    "conv_input_grad" => conv_input_grad::ConvInputGrad if "training",
+    "conv_weight_grad" => conv_weight_grad::ConvWeightGrad if "training",
     "gather" => gather::Gather,
     "group_norm" => group_norm::GroupNorm,
     "matmul" => fused_matmul::FusedMatmul,

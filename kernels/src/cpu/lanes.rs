@@ -49,6 +49,25 @@ pub(crate) unsafe fn scale_to<S: Simd>(
     }
 }
 
+/// Rounds `n` values to bf16.
+///
+/// # Safety
+/// `from` is readable and `to` writable for `n` values.
+#[inline(always)]
+pub(crate) unsafe fn store_bf16<S: Simd>(s: S, from: *const f32, n: usize, to: *mut u16) {
+    let mut i = 0;
+    // SAFETY: lanes below n.
+    unsafe {
+        while i + S::LANES <= n {
+            s.store_bf16(to.add(i), s.load(from.add(i)));
+            i += S::LANES;
+        }
+        if i < n {
+            s.store_bf16_n(to.add(i), s.load_n(from.add(i), n - i), n - i);
+        }
+    }
+}
+
 /// Calls `f(i, count)` for the vectors of `n` elements.
 #[inline(always)]
 pub(crate) fn each(n: usize, lanes: usize, f: impl Fn(usize, usize)) {

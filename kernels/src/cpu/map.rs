@@ -3,7 +3,8 @@
 //!
 //! The iteration space is collapsed to as few axes as the layouts allow; the innermost is a row
 //! along which the result is contiguous, run by a [`Program`](crate::program::Program) in chunks
-//! that stay in L1. A group without arithmetic is a plain copy, tiled where it transposes. Integer
+//! that stay in L1; short rows that only differ in operands which lie as the result does run several as
+//! one, with what they share repeated in scratch. A group without arithmetic is a plain copy, tiled where it transposes. Integer
 //! arithmetic takes [`Exact`], slow and exact. Roofline: memory bandwidth, each operand read once
 //! and the result written once. Not used where a structured kernel takes the group as an epilogue.
 
@@ -22,6 +23,8 @@ use crate::nest::Nest;
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 14;
+/// Longest rows that are joined: for longer ones the way into a program does not count.
+const MAX_JOINED: usize = CHUNK / 4;
 
 /// An elementwise group or a copy.
 #[derive(Clone, Debug)]
@@ -46,6 +49,10 @@ struct Rows {
     rows_per_item: usize,
     /// Bytes of a result element.
     result_size: usize,
+    /// How many rows run as one.
+    joined: usize,
+    /// Leaves that joined rows share.
+    repeated: Vec<usize>,
 }
 
 impl Rows {
@@ -54,7 +61,9 @@ impl Rows {
             std::iter::once(result).chain(leaves.iter().map(|leaf| &leaf.layout)).collect();
         let nest = Nest::new(&layouts)?;
         let rows_per_item = (ITEM / nest.row_len()).max(1);
-        Some(Rows { nest, rows_per_item, result_size: result.dtype.size() })
+        let (joined, repeated) = joined_rows(&nest).unwrap_or((1, vec![]));
+        let result_size = result.dtype.size();
+        Some(Rows { nest, rows_per_item, result_size, joined, repeated })
     }
 
     /// Parts of one row; more than 1 only if an item is not more than one row.
@@ -65,6 +74,26 @@ impl Rows {
     fn n_items(&self) -> usize {
         self.segments() * self.nest.n_rows().div_ceil(self.rows_per_item)
     }
+}
+
+/// How many rows can run as one, and which leaves they share; layout 0 is the result, `1 + i` leaf `i`.
+fn joined_rows(nest: &Nest) -> Option<(usize, Vec<usize>)> {
+    let n = nest.row_len();
+    let axis = nest.rank().checked_sub(2)?;
+    let strides = |layout: usize| (nest.stride(axis, layout), nest.row_stride(layout));
+    if n > MAX_JOINED || strides(0) != (n, 1) {
+        return None;
+    }
+    let mut repeated = vec![];
+    for leaf in 0..nest.n_layouts() - 1 {
+        match strides(1 + leaf) {
+            (0, 0) => {}
+            (outer, 1) if outer == n => {}
+            (0, 1) => repeated.push(leaf),
+            _ => return None,
+        }
+    }
+    Some(((CHUNK / n).min(nest.dim(axis)), repeated))
 }
 
 impl Map {
@@ -96,9 +125,11 @@ impl Map {
     fn worker_bytes(&self) -> usize {
         match &self.code {
             Code::Copy { .. } => 0,
-            // A chunk of the result for rows that are not contiguous, then the program's scratch.
-            Code::Program { body, rows: _ } => {
-                aligned(CHUNK * 8) + aligned(4 * body.program.scratch_len())
+            // A chunk of the result for rows that are not contiguous, then the program's scratch, then
+            // what is repeated.
+            Code::Program { body, rows } => {
+                let program = aligned(4 * body.program.scratch_len());
+                (1 + rows.repeated.len()) * aligned(CHUNK * 8) + program
             }
             Code::Exact { body, rows: _ } => aligned(body.scratch_bytes()),
         }
@@ -176,6 +207,11 @@ impl SimdJob for ProgramItem<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let ProgramItem { map, body, rows, shared, item, worker } = self;
+        if rows.joined > 1 {
+            // SAFETY: as below.
+            unsafe { self.run_joined(s) };
+            return;
+        }
         let program = &body.program;
         let size = map.result.dtype.size();
         // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts and
@@ -204,6 +240,55 @@ impl SimdJob for ProgramItem<'_> {
                     start += len;
                 }
             });
+        }
+    }
+}
+
+impl ProgramItem<'_> {
+    /// Runs rows of a contiguous result, several as one.
+    ///
+    /// # Safety
+    /// As [`KernelDef::run`].
+    #[inline(always)]
+    unsafe fn run_joined<S: Simd>(&self, s: S) {
+        let ProgramItem { map, body, rows, shared, item, worker } = *self;
+        let Rows { nest, repeated, .. } = rows;
+        let (n, period) = (nest.row_len(), nest.dim(nest.rank() - 2));
+        let part = aligned(CHUNK * 8);
+        let last = nest.n_rows().min((item + 1) * rows.rows_per_item);
+        let mut row = item * rows.rows_per_item;
+        let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
+        // Which rows the repeated leaves were repeated for.
+        let mut known = None;
+        // SAFETY: positions of a nest lie within its layouts; scratch has one part per worker.
+        unsafe {
+            let own = shared.scratch().add(worker * map.worker_bytes());
+            let copies = own.add(part);
+            let scratch = copies.add(repeated.len() * part).cast::<f32>();
+            while row < last {
+                let count = rows.joined.min(last - row).min(period - row % period);
+                let cursor = nest.at(row);
+                for (i, leaf) in body.leaves.iter().enumerate() {
+                    let (at, stride) = (cursor.position(1 + i), nest.row_stride(1 + i));
+                    slots[i] = shared.slot(leaf, at, stride, std::ptr::null());
+                }
+                for (i, &leaf) in repeated.iter().enumerate() {
+                    let to = copies.add(i * part);
+                    let bytes = n * body.leaves[leaf].layout.dtype.size();
+                    if known != Some(row / period) {
+                        for copy in 0..rows.joined {
+                            let to = to.add(copy * bytes);
+                            std::ptr::copy_nonoverlapping(slots[leaf].ptr, to, bytes);
+                        }
+                    }
+                    slots[leaf].ptr = to.cast_const();
+                }
+                known = Some(row / period);
+                let dst = shared.result().add(cursor.position(0) * rows.result_size);
+                let slots = &slots[..body.leaves.len()];
+                body.program.run_row_in(s, count * n, slots, dst, scratch);
+                row += count;
+            }
         }
     }
 }

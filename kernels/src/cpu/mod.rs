@@ -22,8 +22,14 @@ mod conv_direct;
 mod conv_direct_task;
 mod conv_factors;
 mod conv_input;
+#[cfg(feature = "training")]
+pub mod conv_input_grad;
 mod conv_transform;
 mod conv_weight;
+#[cfg(feature = "training")]
+pub mod conv_weight_grad;
+#[cfg(feature = "training")]
+mod conv_weight_grad_task;
 mod conv_winograd;
 mod conv_winograd_item;
 mod copy;

@@ -282,7 +282,7 @@ mod tests {
             }
         }
         // The others move bytes, and are taken for `map`; gradients are taken for what they are of.
-        kernels.extend(["attention_grad", "norm_grad"]);
+        kernels.extend(["attention_grad", "conv_input_grad", "conv_weight_grad", "norm_grad"]);
         let without: Vec<&&str> =
             Kernel::names().iter().filter(|name| !kernels.contains(name)).collect();
         assert_eq!(without, [&"normal", &"pad", &"rope"]);
