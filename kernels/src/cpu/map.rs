@@ -8,6 +8,8 @@
 //! arithmetic takes [`Exact`], slow and exact. Roofline: memory bandwidth, each operand read once
 //! and the result written once. Not used where a structured kernel takes the group as an epilogue.
 
+use std::ops::Range;
+
 use ops::Attr;
 
 use crate::kernel::{KernelDef, Launch, Site};
@@ -19,7 +21,7 @@ use super::copy::Copy;
 use super::exact::Exact;
 use super::shared::{Shared, aligned};
 use crate::body::{Elementwise, Leaf, compile_elementwise, operand_view};
-use crate::nest::Nest;
+use crate::nest::{Cursor, Nest};
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 14;
@@ -163,6 +165,23 @@ impl KernelDef for Map {
         }
     }
 
+    fn elements(&self) -> Option<usize> {
+        match &self.code {
+            Code::Program { rows, .. } if rows.nest.rank() == 1 && self.result.is_dense() => {
+                Some(rows.nest.row_len())
+            }
+            Code::Copy { .. } | Code::Program { .. } | Code::Exact { .. } => None,
+        }
+    }
+
+    unsafe fn run_elements(&self, launch: &Launch<'_>, elements: Range<usize>, worker: usize) {
+        let Code::Program { body, rows } = &self.code else {
+            unreachable!("only programs say that they have elements");
+        };
+        let shared = Shared::new(launch);
+        dispatch(self.isa, ProgramPart { map: self, body, rows, shared, elements, worker });
+    }
+
     unsafe fn run(&self, launch: &Launch<'_>) {
         let shared = Shared::new(launch);
         match &self.code {
@@ -293,6 +312,60 @@ impl ProgramItem<'_> {
     }
 }
 
+/// Some elements of the only row, which is dense in the result.
+struct ProgramPart<'a> {
+    map: &'a Map,
+    body: &'a Elementwise,
+    rows: &'a Rows,
+    shared: Shared<'a>,
+    elements: Range<usize>,
+    worker: usize,
+}
+
+impl SimdJob for ProgramPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let ProgramPart { map, body, rows, shared, elements, worker } = self;
+        let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
+        // SAFETY: the caller of `KernelDef::run_elements` promises buffers that hold the layouts, elements of
+        // the result, and scratch with one part per worker.
+        unsafe {
+            let scratch = shared.scratch().add(worker * map.worker_bytes() + aligned(CHUNK * 8));
+            let cursor = rows.nest.at(0);
+            let dst = row_at(rows, &cursor, elements.start, &body.leaves, shared, &mut slots);
+            let slots = &slots[..body.leaves.len()];
+            body.program.run_row_in(s, elements.len(), slots, dst, scratch.cast::<f32>());
+        }
+    }
+}
+
+/// Lets `slots` read the leaves from element `start` of the cursor's row on; the result's address there.
+///
+/// # Safety
+/// The buffers of `shared` hold the layouts of `rows`, and the row has the element.
+#[inline(always)]
+unsafe fn row_at(
+    rows: &Rows,
+    cursor: &Cursor<'_>,
+    start: usize,
+    leaves: &[Leaf],
+    shared: Shared<'_>,
+    slots: &mut [SlotPtr; MAX_SLOTS],
+) -> *mut u8 {
+    let nest = &rows.nest;
+    for (i, leaf) in leaves.iter().enumerate() {
+        let stride = nest.row_stride(1 + i);
+        let position = cursor.position(1 + i) + start * stride;
+        // SAFETY: positions of a nest lie within its layouts.
+        slots[i] = unsafe { shared.slot(leaf, position, stride, std::ptr::null()) };
+    }
+    let position = cursor.position(0) + start * nest.row_stride(0);
+    // SAFETY: as above.
+    unsafe { shared.result().add(position * rows.result_size) }
+}
+
 /// Calls `row(dst, step of dst, slots, length)` for each row, or part of one, of item `item`.
 ///
 /// # Safety
@@ -312,20 +385,11 @@ unsafe fn for_each_row(
     let first = block * rows.rows_per_item;
     let last = nest.n_rows().min(first + rows.rows_per_item);
     let mut cursor = nest.at(first);
-    let result = shared.result();
     let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
     for _ in first..last {
-        for (i, leaf) in leaves.iter().enumerate() {
-            let stride = nest.row_stride(1 + i);
-            let position = cursor.position(1 + i) + start * stride;
-            // SAFETY: positions of a nest lie within its layouts.
-            slots[i] = unsafe { shared.slot(leaf, position, stride, std::ptr::null()) };
-        }
-        let step = nest.row_stride(0);
-        let position = cursor.position(0) + start * step;
-        // SAFETY: as above.
-        let dst = unsafe { result.add(position * rows.result_size) };
-        row(dst, step, &slots[..leaves.len()], len);
+        // SAFETY: the caller promises buffers that hold the layouts; the row has `start + len` elements.
+        let dst = unsafe { row_at(rows, &cursor, start, leaves, shared, &mut slots) };
+        row(dst, nest.row_stride(0), &slots[..leaves.len()], len);
         cursor.advance();
     }
 }

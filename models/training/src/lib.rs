@@ -5,7 +5,8 @@
 //! append to a [`ops::Builder`]: [`Iddpm`] (noise and losses), [`append_global_norm`] and
 //! [`append_clip_factor`], [`AdamW`], [`append_ema`]. Everything that is learned is f32 *state* (masters,
 //! moments, EMA): inputs of the graph whose new values are outputs, paired by [`Carry`]. What is computed
-//! with in another type is cast where it is used. [`Trainer`] compiles steps and keeps the state.
+//! with in another type is cast where it is used. [`Trainer`] compiles steps and keeps the state, in one place: steps
+//! write new values over old ones, and weights in other types are cast when masters change (`stored.rs`).
 //!
 //! [`Snapshots`] keeps states on disk; a run that goes on from one is the run that never stopped, bit for bit.
 //! A [`Recipe`] is a TOML file with every number of a run; those of upstream's releases are [`PUBLISHED`].
@@ -29,6 +30,7 @@ mod recipe_keys;
 mod snapshots;
 mod state;
 mod step;
+mod stored;
 mod timesteps;
 mod trainable;
 mod trainer;

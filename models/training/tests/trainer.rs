@@ -43,6 +43,10 @@ fn weights(options: &Options) -> Weights {
 }
 
 fn trainer(options: &Options, threads: usize) -> Trainer {
+    trainer_within(options, threads, None)
+}
+
+fn trainer_within(options: &Options, threads: usize, memory: Option<usize>) -> Trainer {
     let target = Target {
         isa: Isa::detect(),
         threads,
@@ -55,7 +59,7 @@ fn trainer(options: &Options, threads: usize) -> Trainer {
     let weights = weights(options);
     let state = State::new(&model(), options, &weights).unwrap();
     let pool = Arc::new(Pool::new(threads).unwrap());
-    let machine = Machine { target, pool, memory: None };
+    let machine = Machine { target, pool, memory };
     let store = WeightStore::new(weights);
     Trainer::new(model(), options.clone(), state, store, machine).unwrap()
 }
@@ -169,6 +173,26 @@ fn updates_do_not_depend_on_threads_and_repeat() {
     let first = after(1);
     assert!(first == after(2), "two threads give other bits");
     assert!(first == after(1), "a second run gives other bits");
+}
+
+/// Within a limit, however high, masters are cast where they are used; without, when they change.
+#[test]
+fn weights_are_the_cast_masters_wherever_they_are_cast() {
+    let half = Bucket { dtype: DType::Bf16, ..bucket() };
+    for (micro_batches, order) in [(1, [0, 0, 0]), (1, [0, 1, 0]), (2, [1, 0, 0])] {
+        let options = Options { micro_batches, ..Options::default() };
+        let after = |memory: Option<usize>| {
+            let mut trainer = trainer_within(&options, 2, memory);
+            let buckets = [&half, &bucket()].map(|bucket| trainer.compile(bucket).unwrap());
+            let batch = batch(&options);
+            let outcomes = order.map(|first| {
+                let mixed = [buckets[first], buckets[0]];
+                update(&mut trainer, &mixed[..micro_batches], &batch)
+            });
+            (outcomes, trainer.state().clone())
+        };
+        assert!(after(None) == after(Some(usize::MAX)), "{micro_batches}, {order:?}");
+    }
 }
 
 #[test]
