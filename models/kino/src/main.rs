@@ -3,6 +3,8 @@
 //! Start reading at `sample.rs`. `options.rs` has every option. Exit codes: 0 done, 1 failed, 2 the
 //! request cannot be, 130 interrupted. This is the only place that reads the environment.
 
+#[cfg(feature = "train")]
+mod base64;
 mod bench;
 #[cfg(feature = "compile")]
 mod bucket_table;
@@ -49,7 +51,16 @@ mod run;
 mod sample;
 mod settings;
 mod source;
+mod svg;
 mod synth;
+#[cfg(feature = "train")]
+mod train_chart;
+#[cfg(feature = "train")]
+mod train_page;
+#[cfg(feature = "train")]
+mod train_report;
+#[cfg(feature = "train")]
+mod train_summary;
 #[cfg(all(feature = "compile", feature = "cuda"))]
 mod tune;
 mod units;
@@ -105,6 +116,9 @@ enum Command {
     Synth(synth::SynthOptions),
     /// Make and check training data
     Data(data::DataOptions),
+    /// Show what a run of training did, as one page
+    #[cfg(feature = "train")]
+    Report(train_report::ReportOptions),
 }
 
 fn main() -> ExitCode {
@@ -149,6 +163,8 @@ fn run(command: Command) -> Outcome<()> {
         Command::Bench(options) => bench::run(&options, forced_isa, &*interrupt()?),
         Command::Synth(options) => synth::run(&options, &*interrupt()?),
         Command::Data(options) => data::run(&options, &*interrupt()?),
+        #[cfg(feature = "train")]
+        Command::Report(options) => train_report::run(&options),
     }
 }
 

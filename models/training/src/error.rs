@@ -47,6 +47,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The log of a run is missing, in the way, or broken. The caller's.
+    #[error("run log {}: {reason}", path.display())]
+    RunLog {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The state is not that of this step. The caller's.
     #[error("training state: {0}")]
     State(String),
@@ -77,6 +85,11 @@ impl Error {
     /// An [`Error::Snapshot`].
     pub(crate) fn snapshot(path: &Path, reason: impl Into<String>) -> Error {
         Error::Snapshot { path: path.to_path_buf(), reason: reason.into() }
+    }
+
+    /// An [`Error::RunLog`].
+    pub(crate) fn run_log(path: &Path, reason: impl Into<String>) -> Error {
+        Error::RunLog { path: path.to_path_buf(), reason: reason.into() }
     }
 
     /// An [`Error::Option`].

@@ -10,6 +10,7 @@
 //!
 //! [`Snapshots`] keeps states on disk; a run that goes on from one is the run that never stopped, bit for bit.
 //! A [`Recipe`] is a TOML file with every number of a run; those of upstream's releases are [`PUBLISHED`].
+//! [`run_log`] is what a run tells of itself while it goes on.
 //!
 //! Reference numbers come from upstream's own training loop; `tests/tests/golden_training.rs` compares.
 
@@ -27,6 +28,7 @@ mod program;
 mod published;
 pub mod recipe;
 mod recipe_keys;
+pub mod run_log;
 mod snapshots;
 mod state;
 mod step;

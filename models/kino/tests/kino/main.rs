@@ -19,3 +19,5 @@ mod profile;
 mod program;
 mod roofline;
 mod sample;
+#[cfg(feature = "train")]
+mod train_report;
