@@ -33,6 +33,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("benches", EVERYTHING),
     ("tests", EVERYTHING),
     ("tests/cuda", EVERYTHING),
+    ("tests/judge", EVERYTHING),
 ];
 
 const EVERYTHING: &[&str] = &["everything"];

@@ -26,6 +26,8 @@ mod inspect_engine;
 #[cfg(feature = "engine-files")]
 mod inspect_products;
 mod layers;
+#[cfg(feature = "train")]
+mod lora;
 mod machine;
 mod noise;
 mod options;
@@ -119,6 +121,9 @@ enum Command {
     /// Show what a run of training did, as one page
     #[cfg(feature = "train")]
     Report(train_report::ReportOptions),
+    /// Merge low-rank adaptations into models
+    #[cfg(feature = "train")]
+    Lora(lora::LoraOptions),
 }
 
 fn main() -> ExitCode {
@@ -165,6 +170,7 @@ fn run(command: Command) -> Outcome<()> {
         Command::Data(options) => data::run(&options, &*interrupt()?),
         #[cfg(feature = "train")]
         Command::Report(options) => train_report::run(&options),
+        Command::Lora(options) => lora::run(&options),
     }
 }
 

@@ -55,9 +55,20 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A file is no adaptation, or not one of this model. The caller's.
+    #[error("adaptation {origin}: {reason}")]
+    Adapter {
+        /// Where it is from.
+        origin: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The state is not that of this step. The caller's.
     #[error("training state: {0}")]
     State(String),
+    /// Weights cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
     /// The model has no graph for the bucket.
     #[error(transparent)]
     Model(#[from] models::Error),
@@ -90,6 +101,11 @@ impl Error {
     /// An [`Error::RunLog`].
     pub(crate) fn run_log(path: &Path, reason: impl Into<String>) -> Error {
         Error::RunLog { path: path.to_path_buf(), reason: reason.into() }
+    }
+
+    /// An [`Error::Adapter`].
+    pub(crate) fn adapter(origin: String, reason: String) -> Error {
+        Error::Adapter { origin, reason }
     }
 
     /// An [`Error::Option`].

@@ -9,12 +9,14 @@
 //! write new values over old ones, and weights in other types are cast when masters change (`stored.rs`).
 //!
 //! [`Snapshots`] keeps states on disk; a run that goes on from one is the run that never stopped, bit for bit.
+//! What [`Lora`] trains is an [`Adapter`] in a file, read, and merged into a checkpoint.
 //! A [`Recipe`] is a TOML file with every number of a run; those of upstream's releases are [`PUBLISHED`].
 //! [`run_log`] is what a run tells of itself while it goes on.
 //!
 //! Reference numbers come from upstream's own training loop; `tests/tests/golden_training.rs` compares.
 
 mod adamw;
+mod adapter;
 mod clip;
 mod ema;
 mod error;
@@ -38,6 +40,7 @@ mod trainable;
 mod trainer;
 
 pub use adamw::{AdamW, Slot};
+pub use adapter::{Adapter, Factors};
 pub use clip::{append_clip_factor, append_global_norm};
 pub use ema::append_ema;
 pub use error::Error;

@@ -82,6 +82,41 @@ pub struct SetSettings {
     pub format: ClipFormat,
 }
 
+impl SetSettings {
+    /// The clips that are asked for, in the order of the data set.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for creatures or numbers of directions that there are not.
+    pub fn subjects(&self) -> Result<Vec<Subject>> {
+        let step = match self.n_directions {
+            8 => 1,
+            4 => 2,
+            n => return Err(Error::Setting(format!("there are 4 or 8 directions, not {n}"))),
+        };
+        for name in &self.creatures {
+            if !CREATURES.iter().any(|creature| creature.name == name) {
+                let known = CREATURES.each_ref().map(|creature| creature.name).join(", ");
+                let message = format!("no creature is called `{name}`; expected some of {known}");
+                return Err(Error::Setting(message));
+            }
+        }
+        let is_wanted = |creature: &usize| {
+            let name = CREATURES[*creature].name;
+            self.creatures.is_empty() || self.creatures.iter().any(|wanted| wanted == name)
+        };
+        let mut subjects = Vec::new();
+        for creature in (0..CREATURES.len()).filter(is_wanted) {
+            for action in 0..ACTIONS.len() {
+                for direction in (0..DIRECTIONS.len()).step_by(step) {
+                    let of = |ground| Subject { creature, action, direction, ground };
+                    subjects.extend((0..GROUNDS.len()).map(of));
+                }
+            }
+        }
+        Ok(subjects)
+    }
+}
+
 /// What was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WrittenSet {
@@ -124,42 +159,18 @@ pub fn write_set(
     stop: &AtomicBool,
     each: impl Fn(usize, usize) + Sync,
 ) -> Result<WrittenSet> {
-    let subjects = subjects(settings)?;
+    let subjects = settings.subjects()?;
     media::check_writable(out, Format::Folder)?;
     let folder = PartFolder::create(out).map_err(io(out, "create a folder beside it"))?;
     let clips = folder.path().join("clips");
     std::fs::create_dir(&clips).map_err(io(&clips, "create it"))?;
 
-    let creatures: Vec<&[Subject]> = subjects.chunk_by(|a, b| a.creature == b.creature).collect();
-    let (next, n_done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let has_failed = AtomicBool::new(false);
-    let write = || -> Result<()> {
-        while let Some(of_creature) = creatures.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let layers = CREATURES[of_creature[0].creature].layers;
-            let figure =
-                Figure::open(art, layers, &ACTIONS.each_ref().map(|action| action.animation))?;
-            for &subject in *of_creature {
-                if stop.load(Ordering::Relaxed) {
-                    return Err(Error::Interrupted);
-                }
-                if has_failed.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                write_clip(&figure, subject, settings.format, &clips)?;
-                each(n_done.fetch_add(1, Ordering::Relaxed) + 1, subjects.len());
-            }
-        }
+    let n_done = AtomicUsize::new(0);
+    render(art, &subjects, n_threads, stop, |subject, rgb| {
+        write_clip(subject, rgb, settings.format, &clips)?;
+        each(n_done.fetch_add(1, Ordering::Relaxed) + 1, subjects.len());
         Ok(())
-    };
-    let work = || write().inspect_err(|_| has_failed.store(true, Ordering::Relaxed));
-    let results: Vec<Result<()>> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..n_threads.max(1)).map(|_| scope.spawn(work)).collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Result<()>>| {
-            thread.join().unwrap_or(Err(Error::Interrupted))
-        };
-        threads.into_iter().map(join).collect()
-    });
-    results.into_iter().collect::<Result<Vec<()>>>()?;
+    })?;
 
     let (held_out, train): (Vec<Subject>, Vec<Subject>) =
         subjects.iter().copied().partition(|&subject| is_held_out(subject));
@@ -176,44 +187,57 @@ pub fn write_set(
     Ok(WrittenSet { n_train: train.len(), n_held_out: held_out.len() })
 }
 
-/// The clips that `settings` ask for, in the order of the data set.
-fn subjects(settings: &SetSettings) -> Result<Vec<Subject>> {
-    let step = match settings.n_directions {
-        8 => 1,
-        4 => 2,
-        n => return Err(Error::Setting(format!("there are 4 or 8 directions, not {n}"))),
-    };
-    for name in &settings.creatures {
-        if !CREATURES.iter().any(|creature| creature.name == name) {
-            let known = CREATURES.each_ref().map(|creature| creature.name).join(", ");
-            let message = format!("no creature is called `{name}`; expected some of {known}");
-            return Err(Error::Setting(message));
-        }
-    }
-    let is_wanted = |creature: &usize| {
-        let name = CREATURES[*creature].name;
-        settings.creatures.is_empty() || settings.creatures.iter().any(|wanted| wanted == name)
-    };
-    let mut subjects = Vec::new();
-    for creature in (0..CREATURES.len()).filter(is_wanted) {
-        for action in 0..ACTIONS.len() {
-            for direction in (0..DIRECTIONS.len()).step_by(step) {
-                let of = |ground| Subject { creature, action, direction, ground };
-                subjects.extend((0..GROUNDS.len()).map(of));
+/// Draws clips of art below `art` with `n_threads` threads: `each` gets RGB `[T, H, W, 3]` of every subject. Creatures
+/// come in any order, and several at once; clips of one come in the order of `subjects`, where they follow each other.
+///
+/// # Errors
+/// [`Error::Flare`], [`Error::Media`], [`Error::Io`], [`Error::Interrupted`], and what `each` returns.
+pub fn render(
+    art: &Path,
+    subjects: &[Subject],
+    n_threads: usize,
+    stop: &AtomicBool,
+    each: impl Fn(Subject, &[u8]) -> Result<()> + Sync,
+) -> Result<()> {
+    let creatures: Vec<&[Subject]> = subjects.chunk_by(|a, b| a.creature == b.creature).collect();
+    let next = AtomicUsize::new(0);
+    let has_failed = AtomicBool::new(false);
+    let draw = || -> Result<()> {
+        while let Some(of_creature) = creatures.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let layers = CREATURES[of_creature[0].creature].layers;
+            let figure =
+                Figure::open(art, layers, &ACTIONS.each_ref().map(|action| action.animation))?;
+            for &subject in *of_creature {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(Error::Interrupted);
+                }
+                if has_failed.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let color = GROUNDS[subject.ground].1;
+                let animation = ACTIONS[subject.action].animation;
+                each(subject, &figure.clip(animation, subject.direction, color)?)?;
             }
         }
-    }
-    Ok(subjects)
+        Ok(())
+    };
+    let work = || draw().inspect_err(|_| has_failed.store(true, Ordering::Relaxed));
+    let results: Vec<Result<()>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..n_threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, Result<()>>| {
+            thread.join().unwrap_or(Err(Error::Interrupted))
+        };
+        threads.into_iter().map(join).collect()
+    });
+    results.into_iter().collect()
 }
 
 fn is_held_out(subject: Subject) -> bool {
     subject.index().is_multiple_of(HELD_OUT_EVERY)
 }
 
-fn write_clip(figure: &Figure, subject: Subject, format: ClipFormat, folder: &Path) -> Result<()> {
-    let color = GROUNDS[subject.ground].1;
-    let rgb = figure.clip(ACTIONS[subject.action].animation, subject.direction, color)?;
-    let clip = Clip::new(N_FRAMES, SIDE, SIDE, &rgb, Fps::new(FPS, 1)?)?;
+fn write_clip(subject: Subject, rgb: &[u8], format: ClipFormat, folder: &Path) -> Result<()> {
+    let clip = Clip::new(N_FRAMES, SIDE, SIDE, rgb, Fps::new(FPS, 1)?)?;
     let mut metadata = Metadata::new();
     let [caption, ..] = subject.captions();
     metadata.push("prompt", &caption)?;
@@ -274,16 +298,16 @@ mod tests {
     #[test]
     fn the_split_is_that_of_the_embedded_model() {
         let four = settings(&["zombie", "minotaur", "fire ant", "hobgoblin"], 4);
-        let subjects = subjects(&four).unwrap();
+        let subjects = four.subjects().unwrap();
         let n_held_out = subjects.iter().filter(|&&subject| is_held_out(subject)).count();
         assert_eq!((subjects.len(), n_held_out), (256, 12));
     }
 
     #[test]
     fn what_there_is_not_is_refused() {
-        let error = subjects(&settings(&["zombi"], 8)).unwrap_err().to_string();
+        let error = settings(&["zombi"], 8).subjects().unwrap_err().to_string();
         assert!(error.contains("`zombi`; expected some of goblin, zombie"), "{error}");
-        assert!(subjects(&settings(&[], 5)).unwrap_err().is_usage());
+        assert!(settings(&[], 5).subjects().unwrap_err().is_usage());
         let folder = tempfile::tempdir().unwrap();
         let error = find_art(Some(folder.path())).unwrap_err().to_string();
         assert!(error.contains("apt-get install flare-game"), "{error}");
@@ -291,7 +315,7 @@ mod tests {
 
     #[test]
     fn tables_can_be_read() {
-        let subjects = subjects(&settings(&[], 8)).unwrap();
+        let subjects = settings(&[], 8).subjects().unwrap();
         let csv = table(&subjects, ClipFormat::Mp4);
         let table = Table::parse(csv.as_bytes(), Path::new("data.csv"), None).unwrap();
         assert_eq!(table.rows().len(), 1280);

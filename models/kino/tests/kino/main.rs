@@ -13,6 +13,8 @@ mod failures;
 #[cfg(all(feature = "compile", feature = "cuda"))]
 mod gpu;
 mod look;
+#[cfg(feature = "train")]
+mod lora;
 mod measure;
 mod plan;
 mod profile;
