@@ -213,5 +213,6 @@ kernels! {
     "pad" => pad::Pad,
     "reduce" => reduce::Reduce,
     "rope" => rope::Rope,
+    "scatter_add" => scatter_add::ScatterAdd if "training",
     "map" => map::Map,
 }

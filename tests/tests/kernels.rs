@@ -24,9 +24,11 @@ use tests::{Rng, relative_l2};
 
 #[path = "kernels/conv_gradients.rs"]
 mod conv_gradients;
+#[path = "kernels/scatter_add.rs"]
+mod scatter_add;
 
 /// Ops without a CPU kernel: only gradients need them.
-const WITHOUT_KERNEL: [&str; 1] = ["scatter_add"];
+const WITHOUT_KERNEL: [&str; 0] = [];
 
 /// With a last-level cache so small that small operands are split for it.
 fn target(isa: Isa) -> Target {

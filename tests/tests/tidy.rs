@@ -29,6 +29,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("models/media", &[]),
     ("models/pipeline", &["checkpoint", "diffusion", "models", "runtime", "text"]),
     ("models/training", &["checkpoint", "diffusion", "models", "runtime"]),
+    ("models/training/run", &["data", "pipeline", "training"]),
     ("models/kino", EVERYTHING),
     ("benches", EVERYTHING),
     ("tests", EVERYTHING),

@@ -57,6 +57,8 @@ pub mod reduce;
 mod reduce_rows;
 mod reduce_task;
 pub mod rope;
+#[cfg(feature = "training")]
+pub mod scatter_add;
 mod shared;
 mod sum;
 mod transpose;

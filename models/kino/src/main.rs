@@ -56,9 +56,15 @@ mod source;
 mod svg;
 mod synth;
 #[cfg(feature = "train")]
+mod train;
+#[cfg(feature = "train")]
 mod train_chart;
 #[cfg(feature = "train")]
 mod train_page;
+#[cfg(feature = "train")]
+mod train_plan;
+#[cfg(feature = "train")]
+mod train_progress;
 #[cfg(feature = "train")]
 mod train_report;
 #[cfg(feature = "train")]
@@ -118,6 +124,9 @@ enum Command {
     Synth(synth::SynthOptions),
     /// Make and check training data
     Data(data::DataOptions),
+    /// Train a model by a recipe, or go on with a run that was stopped
+    #[cfg(feature = "train")]
+    Train(Box<train::TrainOptions>),
     /// Show what a run of training did, as one page
     #[cfg(feature = "train")]
     Report(train_report::ReportOptions),
@@ -169,6 +178,7 @@ fn run(command: Command) -> Outcome<()> {
         Command::Synth(options) => synth::run(&options, &*interrupt()?),
         Command::Data(options) => data::run(&options, &*interrupt()?),
         #[cfg(feature = "train")]
+        Command::Train(options) => train::run(&options, forced_isa, &calibration, &*interrupt()?),
         Command::Report(options) => train_report::run(&options),
         Command::Lora(options) => lora::run(&options),
     }

@@ -6,6 +6,7 @@
 use ops::{Builder, DType, TensorType, ValueId};
 
 use crate::Error;
+use crate::initial::stream;
 use crate::timesteps::uniform;
 
 /// Which weights are adapted, and by how much.
@@ -48,9 +49,7 @@ impl Lora {
             return vec![0.0; ty.count()];
         }
         let bound = (ty.shape()[1] as f64).powf(-0.5);
-        // FNV-1a: each factor has a stream of its own.
-        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        let stream = name.bytes().fold(0xcbf2_9ce4_8422_2325, fold);
+        let stream = stream(name);
         let element = |i| (bound * (2.0 * uniform(self.seed, stream, i) - 1.0)) as f32;
         (0..ty.count()).map(element).collect()
     }

@@ -10,7 +10,7 @@ use runtime::{InputStore, WeightSource};
 
 use crate::step::trained;
 use crate::stored::Stored;
-use crate::{Error, Model, Options};
+use crate::{Error, Objective, Options};
 
 /// What a tensor of the state is of its parameter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -72,13 +72,13 @@ impl State {
     ///
     /// # Errors
     /// [`Error::Weight`] for a weight that is missing, unreadable or of another shape.
-    pub fn new(
-        model: &Model,
+    pub fn new<O: Objective>(
+        objective: &O,
         options: &Options,
         weights: &dyn WeightSource,
     ) -> Result<State, Error> {
         let mut state = State { step: 0, inputs: BTreeMap::new(), store: InputStore::new() };
-        for (name, ty) in trained(model, options)? {
+        for (name, ty) in trained(objective, options)? {
             let master = match &options.lora {
                 Some(lora) => lora.initial(&name, &ty),
                 None => read(weights, &name, &ty)?,

@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use compiler::compile_training_carrying;
 use kernels::{Pool, Target};
-use models::Bucket;
 use runtime::{Control, Session, WeightStore};
 
-use crate::step::{OPTIMIZER, accumulation_step, training_step, update_step};
-use crate::stored::{Stored, WithStored};
-use crate::{Error, Model, Options, Program, State, StateKind};
+use crate::step::OPTIMIZER;
+use crate::stored::Stored;
+use crate::{Error, Model, Objective, Options, PlannedStep, Program, State, StateKind};
 
 /// Which of a trainer's buckets a batch is of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,8 +42,8 @@ pub struct Machine {
 
 /// A model in training.
 #[derive(Debug)]
-pub struct Trainer {
-    model: Model,
+pub struct Trainer<O = Model> {
+    objective: O,
     options: Options,
     machine: Machine,
     /// Where frozen parameters come from.
@@ -68,56 +66,59 @@ struct Compiled {
     makes: BTreeSet<Stored>,
 }
 
-impl Trainer {
-    /// A trainer at `state`, which is of the same model and options. `weights` has the parameters that
+impl<O: Objective> Trainer<O> {
+    /// A trainer at `state`, which is of the same objective and options. `weights` has the parameters that
     /// are not trained.
     ///
     /// # Errors
     /// Refuses options that no step can have.
     pub fn new(
-        model: Model,
+        objective: O,
         options: Options,
         state: State,
         weights: WeightStore,
         machine: Machine,
-    ) -> Result<Trainer, Error> {
+    ) -> Result<Trainer<O>, Error> {
         options.check()?;
         let (stored, buckets, update) = (BTreeMap::new(), Vec::new(), None);
-        Ok(Trainer { model, options, machine, weights, state, stored, buckets, update })
+        Ok(Trainer { objective, options, machine, weights, state, stored, buckets, update })
     }
 
     /// Compiles the step for batches of `bucket`.
     ///
     /// # Errors
-    /// As [`training_step`], and what compiler and runtime refuse.
-    pub fn compile(&mut self, bucket: &Bucket) -> Result<BucketId, Error> {
-        let accumulates = self.options.micro_batches > 1;
-        let build = if accumulates { accumulation_step } else { training_step };
-        let compiled = self.compiled(build(&self.model, bucket, &self.options)?)?;
+    /// As [`crate::training_step`], and what compiler and runtime refuse.
+    pub fn compile(&mut self, bucket: &O::Bucket) -> Result<BucketId, Error> {
+        let Machine { target, memory, .. } = &self.machine;
+        let step = PlannedStep::of_bucket(&self.objective, bucket, &self.options, target, *memory)?;
+        self.add(step)
+    }
+
+    /// Takes over a step that was planned for the objective, options and target of this trainer.
+    ///
+    /// # Errors
+    /// What compiler and runtime refuse.
+    pub fn add(&mut self, step: PlannedStep) -> Result<BucketId, Error> {
+        let compiled = self.bound(step)?;
         let n_stored = self.stored.len();
         for weight in &compiled.reads {
             self.stored.entry(weight.clone()).or_insert(false);
         }
-        if accumulates && (self.update.is_none() || self.stored.len() > n_stored) {
+        if self.options.micro_batches > 1 && (self.update.is_none() || self.stored.len() > n_stored)
+        {
             // It makes what all buckets read.
-            let program = update_step(&self.model, &self.options)?;
-            self.update = Some(self.compiled(program)?);
+            let Trainer { objective, options, machine: Machine { target, .. }, .. } = self;
+            let update = PlannedStep::of_update(objective, options, target, self.stored.keys())?;
+            self.update = update.map(|update| self.bound(update)).transpose()?;
         }
         self.buckets.push(compiled);
         Ok(BucketId(self.buckets.len() - 1))
     }
 
-    fn compiled(&self, program: Program) -> Result<Compiled, Error> {
-        let Machine { target, pool, memory } = &self.machine;
-        let WithStored { program, reads, makes, carries } = match memory {
-            None => WithStored::new(program, self.stored.keys())?,
-            // Within a limit the compiler decides whether casts are kept or made again.
-            Some(_) => WithStored::none(program),
-        };
-        let (graph, mut carried) = (program.graph.clone(), program.carried());
-        carried.extend(carries);
-        let plan = compile_training_carrying(graph, target, *memory, &carried)?.plan;
-        let session = Session::new(Arc::new(plan), &self.weights, Arc::clone(pool))?;
+    fn bound(&self, step: PlannedStep) -> Result<Compiled, Error> {
+        let PlannedStep { program, training, reads, makes } = step;
+        let pool = Arc::clone(&self.machine.pool);
+        let session = Session::new(Arc::new(training.plan), &self.weights, pool)?;
         Ok(Compiled { program, session, reads, makes })
     }
 
@@ -127,7 +128,7 @@ impl Trainer {
     }
 
     /// One update at learning rate `lr` by [`Options::micro_batches`] batches of compiled buckets; what
-    /// inputs there are, [`training_step`] says.
+    /// inputs there are, the objective says.
     ///
     /// # Errors
     /// Refuses another number of batches, and inputs that are missing, unknown or of another size. After

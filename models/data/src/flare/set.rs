@@ -232,6 +232,13 @@ pub fn render(
     results.into_iter().collect()
 }
 
+/// The captions of every clip that there can be, in the order of the data set: three wordings of each.
+pub fn captions() -> Vec<[String; 3]> {
+    let all = SetSettings { creatures: vec![], n_directions: 8, format: ClipFormat::Folder };
+    let subjects = all.subjects().expect("nothing is asked for that there is not");
+    subjects.into_iter().map(Subject::captions).collect()
+}
+
 fn is_held_out(subject: Subject) -> bool {
     subject.index().is_multiple_of(HELD_OUT_EVERY)
 }

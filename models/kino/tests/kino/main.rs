@@ -22,4 +22,6 @@ mod program;
 mod roofline;
 mod sample;
 #[cfg(feature = "train")]
+mod train;
+#[cfg(feature = "train")]
 mod train_report;
