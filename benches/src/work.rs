@@ -275,11 +275,10 @@ impl Work {
     /// The value of an input that is not noise: sizes as a video of this row has them, timesteps that bf16 holds
     /// exactly.
     pub(crate) fn scalar(&self, input: &str) -> Option<f32> {
-        let (latent, [height, width]) = match self.kind {
-            Kind::Stdit2 { latent, pixels, .. } | Kind::TrainStdit2 { latent, pixels } => {
-                (latent, pixels)
-            }
-            _ => return None,
+        let (Kind::Stdit2 { latent, pixels: [height, width], .. }
+        | Kind::TrainStdit2 { latent, pixels: [height, width] }) = self.kind
+        else {
+            return None;
         };
         Some(match input {
             "timestep" => 500.0,

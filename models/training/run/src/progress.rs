@@ -62,7 +62,7 @@ impl Progress<'_, '_> {
     /// Makes all updates that are left, and tells how it ended.
     pub(crate) fn train(&mut self) -> Result<Ended> {
         let start = self.start();
-        self.tell(Event::Start(start))?;
+        self.tell(&Event::Start(start))?;
         let trained = self.validate().and_then(|()| self.updates());
         let ended = trained.and_then(|is_finished| self.end(is_finished));
         // An interrupt may come anywhere: while features are made, or a video.
@@ -74,7 +74,7 @@ impl Progress<'_, '_> {
             let message = error.to_string();
             let step = self.step();
             // What is wrong is the error; that it cannot be logged either is not.
-            let _ = self.tell(stop(step, StopReason::Failed { message }));
+            let _ = self.tell(&stop(step, StopReason::Failed { message }));
             let _ = self.log.flush();
         }
         ended
@@ -84,13 +84,13 @@ impl Progress<'_, '_> {
         self.save()?;
         let step = self.step();
         if !is_finished {
-            self.tell(stop(step, StopReason::Interrupted))?;
+            self.tell(&stop(step, StopReason::Interrupted))?;
             self.log.flush()?;
             return Ok(Ended::Interrupted { step, snapshot: self.snapshots.latest()? });
         }
         let (folder, interrupt) = (self.folder, self.watch.interrupt);
         let model = self.run.write_model(folder, self.trainer.state(), interrupt)?;
-        self.tell(stop(step, StopReason::Finished))?;
+        self.tell(&stop(step, StopReason::Finished))?;
         self.log.flush()?;
         Ok(Ended::Finished { step, model })
     }
@@ -199,7 +199,7 @@ impl Progress<'_, '_> {
         };
         let is_finite = outcome.loss.is_finite() && outcome.grad_norm.is_finite();
         if !is_finite || step.is_multiple_of(self.run.recipe.run.log_every) {
-            self.tell(Event::Step(event))?;
+            self.tell(&Event::Step(event))?;
         }
         for replaced in prepared.iter().flat_map(|batch| &batch.replaced) {
             let path = |row| self.run.samples.path(row).display().to_string();
@@ -209,7 +209,7 @@ impl Progress<'_, '_> {
                 by: path(replaced.by),
                 reason: replaced.reason.clone(),
             };
-            self.tell(Event::Replaced(event))?;
+            self.tell(&Event::Replaced(event))?;
         }
         if is_finite { Ok(()) } else { Err(self.not_finite(&outcome, &prepared)) }
     }
@@ -297,7 +297,7 @@ impl Progress<'_, '_> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         self.saved = Some(step);
         let seconds = start.elapsed().as_secs_f64();
-        self.tell(Event::Snapshot(run_log::Snapshot {
+        self.tell(&Event::Snapshot(run_log::Snapshot {
             step,
             file: format!("snapshots/{name}"),
             bytes,
@@ -328,9 +328,9 @@ impl Progress<'_, '_> {
     }
 
     /// Logs an event, and tells of it.
-    fn tell(&mut self, event: Event) -> Result<()> {
-        self.log.write(&event)?;
-        (self.watch.tell)(&Notice::Event(&event));
+    fn tell(&mut self, event: &Event) -> Result<()> {
+        self.log.write(event)?;
+        (self.watch.tell)(&Notice::Event(event));
         Ok(())
     }
 
