@@ -201,35 +201,44 @@ pub fn render(
 ) -> Result<()> {
     let creatures: Vec<&[Subject]> = subjects.chunk_by(|a, b| a.creature == b.creature).collect();
     let next = AtomicUsize::new(0);
-    let has_failed = AtomicBool::new(false);
-    let draw = || -> Result<()> {
-        while let Some(of_creature) = creatures.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let layers = CREATURES[of_creature[0].creature].layers;
-            let figure =
-                Figure::open(art, layers, &ACTIONS.each_ref().map(|action| action.animation))?;
-            for &subject in *of_creature {
-                if stop.load(Ordering::Relaxed) {
-                    return Err(Error::Interrupted);
-                }
-                if has_failed.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                let color = GROUNDS[subject.ground].1;
-                let animation = ACTIONS[subject.action].animation;
-                each(subject, &figure.clip(animation, subject.direction, color)?)?;
+    // The first creature that failed. Those before it go on, so that which failure is told does not depend on threads.
+    let failed_at = AtomicUsize::new(usize::MAX);
+    let draw = |index: usize, of_creature: &[Subject]| -> Result<()> {
+        let layers = CREATURES[of_creature[0].creature].layers;
+        let figure = Figure::open(art, layers, &ACTIONS.each_ref().map(|action| action.animation))?;
+        for &subject in of_creature {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
             }
+            if failed_at.load(Ordering::Relaxed) < index {
+                return Ok(());
+            }
+            let color = GROUNDS[subject.ground].1;
+            let animation = ACTIONS[subject.action].animation;
+            each(subject, &figure.clip(animation, subject.direction, color)?)?;
         }
         Ok(())
     };
-    let work = || draw().inspect_err(|_| has_failed.store(true, Ordering::Relaxed));
-    let results: Vec<Result<()>> = thread::scope(|scope| {
+    let work = || -> Option<(usize, Error)> {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = draw(index, creatures.get(index)?) {
+                failed_at.fetch_min(index, Ordering::Relaxed);
+                return Some((index, error));
+            }
+        }
+    };
+    let failures: Vec<Option<(usize, Error)>> = thread::scope(|scope| {
         let threads: Vec<_> = (0..n_threads.max(1)).map(|_| scope.spawn(work)).collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Result<()>>| {
-            thread.join().unwrap_or(Err(Error::Interrupted))
+        let join = |thread: thread::ScopedJoinHandle<'_, Option<(usize, Error)>>| {
+            thread.join().unwrap_or(Some((0, Error::Interrupted)))
         };
         threads.into_iter().map(join).collect()
     });
-    results.into_iter().collect()
+    match failures.into_iter().flatten().min_by_key(|(index, _)| *index) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
 }
 
 /// The captions of every clip that there can be, in the order of the data set: three wordings of each.
