@@ -1,5 +1,6 @@
-//! Where the time of a step's forward and backward pass goes: `step_times f32|bf16 FRAMES HEIGHT WIDTH DEPTH [N]`, sizes
-//! of the latent, runs STDiT-2 of XL/2's width on made-up numbers and prints time by kernel and the `N` longest steps.
+//! Where the time of a step's forward and backward pass goes: `step_times RECIPE f32|bf16 ROWS FRAMES HEIGHT WIDTH [N]`
+//! with the size of latents (of images, for an autoencoder), runs the recipe's model on made-up numbers and prints time
+//! by kernel and the `N` longest steps.
 #![allow(clippy::unwrap_used, reason = "an example ends where something is wrong")]
 #![allow(clippy::print_stdout, reason = "an example prints what it finds")]
 
@@ -9,18 +10,18 @@ use std::sync::Arc;
 
 use kernels::{Isa, Pool, Target};
 use models::Bucket;
+use models::vae::FrameBucket;
 use ops::{DType, Op, TensorType};
 use runtime::{Session, WeightSource, WeightStore};
-use training::{Model, Options, find, gradients};
+use training::{Objective as _, Subject, find, gradients};
 
-/// No weights: all of them are trained, and so inputs; frozen tables are zeros.
-struct Zeros(Model);
+/// Frozen tables are zeros; all other weights are trained, and so inputs.
+struct Zeros(Vec<(String, Vec<usize>)>);
 
 impl WeightSource for Zeros {
     fn tensor(&self, name: &str) -> Result<Option<(TensorType, Cow<'_, [u8]>)>, String> {
-        let params = self.0.params().map_err(|error| error.to_string())?;
-        let shape = params.into_iter().find(|(known, _)| known == name).map(|(_, shape)| shape);
-        let ty = shape.map(|shape| TensorType::new(DType::F32, shape));
+        let shape = self.0.iter().find(|(known, _)| known == name).map(|(_, shape)| shape);
+        let ty = shape.map(|shape| TensorType::new(DType::F32, shape.clone()));
         let ty = ty.transpose().map_err(|error| error.to_string())?;
         Ok(ty.map(|ty| {
             let bytes = vec![0; ty.bytes()];
@@ -30,23 +31,27 @@ impl WeightSource for Zeros {
 }
 
 fn main() {
-    let mut args = std::env::args().skip(1);
-    let dtype = match args.next().as_deref() {
-        Some("bf16") => DType::Bf16,
-        _ => DType::F32,
-    };
-    let numbers: Vec<usize> = args.map(|arg| arg.parse().expect("a number")).collect();
-    let [t, h, w, depth] = numbers[..4].try_into().unwrap();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let recipe = find(&args[0]).unwrap();
+    let dtype = if args[1] == "bf16" { DType::Bf16 } else { DType::F32 };
+    let numbers: Vec<usize> = args[2..].iter().map(|arg| arg.parse().expect("a number")).collect();
+    let [rows, t, h, w] = numbers[..4].try_into().unwrap();
     let longest = numbers.get(4).copied().unwrap_or(40);
-    let Model::Stdit2(mut config) = find("opensora-1.1-stage1").unwrap().model().unwrap() else {
-        unreachable!("1.1 is STDiT-2")
+    let options = recipe.options().unwrap();
+    let (program, params) = match recipe.subject().unwrap() {
+        Subject::Transformer(model) => {
+            let pixels = [8.0 * h as f64, 8.0 * w as f64];
+            let tokens = model.common().model_max_length;
+            let bucket = Bucket { dtype, ..Bucket::new(rows, [t, h, w], pixels, tokens) };
+            (gradients(&model, &bucket, &options), model.parameters(&options))
+        }
+        Subject::Autoencoder(model) => {
+            let bucket = FrameBucket { dtype, frames: rows * t, height: h, width: w };
+            (gradients(&model, &bucket, &options), model.parameters(&options))
+        }
     };
-    config.common.depth = depth;
-    let tokens = config.common.model_max_length;
-    let model = Model::Stdit2(config);
-    let bucket =
-        Bucket { dtype, ..Bucket::new(1, [t, h, w], [8.0 * h as f64, 8.0 * w as f64], tokens) };
-    let program = gradients(&model, &bucket, &Options::default()).unwrap();
+    let (program, params) = (program.unwrap(), params.unwrap());
+    let params = params.into_iter().map(|param| (param.name, param.shape)).collect();
     let threads = std::thread::available_parallelism().unwrap().get();
     let target = Target {
         isa: Isa::detect(),
@@ -59,7 +64,7 @@ fn main() {
     };
     let plan = Arc::new(compiler::compile_training(program.graph, &target, None).unwrap().plan);
     println!("{} steps, {:.1} MiB", plan.steps.len(), plan.arena_bytes as f64 / 1048576.0);
-    let store = WeightStore::new(Zeros(model));
+    let store = WeightStore::new(Zeros(params));
     let pool = Arc::new(Pool::new(threads).unwrap());
     let mut session = Session::new(Arc::clone(&plan), &store, pool).unwrap();
     let inputs: Vec<(String, Vec<u8>)> = plan

@@ -19,7 +19,9 @@ use training::{
 };
 
 /// Wide, so that rounding does not show where gradients are small; what it truncates is taken out.
-const STEP: f64 = 1e-3;
+const STEP: f64 = 3e-3;
+/// What differences of losses about 10, which are sums of many terms in f64, are off by over such a step.
+const NOISE: f64 = 1e-11;
 
 /// Two blocks, as wide as the tiny transformer's captions.
 fn encoder() -> T5 {
@@ -97,8 +99,8 @@ fn gradients_of_the_encoder_are_differences() {
         let product: f64 = gradient.as_floats().iter().zip(&direction).map(|(g, d)| g * d).sum();
         let norm: f64 = gradient.as_floats().iter().map(|g| g * g).sum::<f64>().sqrt();
         assert!(norm > 0.0, "{name} has no gradient");
-        let error = (product - difference).abs() / norm;
-        assert!(error < 1e-5, "{name}: {product}, difference {difference}");
+        let error = (product - difference).abs();
+        assert!(error < 1e-5 * norm + NOISE, "{name}: {product}, difference {difference}");
         checked += 1;
     }
     // Table, position bias, nine tensors a block, the last norm.
