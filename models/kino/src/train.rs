@@ -28,7 +28,7 @@ pub(crate) struct TrainOptions {
     /// The recipe: a TOML file, or the name of one that comes with the program, such as tiny-flare
     #[arg(value_name = "RECIPE", required_unless_present = "resume")]
     recipe: Option<String>,
-    /// The table, CSV with the columns path, text, num_frames, height, width, fps
+    /// The table, CSV with the columns path, text, `num_frames`, height, width, fps
     #[arg(long, value_name = "FILE", required_unless_present = "resume")]
     data: Option<PathBuf>,
     /// Folder that paths of the table are below [default: that of the table]

@@ -194,7 +194,7 @@ fn a_run_that_is_killed_twenty_times_is_the_run_that_never_was() {
     assert_eq!(updates(&program, "killed"), updates(&program, "whole"));
     assert_eq!(updates(&program, "whole").len() as u64, STEPS);
     assert!(result(&program, "killed") == result(&program, "whole"), "other weights");
-    assert_eq!(parts(&run), [PathBuf::new(); 0], "what was half-written is gone");
+    assert_eq!(parts(&run), Vec::<PathBuf>::new(), "what was half-written is gone");
     // There is nothing left to do.
     program.run(&resume("killed", &["--quiet"])).done();
     assert!(result(&program, "killed") == result(&program, "whole"));
@@ -519,7 +519,7 @@ fn a_full_disk_leaves_the_snapshot_before() {
     assert!(ran.stderr.contains("File too large"), "{ran:?}");
     let path = program.path("whole/snapshots/step-00000002.safetensors");
     assert!(fs::read(path).unwrap() == before);
-    assert_eq!(parts(&program.path("whole")), [PathBuf::new(); 0]);
+    assert_eq!(parts(&program.path("whole")), Vec::<PathBuf>::new());
     program.run(&resume("whole", &["--quiet"])).done();
     assert_eq!(updates(&program, "whole").len(), 4);
 }
