@@ -12,7 +12,7 @@ use training::run_log::{Event, read};
 use crate::program::{Program, Ran};
 
 /// A model of a block that is 24 wide, on two frames of 32x32.
-const RECIPE: &str = "\
+pub(crate) const RECIPE: &str = "\
 about = \"the smallest run that has everything\"
 masks = [{ name = \"identity\", share = 0.5 }, { name = \"image_head\", share = 0.5 }]
 
@@ -66,7 +66,7 @@ gradient_checkpointing = false
 ";
 
 /// A program beside a recipe `tiny.toml` and a table `set/table.csv` of five clips.
-fn prepared(recipe: &str) -> Program {
+pub(crate) fn prepared(recipe: &str) -> Program {
     let program = Program::new();
     fs::create_dir(program.path("set")).unwrap();
     let mut table = String::from("path,text,num_frames,height,width,fps\n");
@@ -86,22 +86,22 @@ fn write_clip(path: &Path, row: usize) {
     media::write(path, &clip, &Metadata::new(), Format::Folder).unwrap();
 }
 
-fn with_steps(steps: u64) -> String {
+pub(crate) fn with_steps(steps: u64) -> String {
     RECIPE.replace("steps = 6\n", &format!("steps = {steps}\n"))
 }
 
 /// Arguments of a run into `folder`.
-fn train<'a>(folder: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn train<'a>(folder: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let args = ["train", "tiny.toml", "--data", "set/table.csv", "--output", folder];
     [&args[..], &["--init", "random", "--threads", "2"], more].concat()
 }
 
-fn resume<'a>(folder: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn resume<'a>(folder: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["train", "--resume", folder, "--threads", "2"][..], more].concat()
 }
 
 /// Every update that the log has: its number, loss, norm and rate, bit for bit.
-fn updates(program: &Program, folder: &str) -> Vec<(u64, u32, u32, u64)> {
+pub(crate) fn updates(program: &Program, folder: &str) -> Vec<(u64, u32, u32, u64)> {
     let history = read(&program.path(folder)).unwrap();
     let of_step = |event| match event {
         Event::Step(step) => {
@@ -114,7 +114,7 @@ fn updates(program: &Program, folder: &str) -> Vec<(u64, u32, u32, u64)> {
 }
 
 /// Weights of the model, and the newest snapshot.
-fn result(program: &Program, folder: &str) -> [Vec<u8>; 2] {
+pub(crate) fn result(program: &Program, folder: &str) -> [Vec<u8>; 2] {
     let run = program.path(folder);
     let newest = fs::read_to_string(run.join("snapshots/latest")).unwrap();
     let files =
@@ -134,7 +134,7 @@ fn log_bytes(run: &Path) -> u64 {
 }
 
 /// Waits until `is_reached`, at most a minute; `false` if the program ended before.
-fn wait_for(child: &mut Child, is_reached: impl Fn() -> bool) -> bool {
+pub(crate) fn wait_for(child: &mut Child, is_reached: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while !is_reached() {
         if child.try_wait().unwrap().is_some() {

@@ -10,6 +10,7 @@
 //! cache/           features, unless they are elsewhere
 //! samples/         videos of validations
 //! model/           a pipeline folder with the averaged weights
+//! adaptation/      the averaged factors, as a folder of PEFT, if the recipe has `[lora]`
 //! ```
 
 use std::fs::{self, File, TryLockError};
@@ -234,6 +235,11 @@ impl RunFolder {
     /// Where the trained model goes.
     pub(crate) fn model(&self) -> PathBuf {
         self.path.join("model")
+    }
+
+    /// Where the adaptation goes that was trained.
+    pub(crate) fn adaptation(&self) -> PathBuf {
+        self.path.join("adaptation")
     }
 
     /// Where features are, if they are nowhere else.
