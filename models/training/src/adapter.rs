@@ -79,7 +79,7 @@ impl Adapter {
         let fail = |reason: String| Error::adapter(path.display().to_string(), reason);
         let (weights, config) = files(path);
         let file = Checkpoint::open(&weights).map_err(|error| fail(error.to_string()))?;
-        let config = read_config(&config, &fail)?;
+        let config = read_config(&config, fail)?;
         Adapter::read(&file, config.as_ref(), alpha, path.display().to_string())
     }
 
