@@ -175,13 +175,13 @@ mod tests {
     /// it to the nearer.
     #[test]
     fn halves_round_to_even_and_nothing_else_is_a_half() {
-        let bf16 = |bits: u16| half::bf16::from_bits(bits).to_f64();
-        let f16 = |bits: u16| half::f16::from_bits(bits).to_f64();
-        let cases: [(DType, u16, &dyn Fn(u16) -> f64); 2] =
-            [(DType::Bf16, 0x7f7f, &bf16), (DType::F16, 0x7bff, &f16)];
-        for (dtype, largest, value) in cases {
+        let value = |dtype, bits| match dtype {
+            DType::F16 => half::f16::from_bits(bits).to_f64(),
+            _ => half::bf16::from_bits(bits).to_f64(),
+        };
+        for (dtype, largest) in [(DType::Bf16, 0x7f7f), (DType::F16, 0x7bff)] {
             for bits in 0..largest {
-                let (low, high) = (value(bits), value(bits + 1));
+                let (low, high) = (value(dtype, bits), value(dtype, bits + 1));
                 let half = low + (high - low) / 2.0;
                 let even = if bits % 2 == 0 { low } else { high };
                 for sign in [1.0, -1.0] {

@@ -1,5 +1,6 @@
 //! What goes from run to run: memory of its own, new values written over old ones, steps that run together, and who
 //! notices if any of it is wrong.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -260,7 +261,7 @@ fn carries_that_cannot_be_are_refused() {
         let mut carries = carries.clone();
         carries.push(wrong);
         let plan = compile_training_carrying(graph.clone(), &target, None, &carries);
-        plan.err().expect("it is refused").to_string()
+        plan.expect_err("it is refused").to_string()
     };
     assert!(refused(carry("q", 0)).contains("`q` cannot be carried: the graph has no such input"));
     assert!(refused(carry("w", 0)).contains("`w` cannot be carried"));
