@@ -1,5 +1,6 @@
 //! The second level: buffers at byte offsets of one arena, and steps that run kernels on them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::{Kernel, Layout, Packing, Target};
@@ -167,21 +168,29 @@ impl Plan {
 
     /// Bytes of weights and constants as they are held for this plan: packed where a kernel packs.
     pub fn weight_bytes(&self) -> usize {
-        let mut held: Vec<(String, usize)> = Vec::new();
-        for operand in self.steps.iter().flat_map(|step| &step.operands) {
-            match &operand.place {
-                Place::Param { name, ty, packing } => match packing {
-                    Some(packing) => held.push((format!("{name} {}", packing.name), packing.bytes)),
-                    None => held.push((name.to_string(), ty.bytes())),
-                },
-                Place::Constant(value) => {
-                    held.push((value.to_string(), self.graph.ty(*value).bytes()));
-                }
-                Place::Buffer(_) => {}
+        let operands = self.steps.iter().flat_map(|step| &step.operands);
+        let constants: BTreeMap<ValueId, usize> = operands
+            .filter_map(|operand| match operand.place {
+                Place::Constant(value) => Some((value, self.graph.ty(value).bytes())),
+                Place::Param { .. } | Place::Buffer(_) => None,
+            })
+            .collect();
+        self.param_bytes().values().chain(constants.values()).sum()
+    }
+
+    /// Bytes of each weight in each form that it is held in, by name, type and packing: plans that run on one store
+    /// of weights share those that are alike.
+    pub fn param_bytes(&self) -> BTreeMap<String, usize> {
+        let operands = self.steps.iter().flat_map(|step| &step.operands);
+        let held = operands.filter_map(|operand| match &operand.place {
+            Place::Param { name, ty, packing: Some(packing) } => {
+                Some((format!("{name} {} {}", ty.dtype(), packing.name), packing.bytes))
             }
-        }
-        held.sort();
-        held.dedup();
-        held.iter().map(|(_, bytes)| bytes).sum()
+            Place::Param { name, ty, packing: None } => {
+                Some((format!("{name} {}", ty.dtype()), ty.bytes()))
+            }
+            Place::Constant(_) | Place::Buffer(_) => None,
+        });
+        held.collect()
     }
 }

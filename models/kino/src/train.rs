@@ -13,7 +13,8 @@ use pipeline::{Model, Paths};
 use training::recipe::DTypeName;
 use training::{Keep, PUBLISHED, Recipe};
 use training_run::{
-    Ended, Error, Pipeline, PipelineFiles, Place, Record, Request, Run, RunFolder, Start, Watch,
+    Ended, Error, Made, Pipeline, PipelineFiles, Place, Record, Request, Run, RunFolder, Start,
+    Watch,
 };
 
 use crate::calibrate::Calibration;
@@ -47,7 +48,7 @@ pub(crate) struct TrainOptions {
     /// Go on although recipe, table or weights are not what the run began with
     #[arg(long, requires = "resume")]
     allow_changes: bool,
-    /// Write the model of the newest snapshot, and stop
+    /// Write the model of the newest snapshot, with `[lora]` also the adaptation, and stop
     #[arg(long, requires = "resume", conflicts_with = "plan")]
     export: bool,
     /// Pipeline folder of text encoder, autoencoder and first weights [default: the embedded model]
@@ -146,8 +147,11 @@ pub(crate) fn run(
         }
     };
     if options.export {
-        let model = run.export((&folder, &record), options.allow_changes, interrupt)?;
-        console.print(&format!("wrote    {}\n", model.display()));
+        let Made { model, adaptation } =
+            run.export((&folder, &record), options.allow_changes, interrupt)?;
+        for path in adaptation.iter().chain([&model]) {
+            console.print(&format!("wrote    {}\n", path.display()));
+        }
         return Ok(());
     }
     let ended = {
@@ -159,8 +163,13 @@ pub(crate) fn run(
     };
     let path = folder.path().display();
     match ended {
-        Ended::Finished { step, model } => {
-            console.print(&format!("trained  {step} updates; the model is {}\n", model.display()));
+        Ended::Finished { step, made: Made { model, adaptation } } => {
+            let with = match adaptation {
+                Some(adaptation) => format!(", its adaptation alone {}", adaptation.display()),
+                None => String::new(),
+            };
+            let model = model.display();
+            console.print(&format!("trained  {step} updates; the model is {model}{with}\n"));
             Ok(())
         }
         Ended::Interrupted { step, snapshot: Some(snapshot) } => Err(Failure::Paused(format!(

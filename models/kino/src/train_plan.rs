@@ -82,10 +82,14 @@ impl Shown<'_> {
                 ),
             );
         }
+        let frozen = match plan.frozen_bytes {
+            0 => String::new(),
+            bytes => format!(" + {} frozen weights", units::bytes(bytes as f64)),
+        };
         line(
             &mut text,
             format_args!(
-                "memory   {} = {} weights with moments and averages + steps; encoders and samples come on top",
+                "memory   {} = {} weights with moments and averages{frozen} + steps; encoders and samples come on top",
                 units::bytes(plan.peak_bytes() as f64),
                 units::bytes(plan.state_bytes as f64)
             ),
@@ -119,6 +123,7 @@ impl Shown<'_> {
             "event": "plan", "recipe": self.name, "params": plan.n_params, "trained_params": plan.n_trained,
             "updates": plan.n_updates, "updates_of_epoch": plan.n_updates_of_epoch,
             "micro_batches": plan.micro_batches, "state_bytes": plan.state_bytes,
+            "frozen_bytes": plan.frozen_bytes,
             "peak_bytes": plan.peak_bytes(), "buckets": buckets, "seconds": self.seconds_of_run(),
         });
         format!("{document}\n")

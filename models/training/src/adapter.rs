@@ -2,36 +2,24 @@
 //!
 //! A file is safetensors with two float tensors for each adapted weight `MODULE.weight`: `MODULE.lora_A.weight`
 //! `[rank, in]` and `MODULE.lora_B.weight` `[out, rank]`, axes of the weight behind the first taken as one. Its
-//! metadata has `rank` and `alpha`. What PEFT saves is read too: names below `base_model.model.` or
-//! `transformer.`, factors of convolutions, and `adapter_config.json` beside the file instead of the metadata.
+//! metadata has `rank` and `alpha`. What PEFT saves is read too (`adapter_peft.rs`): names below `base_model.model.`
+//! or `transformer.`, factors of convolutions, and `adapter_config.json` beside the file instead of the metadata.
 //!
 //! A file is outside data: whatever it holds gives an adaptation or a message that names the tensor.
 
 use std::borrow::{Borrow, Cow};
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use checkpoint::names::{Fitted, Parameter};
 use checkpoint::{Checkpoint, DType, SafetensorsWriter, TensorSpec, TensorView, write_safetensors};
 use models::nearest::nearest;
 use serde_json::Value;
 
+use crate::adapter_peft::{
+    PEFT_CONFIG, PREFIX, bare, files, read_config, stated as stated_by_peft,
+};
 use crate::{Error, Lora, State, StateKind};
-
-/// What PEFT and diffusers put before the names of a model's own modules, from the outside in.
-const PREFIXES: [&str; 2] = ["base_model.model.", "transformer."];
-
-/// PEFT's name of an adaptation without a name, which some savers leave in.
-const UNNAMED: &str = ".default";
-
-/// Names of PEFT's files in a folder.
-const PEFT_WEIGHTS: &str = "adapter_model.safetensors";
-const PEFT_CONFIG: &str = "adapter_config.json";
-
-/// Largest configuration that is read, in bytes.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Metadata of a file.
 const RANK: &str = "rank";
@@ -91,21 +79,7 @@ impl Adapter {
         let fail = |reason: String| Error::adapter(path.display().to_string(), reason);
         let (weights, config) = files(path);
         let file = Checkpoint::open(&weights).map_err(|error| fail(error.to_string()))?;
-        let config: Option<Value> = match fs::metadata(&config) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::file(&config)(error)),
-            Ok(found) if found.len() > MAX_CONFIG_BYTES => {
-                return Err(fail(format!(
-                    "{PEFT_CONFIG} has {} bytes, expected at most {MAX_CONFIG_BYTES}",
-                    found.len()
-                )));
-            }
-            Ok(_) => {
-                let text = fs::read(&config).map_err(Error::file(&config))?;
-                let json = serde_json::from_slice(&text);
-                Some(json.map_err(|error| fail(format!("{PEFT_CONFIG}: {error}")))?)
-            }
-        };
+        let config = read_config(&config, fail)?;
         Adapter::read(&file, config.as_ref(), alpha, path.display().to_string())
     }
 
@@ -122,7 +96,7 @@ impl Adapter {
     ) -> Result<Adapter, Error> {
         let fail = |reason: String| Error::adapter(origin.clone(), reason);
         let stated = match config {
-            Some(config) => Stated::of_config(config),
+            Some(config) => stated_by_peft(config),
             None => Stated::of_metadata(file.metadata()),
         };
         let mut stated = stated.map_err(&fail)?;
@@ -133,7 +107,7 @@ impl Adapter {
                 fail(format!(
                     "tensor `{}` is no factor; expected names such as blocks.0.attn.qkv.lora_A.weight, \
                      as they are or below {}",
-                    info.name, PREFIXES[0]
+                    info.name, PREFIX
                 ))
             })?;
             let shape = matrix(place, info.shape).ok_or_else(|| {
@@ -218,18 +192,27 @@ impl Adapter {
     /// # Errors
     /// [`Error::Checkpoint`] for the system's; nothing is left behind then.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let mut tensors = BTreeMap::new();
-        for (target, factors) in &self.factors {
+        self.write_factors(path, |target, [first, second]| {
             let module = target.strip_suffix(".weight").unwrap_or(target);
-            for (place, values) in [&factors.first, &factors.second].into_iter().enumerate() {
-                let other = values.len() / self.rank;
-                let shape = if place == FIRST { [self.rank, other] } else { [other, self.rank] };
-                let view = TensorView {
-                    dtype: DType::F32,
-                    shape: shape.to_vec(),
-                    bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
-                };
-                tensors.insert(format!("{module}.{}.weight", FACTORS[place]), view);
+            let name = |factor: &str| format!("{module}.{factor}.weight");
+            [(name(FACTORS[0]), first.to_vec()), (name(FACTORS[1]), second.to_vec())]
+        })
+    }
+
+    /// Writes all factors with the metadata of our files. `named` gives their names and shapes for the name of an
+    /// adapted weight and their shapes as matrices.
+    pub(crate) fn write_factors(
+        &self,
+        path: &Path,
+        named: impl Fn(&str, [[usize; 2]; 2]) -> [(String, Vec<usize>); 2],
+    ) -> Result<(), Error> {
+        let mut tensors = BTreeMap::new();
+        for (target, Factors { first, second }) in &self.factors {
+            let shapes =
+                [[self.rank, first.len() / self.rank], [second.len() / self.rank, self.rank]];
+            for ((name, shape), values) in named(target, shapes).into_iter().zip([first, second]) {
+                let bytes = Cow::Borrowed(bytemuck::cast_slice(values));
+                tensors.insert(name, TensorView { dtype: DType::F32, shape, bytes });
             }
         }
         let metadata = BTreeMap::from([
@@ -347,13 +330,13 @@ type Pair = [Option<([usize; 2], Vec<f32>)>; 2];
 /// Places in a pair.
 const FIRST: usize = 0;
 /// Names of the factors, by place.
-const FACTORS: [&str; 2] = ["lora_A", "lora_B"];
+pub(crate) const FACTORS: [&str; 2] = ["lora_A", "lora_B"];
 
 /// What a file says of an adaptation besides its factors.
 #[derive(Clone, Copy)]
-struct Stated {
-    rank: Option<usize>,
-    alpha: Option<f64>,
+pub(crate) struct Stated {
+    pub(crate) rank: Option<usize>,
+    pub(crate) alpha: Option<f64>,
 }
 
 impl Stated {
@@ -370,56 +353,11 @@ impl Stated {
         }
         Ok(Stated { rank: number(metadata, RANK)?, alpha: number(metadata, ALPHA)? })
     }
-
-    /// What PEFT says in `adapter_config.json`. Kinds of adaptation that are more than a product of two factors
-    /// are refused.
-    fn of_config(config: &Value) -> Result<Stated, String> {
-        let refuse = |key: &str, reason: &str| Err(format!("{PEFT_CONFIG}: `{key}` {reason}"));
-        let is_on = |key: &str| match config.get(key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(_) => true,
-        };
-        if let Some(kind) = config.get("peft_type")
-            && kind != "LORA"
-        {
-            return refuse("peft_type", &format!("is {kind}, expected \"LORA\""));
-        }
-        for key in ["use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"] {
-            if is_on(key) {
-                return refuse(key, "is set, which cannot be merged here");
-            }
-        }
-        let Some(rank) = config.get("r").and_then(Value::as_u64) else {
-            return refuse("r", "is missing, expected the rank");
-        };
-        let Some(alpha) = config.get("lora_alpha").and_then(Value::as_f64) else {
-            return refuse("lora_alpha", "is missing, expected a number");
-        };
-        // "Rank-stabilized" adaptations divide by the root of the rank.
-        let alpha = if is_on("use_rslora") { alpha * (rank as f64).sqrt() } else { alpha };
-        let rank = usize::try_from(rank).map_err(|_| format!("{PEFT_CONFIG}: `r` is {rank}"))?;
-        Ok(Stated { rank: Some(rank), alpha: Some(alpha) })
-    }
-}
-
-/// The files of an adaptation: its tensors, and where PEFT's configuration would be.
-fn files(path: &Path) -> (PathBuf, PathBuf) {
-    if path.is_dir() {
-        let weights = path.join(PEFT_WEIGHTS);
-        let weights = if weights.is_file() { weights } else { path.to_owned() };
-        (weights, path.join(PEFT_CONFIG))
-    } else {
-        (path.to_owned(), path.with_file_name(PEFT_CONFIG))
-    }
 }
 
 /// The weight that a tensor is a factor of, and its place in the pair.
 fn target_of(name: &str) -> Option<(String, usize)> {
-    let own = PREFIXES.iter().fold(name, |name, prefix| name.strip_prefix(prefix).unwrap_or(name));
-    let stem = own.strip_suffix(".weight")?;
-    let (module, factor) = stem.strip_suffix(UNNAMED).unwrap_or(stem).rsplit_once('.')?;
+    let (module, factor) = bare(name)?.rsplit_once('.')?;
     let place = FACTORS.iter().position(|known| *known == factor)?;
     Some((format!("{module}.weight"), place))
 }

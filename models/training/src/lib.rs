@@ -19,6 +19,7 @@
 
 mod adamw;
 mod adapter;
+mod adapter_peft;
 mod autoencoder;
 mod clip;
 mod ema;
@@ -52,6 +53,7 @@ mod transformer;
 
 pub use adamw::{AdamW, Slot};
 pub use adapter::{Adapter, Factors};
+pub use adapter_peft::{PEFT_CONFIG, PEFT_WEIGHTS};
 pub use autoencoder::Autoencoder;
 pub use clip::{append_clip_factor, append_global_norm};
 pub use ema::append_ema;

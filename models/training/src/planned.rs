@@ -1,6 +1,6 @@
 //! A step that is planned and not yet bound: what it takes is known before a weight is read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use compiler::{Plan, TrainingPlan, compile_training_carrying};
 use kernels::Target;
@@ -93,9 +93,21 @@ impl PlannedStep {
         &self.training.plan
     }
 
-    /// Bytes that are of this step alone: its arena and its frozen weights.
+    /// Bytes that are of this step alone: its arena and constants.
     pub fn own_bytes(&self) -> usize {
-        self.plan().held_bytes() - self.plan().carried_bytes()
+        let plan = self.plan();
+        plan.held_bytes() - plan.carried_bytes() - self.frozen_bytes()
+    }
+
+    /// Bytes of the weights that it reads and nobody trains.
+    pub fn frozen_bytes(&self) -> usize {
+        self.plan().param_bytes().values().sum()
+    }
+
+    /// Bytes of the weights that `steps` read and nobody trains: those that are alike are held once.
+    pub fn frozen_bytes_of<'s>(steps: impl IntoIterator<Item = &'s PlannedStep>) -> usize {
+        let weights = steps.into_iter().flat_map(|step| step.plan().param_bytes());
+        weights.collect::<BTreeMap<_, _>>().values().sum()
     }
 
     /// Bytes of weights in other types than those of masters, which steps share as they share the state.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::recipe::{LossKind, Recipe, fail};
+use crate::step::trained;
 use crate::transformer::text_parameters;
 use crate::{Autoencoder, Error, Model, Objective as _, Options, Param, Text};
 
@@ -198,11 +199,23 @@ impl Recipe {
     /// Fails for sections that go with another subject.
     pub(crate) fn check_subject(&self) -> Result<(), Error> {
         match self.subject()? {
+            Subject::Transformer(_) if self.text.is_some() && self.lora.is_some() => fail(
+                "lora adapts the transformer alone: without `text` the encoder stays as it is"
+                    .into(),
+            ),
+            // Whether all targets are there.
+            Subject::Transformer(model) if self.lora.is_some() => {
+                trained(&model, &self.options()?).map(drop)
+            }
             // Whether the two fit together; by itself a configuration that exists has a graph.
             Subject::Transformer(model) if self.text.is_some() => {
                 model.parameters(&self.options()?).map(drop)
             }
             Subject::Transformer(_) => Ok(()),
+            Subject::Autoencoder(_) if self.lora.is_some() => fail(format!(
+                "lora adapts transformers, model.architecture `{}` is an autoencoder: leave `lora` out",
+                self.model.architecture
+            )),
             Subject::Autoencoder(autoencoder) => {
                 for (key, is_given) in [
                     ("masks", !self.masks.is_empty()),

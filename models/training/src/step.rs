@@ -132,16 +132,18 @@ pub fn update_step<O: Objective>(objective: &O, options: &Options) -> Result<Pro
 /// Names and f32 types of the parameters that `options` train, in the order of the model.
 ///
 /// # Errors
-/// Refuses a freezing that leaves none.
+/// Refuses a freezing that leaves none, and an adaptation of weights that there are not.
 pub(crate) fn trained<O: Objective>(
     objective: &O,
     options: &Options,
 ) -> Result<Vec<(String, TensorType)>, Error> {
+    let mut params = objective.parameters(options)?;
+    params.retain(|param| options.freeze.trains(&param.name));
+    if let Some(lora) = &options.lora {
+        lora.check_targets(&params)?;
+    }
     let mut trained = Vec::new();
-    for Param { name, shape, initial: _ } in objective.parameters(options)? {
-        if !options.freeze.trains(&name) {
-            continue;
-        }
+    for Param { name, shape, initial: _ } in params {
         match &options.lora {
             Some(lora) => trained.extend(lora.factors(&name, &shape)?.into_iter().flatten()),
             None => trained.push((name, TensorType::new(DType::F32, shape)?)),

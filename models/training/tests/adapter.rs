@@ -13,7 +13,7 @@ use checkpoint::names::fit;
 use checkpoint::{Checkpoint, DType, TensorView, write_safetensors};
 use ops::Tensor;
 use tiny::{Tensors, bucket, given, model, relative_l2, run};
-use training::{Adapter, Lora, Options, State, StateKind, gradients};
+use training::{Adapter, Lora, Options, PEFT_CONFIG, PEFT_WEIGHTS, State, StateKind, gradients};
 
 /// What is adapted: every kind of weight of a block, and the patch embedding, which has more than two axes.
 const TARGETS: [&str; 3] = ["blocks.0.attn", "blocks.1.mlp", "x_embedder"];
@@ -123,6 +123,46 @@ fn files_hold_what_training_reached() {
     let other = Lora { rank: 5, ..lora() };
     let none = Adapter::of_state(&other, &state, StateKind::Master).unwrap_err();
     assert!(none.to_string().contains("rank 5"), "{none}");
+}
+
+/// A folder of PEFT says the same as a file of ours, in the shapes of PEFT's layers.
+#[test]
+fn peft_folders_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("own.safetensors");
+    write(&own, &factors(), &[("rank", "2"), ("alpha", "0.5")]);
+    let own = Adapter::open(&own, None).unwrap();
+    let path = folder.path().join(PEFT_WEIGHTS);
+    let params = model().params().unwrap();
+    own.write_peft_weights(&path, &params).unwrap();
+    let config = folder.path().join(PEFT_CONFIG);
+    fs::write(&config, own.peft_config().to_string()).unwrap();
+    let read = Adapter::open(folder.path(), None).unwrap();
+    assert_eq!((read.rank(), read.alpha()), (2, 0.5));
+    assert!(read.factors().eq(own.factors()), "the folder holds other factors");
+    // The file alone says enough.
+    fs::remove_file(&config).unwrap();
+    assert_eq!(Adapter::open(&path, None).unwrap().alpha(), 0.5);
+
+    let file = Checkpoint::open(&path).unwrap();
+    let mut n_convolutions = 0;
+    for (name, weight) in &params {
+        let Some(module) = name.strip_suffix(".weight") else { continue };
+        let shape = |factor: &str| {
+            let name = format!("base_model.model.{module}.{factor}.weight");
+            file.tensor(&name).ok().map(|view| view.shape)
+        };
+        let Some(first) = shape("lora_A") else { continue };
+        let ones = vec![1; weight.len() - 2];
+        assert_eq!(first, [&[2], &weight[1..]].concat(), "{name}");
+        assert_eq!(shape("lora_B").unwrap(), [&[weight[0], 2], &ones[..]].concat(), "{name}");
+        n_convolutions += usize::from(!ones.is_empty());
+    }
+    assert_eq!((file.tensors().count(), n_convolutions), (2 * own.factors().len(), 1));
+    // Factors of another model have no shapes.
+    let other: Vec<_> = params.into_iter().filter(|(name, _)| !name.contains("mlp.fc1")).collect();
+    let error = own.write_peft_weights(&path, &other).unwrap_err().to_string();
+    assert!(error.contains("which the model does not have"), "{error}");
 }
 
 /// Every weight of the tiny model, by checkpoint name.

@@ -6,8 +6,8 @@ use models::Bucket;
 use models::vae::{FrameBucket, LATENT_SCALE};
 use ops::DType;
 use training::{
-    LrSchedule, Model, Objective as _, PUBLISHED, Recipe, Subject, Text, Weighting, find,
-    training_step,
+    LrSchedule, Model, Objective as _, PUBLISHED, Param, Recipe, Subject, Text, Weighting, find,
+    training_step, update_step,
 };
 
 #[test]
@@ -65,14 +65,24 @@ fn open_sora_1_0_scales_positions() {
     }
 }
 
+/// Adapting trains the projections of attention, as the recipe's comments say.
 #[test]
 fn a_recipe_may_adapt_weights() {
-    let (_, text) = PUBLISHED.iter().find(|(name, _)| *name == "opensora-1.1-stage3").unwrap();
-    let lora = "[lora]\nrank = 16\nalpha = 32\ntargets = [\"attn.qkv\", \"mlp\"]\n[run]";
-    let recipe = Recipe::parse(&text.replacen("[run]", lora, 1)).unwrap();
-    let lora = recipe.options().unwrap().lora.unwrap();
-    assert_eq!((lora.rank, lora.alpha, lora.seed), (16, 32.0, 42));
-    assert_eq!(lora.targets, ["attn.qkv", "mlp"]);
+    let recipe = find("opensora-1.1-lora").unwrap();
+    let (model, options) = (recipe.model().unwrap(), recipe.options().unwrap());
+    let lora = options.lora.clone().unwrap();
+    assert_eq!((lora.rank, lora.alpha, lora.seed), (32, 32.0, 42));
+    let n_params = |params: &[Param]| -> usize {
+        params.iter().map(|param| param.shape.iter().product::<usize>()).sum()
+    };
+    let all = model.parameters(&options).unwrap();
+    let trained = update_step(&model, &options).unwrap().trained;
+    let n_trained: usize = trained.iter().map(|(_, ty)| ty.count()).sum();
+    assert_eq!((n_params(&all) / 100_000, n_trained / 100_000), (7682, 196));
+    // Every projection of every attention, two factors each.
+    let is_adapted = |param: &&Param| param.name.contains("attn") && param.shape.len() == 2;
+    let n_adapted = all.iter().filter(is_adapted).count();
+    assert_eq!((n_adapted, trained.len()), (28 * 7, 2 * n_adapted));
 }
 
 #[test]
@@ -193,6 +203,24 @@ fn wrong_recipes_are_refused_with_the_place() {
         (flare, "betas = [0.9, 0.999]", "betas = [0.9, 1.0]", "`betas`: 1"),
         (flare, "betas = [0.9, 0.999]", "freeze = \"txt\"", "`freeze`: `txt`"),
         (flare, "[run]", "[lora]\nrank = 0\nalpha = 1.0\ntargets = [\"attn\"]\n[run]", "lora.rank"),
+        (
+            flare,
+            "[run]",
+            "[lora]\nrank = 2\nalpha = 1.0\ntargets = [\"attn\", \"mlp.fc3\"]\n[run]",
+            "did you mean one of `mlp.fc1`, `mlp.fc2`,",
+        ),
+        (
+            joint,
+            "[run]",
+            "[lora]\nrank = 2\nalpha = 1.0\ntargets = [\"attn\"]\n[run]",
+            "lora adapts the transformer alone",
+        ),
+        (
+            vae,
+            "[run]",
+            "[lora]\nrank = 2\nalpha = 1.0\ntargets = [\"conv1\"]\n[run]",
+            "`sd-vae` is an autoencoder: leave `lora` out",
+        ),
         (flare, "[run]", "[lora]\nrnk = 4\n[run]", "unknown key `lora.rnk`; did you mean `rank`?"),
         (flare, "steps = 5441\nend", "steps = 0\nend", "0 steps"),
         (flare, "tables = \"f32\"", "", "loss.tables is missing with kind Iddpm"),

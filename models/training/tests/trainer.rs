@@ -10,11 +10,11 @@ use std::sync::Arc;
 use kernels::{Isa, Pool, Target};
 use models::Bucket;
 use ops::{DType, Tensor, TensorType};
-use runtime::{WeightSource, WeightStore};
+use runtime::{Session, WeightSource, WeightStore};
 use tiny::{Tensors, bucket, given, model, relative_l2, run};
 use training::{
-    AdamW, Machine, Options, Outcome, State, StateKind, Trainer, accumulation_step, training_step,
-    update_step,
+    AdamW, Lora, Machine, Options, Outcome, PlannedStep, State, StateKind, Trainer,
+    accumulation_step, training_step, update_step,
 };
 
 /// Kernels sum in another order than the interpreter; a step's direction is that of rounding where a
@@ -46,8 +46,8 @@ fn trainer(options: &Options, threads: usize) -> Trainer {
     trainer_within(options, threads, None)
 }
 
-fn trainer_within(options: &Options, threads: usize, memory: Option<usize>) -> Trainer {
-    let target = Target {
+fn target(threads: usize) -> Target {
+    Target {
         isa: Isa::detect(),
         threads,
         l1_bytes: 48 << 10,
@@ -55,7 +55,11 @@ fn trainer_within(options: &Options, threads: usize, memory: Option<usize>) -> T
         l3_bytes: 32 << 20,
         gpu: None,
         tiles: None,
-    };
+    }
+}
+
+fn trainer_within(options: &Options, threads: usize, memory: Option<usize>) -> Trainer {
+    let target = target(threads);
     let weights = weights(options);
     let state = State::new(&model(), options, &weights).unwrap();
     let pool = Arc::new(Pool::new(threads).unwrap());
@@ -213,4 +217,31 @@ fn what_does_not_fit_is_refused() {
     assert!(state(&source).contains("`blocks.0.mlp.fc1.weight`: is f32[2], expected"));
     source.0.remove(name);
     assert!(state(&source).contains("`blocks.0.mlp.fc1.weight`: missing"));
+}
+
+/// What a plan says of frozen weights is what a store holds for all steps together.
+#[test]
+fn steps_share_frozen_weights() {
+    let targets = vec!["attn.qkv".into()];
+    let lora = Lora { rank: 2, alpha: 2.0, targets, seed: 1 };
+    let options = Options { lora: Some(lora), ..Options::default() };
+    let store = WeightStore::new(weights(&Options { lora: None, ..options.clone() }));
+    let pool = Arc::new(Pool::new(1).unwrap());
+    let mut steps = vec![];
+    let mut sessions = vec![];
+    for dtype in [DType::F32, DType::Bf16] {
+        for frames in [3, 2] {
+            let bucket = Bucket { dtype, latent: [frames, 4, 4], ..bucket() };
+            let step =
+                PlannedStep::of_bucket(&model(), &bucket, &options, &target(1), None).unwrap();
+            let plan = Arc::new(step.plan().clone());
+            sessions.push(Session::new(plan, &store, Arc::clone(&pool)).unwrap());
+            steps.push(step);
+            assert_eq!(PlannedStep::frozen_bytes_of(&steps), store.bytes());
+        }
+    }
+    let sum: usize = steps.iter().map(PlannedStep::frozen_bytes).sum();
+    let all = PlannedStep::frozen_bytes_of(&steps);
+    // Two of each type; weights that are adapted are f32 in all four.
+    assert!(all < sum / 2, "{all} of {sum}");
 }

@@ -24,4 +24,6 @@ mod sample;
 #[cfg(feature = "train")]
 mod train;
 #[cfg(feature = "train")]
+mod train_lora;
+#[cfg(feature = "train")]
 mod train_report;

@@ -12,7 +12,7 @@ pub enum Error {
     Request(String),
     /// The steps do not fit the memory that is allowed. The caller's.
     #[error(
-        "training needs {smallest} bytes ({state} for weights with their moments and averages, {steps} for steps), \
+        "training needs {smallest} bytes ({state} for weights, moments and averages, {steps} for steps), \
          {memory} are allowed: allow {smallest}, or use smaller batches, fewer frames or fewer buckets"
     )]
     Budget {
@@ -20,9 +20,9 @@ pub enum Error {
         memory: usize,
         /// Bytes that work.
         smallest: usize,
-        /// Of those, what is trained.
+        /// Of those, what is trained, and frozen weights.
         state: usize,
-        /// Of those, arenas and frozen weights of all steps.
+        /// Of those, arenas of all steps.
         steps: usize,
     },
     /// A folder is not that of a run, is in use, or is that of another run.

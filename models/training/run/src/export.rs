@@ -1,6 +1,7 @@
 //! The trained model as a pipeline folder under upstream's names, which `kino sample --ckpt-path` takes.
 //!
-//! Weights are the moving averages where the run has them. Parts that the run does not train are those that it was
+//! Weights are the moving averages where the run has them; adapted ones have the averaged factors merged in, and the
+//! adaptation is written too, as a folder that PEFT reads. Parts that the run does not train are those that it was
 //! started with: linked where they are files, since they may be many times as large, else written.
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use media::PartFolder;
 use ops::Tensor;
 use runtime::WeightSource;
 use serde_json::Value;
-use training::{ModelPart, Param, State, StateKind};
+use training::{Adapter, ModelPart, Options, PEFT_CONFIG, PEFT_WEIGHTS, Param, State, StateKind};
 
 use crate::{Error, Result};
 
@@ -36,9 +37,29 @@ pub(crate) struct Trained<'a> {
     pub(crate) weights: &'a dyn WeightSource,
     /// What is written in place of what was trained, by name.
     pub(crate) replaced: Vec<(&'static str, Vec<f32>)>,
+    /// The factors of adapted weights.
+    adapter: Option<Adapter>,
 }
 
-impl Trained<'_> {
+impl<'a> Trained<'a> {
+    /// What training with `options` has made of `weights` when it is at `state`.
+    ///
+    /// # Errors
+    /// As [`Adapter::of_state`].
+    pub(crate) fn new(
+        state: &'a State,
+        weights: &'a dyn WeightSource,
+        options: &Options,
+    ) -> Result<Trained<'a>> {
+        let kind = match options.ema_decay {
+            Some(_) => StateKind::Ema,
+            None => StateKind::Master,
+        };
+        let of_state = |lora| Adapter::of_state(lora, state, kind);
+        let adapter = options.lora.as_ref().map(of_state).transpose()?;
+        Ok(Trained { state, weights, replaced: Vec::new(), adapter })
+    }
+
     /// Writes the weights `params` in f32, one tensor at a time.
     ///
     /// # Errors
@@ -58,7 +79,13 @@ impl Trained<'_> {
             let averaged = averaged.or_else(|| self.state.get(StateKind::Ema, &name));
             match averaged.or_else(|| self.state.get(StateKind::Master, &name)) {
                 Some(values) => writer.write(bytemuck::cast_slice(values))?,
-                None => writer.write(bytemuck::cast_slice(&self.untrained(&name)?))?,
+                None => {
+                    let mut values = self.untrained(&name)?;
+                    if let Some(adapter) = &self.adapter {
+                        adapter.merge(&name, &mut values);
+                    }
+                    writer.write(bytemuck::cast_slice(&values))?;
+                }
             }
         }
         Ok(writer.finish()?)
@@ -87,7 +114,6 @@ impl Trained<'_> {
     ) -> Result<()> {
         let of_target = |error| Error::io(target, "write the model")(error);
         let whole = PartFolder::create(target).map_err(of_target)?;
-        let json = |value: &Value| format!("{value:#}\n").into_bytes();
         media::write_file(&whole.path().join(INDEX), &json(index))?;
         for part in parts {
             let folder = whole.path().join(part.folder);
@@ -119,11 +145,38 @@ impl Trained<'_> {
                 }
             }
         }
-        if target.join(INDEX).is_file() {
-            fs::remove_dir_all(target).map_err(of_target)?;
-        }
-        whole.commit().map_err(of_target)
+        replace(whole, target, INDEX).map_err(of_target)
     }
+
+    /// Writes the adaptation as the folder `target`, in place of an older one; `params` are those of the model that
+    /// it is of. `false` if the run trains weights themselves.
+    ///
+    /// # Errors
+    /// As [`Trained::write_pipeline`].
+    pub(crate) fn write_adaptation(&self, target: &Path, params: &[Param]) -> Result<bool> {
+        let Some(adapter) = &self.adapter else { return Ok(false) };
+        let of_target = |error| Error::io(target, "write the adaptation")(error);
+        let whole = PartFolder::create(target).map_err(of_target)?;
+        let params: Vec<(String, Vec<usize>)> =
+            params.iter().map(|param| (param.name.clone(), param.shape.clone())).collect();
+        adapter.write_peft_weights(&whole.path().join(PEFT_WEIGHTS), &params)?;
+        media::write_file(&whole.path().join(PEFT_CONFIG), &json(&adapter.peft_config()))?;
+        replace(whole, target, PEFT_CONFIG).map_err(of_target)?;
+        Ok(true)
+    }
+}
+
+/// A JSON file.
+fn json(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
+
+/// Gives a folder its name, in place of one that has the file `mark`: another's folder stays.
+fn replace(whole: PartFolder, target: &Path, mark: &str) -> io::Result<()> {
+    if target.join(mark).is_file() {
+        fs::remove_dir_all(target)?;
+    }
+    whole.commit()
 }
 
 /// A link to a folder.

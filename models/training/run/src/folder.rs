@@ -10,6 +10,7 @@
 //! cache/           features, unless they are elsewhere
 //! samples/         videos of validations
 //! model/           a pipeline folder with the averaged weights
+//! adaptation/      the averaged factors, as a folder of PEFT, if the recipe has `[lora]`
 //! ```
 
 use std::fs::{self, File, TryLockError};
@@ -140,13 +141,15 @@ impl RunFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(Error::io(path, "list the folder"))?,
         };
+        // Entries come in any order: what the folder is, is said before what else it has.
+        if path.join(RECORD).exists() {
+            let reason =
+                "it is the folder of a run already; go on with it (--resume), or choose another";
+            return Err(Error::folder(path, reason));
+        }
         for entry in entries {
             let name = entry.map_err(Error::io(path, "list the folder"))?.file_name();
             let name = name.to_string_lossy();
-            if name == RECORD {
-                let reason = "it is the folder of a run already; go on with it (--resume), or choose another";
-                return Err(Error::folder(path, reason));
-            }
             if name != LOCK && name != CONFIG && !is_left_over(&name) {
                 let reason = format!("it has `{name}`; expected an empty or new folder");
                 return Err(Error::folder(path, reason));
@@ -234,6 +237,11 @@ impl RunFolder {
     /// Where the trained model goes.
     pub(crate) fn model(&self) -> PathBuf {
         self.path.join("model")
+    }
+
+    /// Where the adaptation goes that was trained.
+    pub(crate) fn adaptation(&self) -> PathBuf {
+        self.path.join("adaptation")
     }
 
     /// Where features are, if they are nowhere else.

@@ -32,6 +32,6 @@ pub use error::{Error, Result};
 pub use export::PipelineFiles;
 pub use folder::{Identity, Record, RunFolder};
 pub use plan::{PlannedBucket, RunPlan};
-pub use request::{Ended, Notice, Pipeline, Place, Request, Watch};
+pub use request::{Ended, Made, Notice, Pipeline, Place, Request, Watch};
 pub use run::Run;
 pub use start::Start;

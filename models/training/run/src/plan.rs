@@ -30,7 +30,7 @@ pub(crate) struct Planning<'a> {
     pub(crate) has_masks: bool,
     pub(crate) dtype: DType,
     pub(crate) target: &'a Target,
-    /// Most bytes of state, arenas and frozen weights together.
+    /// Most bytes of state, frozen weights and arenas together.
     pub(crate) memory: Option<usize>,
 }
 
@@ -56,6 +56,8 @@ pub struct RunPlan {
     pub(crate) update: Option<PlannedStep>,
     /// Bytes of what is trained: masters, moments, averages, sums of gradients.
     pub state_bytes: usize,
+    /// Bytes of the weights that steps read and nobody trains.
+    pub frozen_bytes: usize,
     /// Elements of all parameters.
     pub n_params: u64,
     /// Elements of those that are trained.
@@ -81,16 +83,17 @@ impl RunPlan {
         self.update.as_ref()
     }
 
-    /// Bytes of state, arenas and frozen weights: all steps are held at once.
+    /// Bytes of state, frozen weights and arenas: all steps are held at once.
     pub fn peak_bytes(&self) -> usize {
         let steps = self.buckets.values().map(|bucket| &bucket.step).chain(&self.update);
         self.shared_bytes() + steps.map(PlannedStep::own_bytes).sum::<usize>()
     }
 
-    /// Bytes of what all steps share: the state, and masters in the type that steps compute with.
+    /// Bytes of what all steps share: the state, masters in the type that steps compute with, and frozen weights.
     fn shared_bytes(&self) -> usize {
         let steps = self.buckets.values().map(|bucket| &bucket.step);
-        self.state_bytes + steps.map(PlannedStep::stored_bytes).max().unwrap_or(0)
+        let stored = steps.map(PlannedStep::stored_bytes).max().unwrap_or(0);
+        self.state_bytes + stored + self.frozen_bytes
     }
 
     /// As the log has it.
@@ -151,10 +154,13 @@ impl Planning<'_> {
             + usize::from(micro_batches > 1);
         let state_bytes = n_trained * tensors * DType::F32.size();
         let stored = planned.iter().map(PlannedStep::stored_bytes).max().unwrap_or(0);
-        let base = state_bytes + stored + update.as_ref().map_or(0, PlannedStep::own_bytes);
+        let frozen = PlannedStep::frozen_bytes_of(&planned);
+        let update_bytes = update.as_ref().map_or(0, PlannedStep::own_bytes);
+        let base = state_bytes + stored + frozen + update_bytes;
         if let Some(memory) = self.memory {
             planned = self.within(memory, base, &ids, planned)?;
         }
+        let frozen_bytes = PlannedStep::frozen_bytes_of(&planned);
         let params = subject::parameters(self.subject, self.options)?;
         let n_params =
             params.iter().map(|param| param.shape.iter().product::<usize>() as u64).sum();
@@ -166,6 +172,7 @@ impl Planning<'_> {
             buckets: buckets.collect(),
             update,
             state_bytes,
+            frozen_bytes,
             n_params,
             n_trained: n_trained as u64,
             n_updates: steps.map_or(n_updates, |steps| steps.min(n_updates)),
@@ -182,7 +189,7 @@ impl Planning<'_> {
         let step = self.step(id, None)?;
         let limit = self.memory.map(|memory| memory.saturating_sub(held));
         let step = match limit.filter(|&limit| step.own_bytes() > limit) {
-            Some(limit) => self.step(id, Some(limit + state_bytes(&step)))?,
+            Some(limit) => self.step(id, Some(limit + shared_bytes(&step)))?,
             None => step,
         };
         Ok(self.bucket(id, step, 0))
@@ -203,7 +210,7 @@ impl Planning<'_> {
         }
         let mut floors = Vec::with_capacity(ids.len());
         for (&id, step) in ids.iter().zip(&planned) {
-            let least = self.least(id)?.map(|least| least - state_bytes(step));
+            let least = self.least(id)?.map(|least| least - shared_bytes(step));
             floors.push(least.unwrap_or_else(|| step.own_bytes()));
         }
         let least: usize = floors.iter().sum();
@@ -219,7 +226,7 @@ impl Planning<'_> {
                 if wanted <= limit {
                     return Ok(step);
                 }
-                self.step(id, Some(limit + state_bytes(&step)))
+                self.step(id, Some(limit + shared_bytes(&step)))
             })
             .collect()
     }
@@ -289,9 +296,9 @@ impl Planning<'_> {
     }
 }
 
-/// Bytes of the state that a step works on.
-fn state_bytes(step: &PlannedStep) -> usize {
-    step.plan().carried_bytes() - step.stored_bytes()
+/// Bytes of what a step works on and others do too: state and frozen weights.
+fn shared_bytes(step: &PlannedStep) -> usize {
+    step.plan().carried_bytes() - step.stored_bytes() + step.frozen_bytes()
 }
 
 /// `floors` raised by `rest` in all, none above what is `wanted`: as evenly as that allows.

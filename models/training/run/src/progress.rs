@@ -89,10 +89,10 @@ impl Progress<'_, '_> {
             return Ok(Ended::Interrupted { step, snapshot: self.snapshots.latest()? });
         }
         let (folder, interrupt) = (self.folder, self.watch.interrupt);
-        let model = self.run.write_model(folder, self.trainer.state(), interrupt)?;
+        let made = self.run.write_made(folder, self.trainer.state(), interrupt)?;
         self.tell(&stop(step, StopReason::Finished))?;
         self.log.flush()?;
-        Ok(Ended::Finished { step, model })
+        Ok(Ended::Finished { step, made })
     }
 
     /// Makes updates until the run is over, or is to stop: then `false`.
@@ -308,11 +308,11 @@ impl Progress<'_, '_> {
     /// Samples what is due after the updates so far, and is not there.
     fn validate(&mut self) -> Result<()> {
         let step = self.step();
-        let Run { validator, pipeline, parts, weights, place, .. } = &mut *self.run;
+        let Run { validator, pipeline, parts, weights, place, options, .. } = &mut *self.run;
         let Some(validator) = validator.as_mut().filter(|validator| validator.is_due(step)) else {
             return Ok(());
         };
-        let trained = Trained { state: self.trainer.state(), weights, replaced: Vec::new() };
+        let trained = Trained::new(self.trainer.state(), weights, options)?;
         let backend = Cpu::new(Arc::clone(&place.pool));
         let (log, tell) = (&mut self.log, &mut self.watch.tell);
         let folder = self.folder.samples();

@@ -82,6 +82,15 @@ impl std::fmt::Debug for Watch<'_> {
     }
 }
 
+/// What a run has made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Made {
+    /// The trained model, a pipeline folder.
+    pub model: PathBuf,
+    /// What the run trained, if that is a low-rank adaptation: a folder as PEFT has them.
+    pub adaptation: Option<PathBuf>,
+}
+
 /// How a run ended that did not fail.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ended {
@@ -89,8 +98,8 @@ pub enum Ended {
     Finished {
         /// How many.
         step: u64,
-        /// The trained model.
-        model: PathBuf,
+        /// What comes of them.
+        made: Made,
     },
     /// The user stopped it.
     Interrupted {

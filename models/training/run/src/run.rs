@@ -1,7 +1,6 @@
 //! A run: what it is made of, checked and planned before it begins, and where it goes on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -25,7 +24,7 @@ use crate::folder::{Identity, Record, RunFolder};
 use crate::latents::Encoders;
 use crate::plan::{Planning, RunPlan};
 use crate::progress::Progress;
-use crate::request::{Ended, Pipeline, Place, Request, Watch};
+use crate::request::{Ended, Made, Pipeline, Place, Request, Watch};
 use crate::samples::Samples;
 use crate::start::{self, StartWeights};
 use crate::subject::{self, AnyTrainer};
@@ -225,7 +224,7 @@ impl Run {
         progress.train()
     }
 
-    /// Writes the model of the newest snapshot of the run in `folder`; its path.
+    /// Writes what the newest snapshot of the run in `folder` has made.
     ///
     /// # Errors
     /// [`Error::Folder`] if there is no snapshot yet, and as [`Run::train`].
@@ -234,14 +233,14 @@ impl Run {
         (folder, record): (&RunFolder, &Record),
         allow_changes: bool,
         interrupt: &AtomicBool,
-    ) -> Result<PathBuf> {
+    ) -> Result<Made> {
         folder.sweep()?;
         let snapshots = Snapshots::new(folder.snapshots(), record.keep())?;
         if snapshots.latest()?.is_none() {
             return Err(Error::folder(folder.path(), "the run has no snapshot yet"));
         }
         let (state, _) = self.restored(folder, &snapshots, record, allow_changes)?;
-        self.write_model(folder, &state, interrupt)
+        self.write_made(folder, &state, interrupt)
     }
 
     /// The state of the newest snapshot with its place in the data, or those of the beginning.
@@ -275,16 +274,21 @@ impl Run {
         Ok((state, sampler))
     }
 
-    /// Writes the model of `state` as a pipeline folder.
-    pub(crate) fn write_model(
+    /// Writes the model of `state` as a pipeline folder, and the adaptation beside it if the run trains one.
+    pub(crate) fn write_made(
         &mut self,
         folder: &RunFolder,
         state: &State,
         interrupt: &AtomicBool,
-    ) -> Result<PathBuf> {
-        let target = folder.model();
+    ) -> Result<Made> {
+        let (model, adaptation) = (folder.model(), folder.adaptation());
         let weights = self.weights.clone();
-        let mut trained = Trained { state, weights: &weights, replaced: Vec::new() };
+        let mut trained = Trained::new(state, &weights, &self.options)?;
+        // A recipe that adapts trains one part.
+        let has_adaptation = match &self.parts[..] {
+            [part] => trained.write_adaptation(&adaptation, &part.params)?,
+            _ => false,
+        };
         if let (Subject::Autoencoder(model), [part]) = (&self.subject, &self.parts[..]) {
             let backend = Cpu::new(Arc::clone(&self.place.pool));
             let mut encoders = Encoders {
@@ -296,9 +300,9 @@ impl Run {
             };
             trained.replaced = encoders.folded(model, &trained, part, folder.path())?;
         }
-        let Pipeline { model, files } = &self.pipeline;
-        trained.write_pipeline(&target, &self.parts, &model.defaults, files)?;
-        Ok(target)
+        let Pipeline { model: pipeline, files } = &self.pipeline;
+        trained.write_pipeline(&model, &self.parts, &pipeline.defaults, files)?;
+        Ok(Made { model, adaptation: has_adaptation.then_some(adaptation) })
     }
 
     /// What plans a bucket.
@@ -324,13 +328,6 @@ fn fits(
     pipeline: &pipeline::Model,
 ) -> Result<()> {
     let fail = |reason: String| Err(Error::Request(reason));
-    if recipe.lora.is_some() {
-        return fail(
-            "recipe: `lora` is for steps by the library; kino train trains all weights, or those that \
-             optimizer.freeze leaves"
-                .into(),
-        );
-    }
     let common = match subject {
         Subject::Transformer(model) => model.common(),
         Subject::Autoencoder(model) => {

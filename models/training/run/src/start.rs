@@ -89,8 +89,9 @@ impl StartWeights {
         for (checkpoint, params) in parts {
             let Some(checkpoint) = checkpoint else { continue };
             name = format!("{name}, {}", identity(&checkpoint)?);
-            // Whole parts may be new, as the temporal attention of a start from an image model.
-            let leniency = Leniency { start: true, subset: false };
+            // Whole parts may be new, as the temporal attention of a start from an image model; an adaptation is of
+            // weights that somebody else has too.
+            let leniency = Leniency { start: options.lora.is_none(), subset: false };
             let weights = FittedWeights::new(checkpoint, &params, leniency);
             fitted.push(weights.map_err(|error| Error::Start(Box::new(error)))?);
         }
