@@ -76,7 +76,7 @@ impl Chart<'_> {
     pub(crate) fn svg(&self, axis: &StepAxis) -> String {
         let mut text = open(self.title, self.size);
         let scale = self.scale();
-        self.legend(&mut text, scale.is_some_and(|scale| scale.is_log));
+        self.legend(&mut text);
         frame(&mut text, self.size, axis);
         match scale {
             Some(scale) => self.plot(&mut text, axis, scale),
@@ -99,8 +99,8 @@ impl Chart<'_> {
     }
 
     /// What is drawn, behind the title.
-    fn legend(&self, text: &mut String, is_log: bool) {
-        let mut x = LEFT + LETTER * 1.25 * self.title.chars().count() as f64 + 24.0;
+    fn legend(&self, text: &mut String) {
+        let mut x = LEFT + LETTER * 1.4 * self.title.chars().count() as f64 + 24.0;
         let mut entry = |name: &str, color: &str, line: &str| {
             let _ = writeln!(
                 text,
@@ -116,9 +116,6 @@ impl Chart<'_> {
         }
         if let Some((name, _)) = &self.level {
             entry(name, LEVEL, LEVEL_LINE);
-        }
-        if is_log {
-            let _ = writeln!(text, "<text x=\"{x:.1}\" y=\"20\" fill=\"#666\">logarithmic</text>");
         }
     }
 
@@ -159,12 +156,20 @@ impl Chart<'_> {
         }
         let all = self.curves.iter().flat_map(|curve| &curve.points);
         let n_outside = all.filter(|(_, v)| is_drawn(*v) && !scale.contains(*v)).count();
+        let mut notes = Vec::new();
+        if scale.is_log {
+            notes.push("logarithmic".to_string());
+        }
         if n_outside > 0 {
             let values = if n_outside == 1 { "value lies" } else { "values lie" };
+            notes.push(format!("{n_outside} {values} outside"));
+        }
+        if !notes.is_empty() {
             let _ = writeln!(
                 text,
-                "<text x=\"{LEFT}\" y=\"{}\" fill=\"#666\">{n_outside} {values} outside</text>",
-                height - 5.0
+                "<text x=\"{LEFT}\" y=\"{}\" fill=\"#666\">{}</text>",
+                height - 5.0,
+                notes.join(", ")
             );
         }
     }

@@ -41,17 +41,18 @@ p.note { color: #555; }
 p.bad { color: #a00000; font-weight: bold; }
 svg { display: block; margin: 8px 0; width: 100%; height: auto; }
 div.wide { overflow-x: auto; }
-div.wide svg { min-width: 680px; }
+div.wide svg { min-width: 860px; }
 div.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 0 16px; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 3px 20px; margin: 12px 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 3px 20px; margin: 12px 0; }
 dl div { display: flex; gap: 12px; }
-dt { color: #555; flex: 0 0 104px; }
+dt { color: #555; flex: 0 0 120px; }
 dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 8px 0; }
 th, td { text-align: left; vertical-align: top; padding: 3px 14px 3px 0; border-bottom: 1px solid #e2e2e2; }
-td { overflow-wrap: anywhere; min-width: 5em; }
+th, td { white-space: nowrap; }
+td.text { white-space: normal; overflow-wrap: anywhere; min-width: 14em; }
 th { color: #555; font-weight: normal; }
-td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; min-width: 0; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 i.swatch { display: inline-block; width: 11px; height: 11px; margin-right: 6px; border-radius: 2px; }
 div.samples { display: flex; flex-wrap: wrap; gap: 8px 16px; }
 figure { margin: 0; }
@@ -326,9 +327,9 @@ fn replaced(summary: &Summary<'_>) -> String {
         [
             number(&first.step.to_string()),
             number(&cause.count.to_string()),
-            cell(&xml(&first.path)),
-            cell(&xml(&first.by)),
-            cell(&xml(&first.reason)),
+            text_cell(&xml(&first.path)),
+            text_cell(&xml(&first.by)),
+            text_cell(&xml(&first.reason)),
         ]
         .concat()
     });
@@ -360,13 +361,18 @@ fn course(summary: &Summary<'_>) -> String {
                 (step, what)
             }
         };
-        [cell(&units::date(*time)), number(&step.to_string()), cell(&xml(&what))].concat()
+        [cell(&units::date(*time)), number(&step.to_string()), text_cell(&xml(&what))].concat()
     });
     newest(&[("when", false), ("updates", true), ("what", false)], rows)
 }
 
 fn cell(html: &str) -> String {
     format!("<td>{html}</td>")
+}
+
+/// A cell that may be of many lines.
+fn text_cell(html: &str) -> String {
+    format!("<td class=\"text\">{html}</td>")
 }
 
 fn number(text: &str) -> String {

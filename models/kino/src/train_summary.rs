@@ -9,7 +9,7 @@ use training::run_log::{
 use crate::units;
 
 /// Of so many parts of the run each is as long as the mean that smooths a curve.
-const SMOOTH_PARTS: usize = 50;
+const SMOOTH_PARTS: usize = 25;
 
 /// The log of a run by kind of event. There is at least one start.
 #[derive(Debug)]
@@ -266,7 +266,7 @@ impl<'a> Summary<'a> {
     }
 }
 
-/// An exponential mean of what is finite, over a fiftieth of the points. The first points weigh as much as others.
+/// An exponential mean of what is finite, over a twenty-fifth of the points. The first points weigh as much as others.
 pub(crate) fn smoothed(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let span = (points.len() / SMOOTH_PARTS).max(1) as f64;
     let keep = 1.0 - 2.0 / (span + 1.0);
