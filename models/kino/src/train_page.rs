@@ -190,7 +190,7 @@ fn loss(summary: &Summary<'_>, axis: &StepAxis) -> String {
     let limit = limit.filter(|limit| norms.iter().any(|(_, norm)| norm > limit));
     let norm = Chart {
         from_zero: false,
-        level: limit.map(|limit| (format!("clipped above {limit}"), limit)),
+        level: limit.map(|limit| (format!("clip at {limit}"), limit)),
         ..half("Gradient norm", curves(summary, norms))
     };
     wide(&loss.svg(axis)) + &pair(&half("Learning rate", vec![rate]), &norm, axis)

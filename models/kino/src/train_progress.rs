@@ -235,7 +235,7 @@ mod tests {
             step: 10,
             epoch: 0,
             buckets: vec!["8x64x64 x16".into()],
-            loss: 0.98765,
+            loss: 0.98768,
             lr: 1e-3,
             grad_norm: 0.5,
             samples: 16,

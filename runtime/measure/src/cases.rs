@@ -1,9 +1,7 @@
 //! Which graphs a machine is measured on: each kernel on the shapes that models have, from the
 //! smallest to those whose speed no longer changes.
 
-use ops::defs::attention_grad::AttentionGrad;
 use ops::defs::conv::Window;
-use ops::defs::norm_grad::NormGrad;
 use ops::{Builder, DType, Error, Graph, TensorType};
 
 /// A graph whose steps of one kernel are measured.
@@ -75,10 +73,6 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
         let graph = convolution(dtype, side, [inputs, outputs], taps)?;
         all.push(Case { kernel: "conv", graph });
     }
-    for (side, inputs, outputs) in [(64, 16, 16), (64, 16, 3)] {
-        all.push(Case { kernel: "conv", graph: convolution(dtype, side, [inputs, outputs], 3)? });
-    }
-    all.extend(gradients(dtype)?);
     for rows in [4, 64, 1024, 16384] {
         all.push(Case { kernel: "map", graph: residual(dtype, [rows, 1152])? });
     }
@@ -91,37 +85,6 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
         all.push(Case { kernel: "group_norm", graph: group_norm(dtype, side, channels)? });
     }
     all.push(Case { kernel: "gather", graph: rows_of_a_table(dtype)? });
-    Ok(all)
-}
-
-/// Cases of kernels that only training has.
-fn gradients(dtype: DType) -> Result<Vec<Case>, Error> {
-    let mut all = Vec::new();
-    for (side, inputs, outputs) in [
-        (64, 16, 16),
-        (64, 32, 32),
-        (64, 16, 3),
-        (32, 32, 32),
-        (32, 64, 64),
-        (32, 512, 512),
-        (128, 128, 128),
-    ] {
-        for kernel in ["conv_input_grad", "conv_weight_grad"] {
-            let graph = convolution_gradient(dtype, side, [inputs, outputs], kernel)?;
-            all.push(Case { kernel, graph });
-        }
-    }
-    for (sequences, tokens) in [(256, 16), (64, 64), (16, 256), (1, 2048)] {
-        let graph = attention_gradient(dtype, sequences, tokens)?;
-        all.push(Case { kernel: "attention_grad", graph });
-    }
-    for rows in [64, 1024, 8192] {
-        all.push(Case { kernel: "norm_grad", graph: norm_gradient(dtype, [rows, 1152])? });
-    }
-    for (images, side, channels) in [(8, 16, 64), (8, 32, 32), (8, 64, 32), (32, 64, 16)] {
-        let graph = column_sums(dtype, [images, side * side, channels])?;
-        all.push(Case { kernel: "reduce", graph });
-    }
     Ok(all)
 }
 
@@ -240,55 +203,6 @@ fn convolution(
     Ok(b.finish(&[y]))
 }
 
-/// A gradient of a convolution of 3 x 3 taps, by its operand or its weight as `kernel` says, of a few images.
-fn convolution_gradient(
-    dtype: DType,
-    side: usize,
-    [inputs, outputs]: [usize; 2],
-    kernel: &str,
-) -> Result<Graph, Error> {
-    let images = if side * inputs > 2048 { 1 } else { 8 };
-    let (x, weight) = ([images, side, side, inputs], [outputs, inputs, 3, 3]);
-    let window = Window::new(&[1, 1], &[1, 1], &[1, 1]);
-    let mut b = Builder::new("convolution_gradient");
-    let grad = b.input("grad", TensorType::new(dtype, [images, side, side, outputs])?);
-    let out = if kernel == "conv_input_grad" {
-        let weight = b.param("weight", TensorType::new(dtype, weight)?);
-        b.conv_input_grad(grad, weight, &window, &x)?
-    } else {
-        let x = b.input("x", TensorType::new(dtype, x)?);
-        b.conv_weight_grad(x, grad, &window, &weight)?
-    };
-    Ok(b.finish(&[out]))
-}
-
-fn attention_gradient(dtype: DType, sequences: usize, tokens: usize) -> Result<Graph, Error> {
-    let [heads, width] = HEADS;
-    let ty = TensorType::new(dtype, [sequences, tokens, heads, width])?;
-    let mut b = Builder::new("attention_gradient");
-    let args = ["q", "k", "v", "out", "grad"].map(|name| b.input(name, ty.clone()));
-    let out = b.op(AttentionGrad { scale: scale(width) }, &args)?;
-    Ok(b.finish(&[out]))
-}
-
-fn norm_gradient(dtype: DType, shape: [usize; 2]) -> Result<Graph, Error> {
-    let mut b = Builder::new("norm_gradient");
-    let ty = TensorType::new(dtype, shape)?;
-    let args = ["x", "grad"].map(|name| b.input(name, ty.clone()));
-    let out = b.op(NormGrad { eps: 1e-6, centered: true }, &args)?;
-    Ok(b.finish(&[out]))
-}
-
-/// Sums over the positions of images, as gradients of their norms have.
-fn column_sums(dtype: DType, shape: [usize; 3]) -> Result<Graph, Error> {
-    let mut b = Builder::new("column_sums");
-    let ty = TensorType::new(dtype, shape)?;
-    let [x, y] = ["x", "y"].map(|name| b.input(name, ty.clone()));
-    let product = b.mul(x, y)?;
-    let sums = b.reduce_sum(product, &[1])?;
-    Ok(b.finish(&[sums]))
-}
-
 fn residual(dtype: DType, shape: [usize; 2]) -> Result<Graph, Error> {
     let mut b = Builder::new("residual");
     let ty = TensorType::new(dtype, shape)?;
@@ -367,10 +281,18 @@ mod tests {
                 kernels.push(case.kernel);
             }
         }
-        // The others move bytes, and are taken for `map`.
+        // The others move bytes, and are taken for `map`; gradients are taken for what they are of, those of tables
+        // for `map`.
+        kernels.extend([
+            "attention_grad",
+            "conv_input_grad",
+            "conv_weight_grad",
+            "norm_grad",
+            "scatter_add",
+        ]);
         let without: Vec<&&str> =
             Kernel::names().iter().filter(|name| !kernels.contains(name)).collect();
-        assert_eq!(without, [&"normal", &"pad", &"rope", &"scatter_add"]);
+        assert_eq!(without, [&"normal", &"pad", &"rope"]);
         for case in [launch().unwrap(), elementwise().unwrap()] {
             let plan = compiler::compile(case.graph, &target).unwrap();
             assert_eq!(plan.steps.len(), 1);
