@@ -58,6 +58,8 @@ mod synth;
 #[cfg(feature = "train")]
 mod train;
 #[cfg(feature = "train")]
+mod train_axis;
+#[cfg(feature = "train")]
 mod train_chart;
 #[cfg(feature = "train")]
 mod train_page;
@@ -68,7 +70,11 @@ mod train_progress;
 #[cfg(feature = "train")]
 mod train_report;
 #[cfg(feature = "train")]
+mod train_samples;
+#[cfg(feature = "train")]
 mod train_summary;
+#[cfg(feature = "train")]
+mod train_summary_text;
 #[cfg(all(feature = "compile", feature = "cuda"))]
 mod tune;
 mod units;

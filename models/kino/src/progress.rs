@@ -92,10 +92,20 @@ impl Console {
         &self.warnings
     }
 
-    /// Begins a stage of `total` units of work.
+    /// Begins a stage of `total` units of work, each of which takes about as long as the others.
     pub(crate) fn stage(&self, name: &'static str, total: u64) -> Stage {
-        let bar = self.bars.add(ProgressBar::new(total.max(1)));
         let template = "{prefix:>8} {bar:32} {percent:>3}%  {elapsed} passed, {eta} left  {msg}";
+        self.stage_as(template, name, total)
+    }
+
+    /// Begins a stage whose [`Stage::note`] tells what time is left: one that may begin in the middle, or pause.
+    #[cfg(feature = "train")]
+    pub(crate) fn stage_with_own_pace(&self, name: &'static str, total: u64) -> Stage {
+        self.stage_as("{prefix:>8} {bar:32} {percent:>3}%  {elapsed} passed, {msg}", name, total)
+    }
+
+    fn stage_as(&self, template: &str, name: &'static str, total: u64) -> Stage {
+        let bar = self.bars.add(ProgressBar::new(total.max(1)));
         let style = ProgressStyle::with_template(template).expect("the template is right");
         bar.set_style(style.progress_chars("=> "));
         bar.set_prefix(name);

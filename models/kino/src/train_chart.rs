@@ -5,7 +5,8 @@
 
 use std::fmt::Write;
 
-use crate::svg::{HALO, byte_ticks, round_step, step_ticks, xml};
+use crate::svg::{HALO, xml};
+use crate::train_axis::{Scale, StepAxis, Unit, is_drawn};
 
 /// Pixels around the plot.
 const LEFT: f64 = 74.0;
@@ -16,17 +17,18 @@ const BOTTOM: f64 = 38.0;
 /// Pixels of a letter at the size of labels, about.
 const LETTER: f64 = 6.4;
 
-/// Share of the values at either end that may lie outside: a few outliers would flatten all others.
-const OUTSIDE: f64 = 0.005;
-
-/// From this ratio on, positive values are drawn on a logarithmic axis.
-const WIDE: f64 = 40.0;
-
-/// Values from here on are drawn no more than infinite ones are: arithmetic with them would overflow.
-const ENDLESS: f64 = 1e100;
-
 /// Parts of the run that the mix of buckets is told of.
-const MIX_PARTS: u64 = 96;
+const MIX_PARTS: usize = 96;
+
+/// Points of a curve are dots, too, where there are no more of them.
+const MAX_DOTS: usize = 60;
+
+/// Pixels that the label of a resumption takes.
+const RESUMED: f64 = 54.0;
+
+/// A value to compare with: its color, and what its line is like.
+const LEVEL: &str = "#b00000";
+const LEVEL_LINE: &str = "stroke-width=\"1.2\" stroke-dasharray=\"6 4\"";
 
 /// Colors of buckets; more of them share the last.
 const COLORS: [&str; 10] = [
@@ -37,28 +39,6 @@ const COLORS: [&str; 10] = [
 /// The color of the bucket at `place`.
 pub(crate) fn color(place: usize) -> &'static str {
     COLORS[place.min(COLORS.len() - 1)]
-}
-
-/// The axis that all pictures of a run share.
-#[derive(Clone, Debug)]
-pub(crate) struct StepAxis {
-    /// The newest update.
-    pub last: u64,
-    /// Whether it is logarithmic.
-    pub is_log: bool,
-    /// Updates after which the run went on again.
-    pub resumes: Vec<u64>,
-}
-
-/// What values are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Unit {
-    /// Numbers.
-    Plain,
-    /// Bytes.
-    Bytes,
-    /// Hundredths.
-    Percent,
 }
 
 /// Values over updates.
@@ -87,141 +67,18 @@ pub(crate) struct Chart<'a> {
     pub from_zero: bool,
     /// The curves, the last on top.
     pub curves: Vec<Curve>,
-    /// A value to compare with, and what it is.
+    /// A value to compare with, and what it is, for the legend.
     pub level: Option<(String, f64)>,
-}
-
-/// From values to pixels.
-#[derive(Clone, Copy, Debug)]
-struct Scale {
-    low: f64,
-    high: f64,
-    is_log: bool,
-}
-
-impl StepAxis {
-    /// Where on the axis an update is, from 0 to 1.
-    fn share(&self, step: u64) -> f64 {
-        if self.is_log {
-            // At least one decade, so that a single update has a place.
-            (step.max(1) as f64).log10() / (self.last.max(10) as f64).log10()
-        } else {
-            step as f64 / self.last.max(1) as f64
-        }
-    }
-
-    fn ticks(&self) -> Vec<u64> {
-        if !self.is_log {
-            let last = usize::try_from(self.last).unwrap_or(usize::MAX);
-            return step_ticks(last.max(1)).into_iter().map(|step| step as u64).collect();
-        }
-        let decades = (0..20).map(|exponent| 10u64.saturating_pow(exponent));
-        decades.take_while(|step| *step <= self.last.max(10)).collect()
-    }
-}
-
-impl Scale {
-    /// A scale on which the curves and the level are seen; `None` if there is nothing to see.
-    fn of(chart: &Chart<'_>) -> Option<Scale> {
-        let points = chart.curves.iter().flat_map(|curve| &curve.points);
-        let mut values: Vec<f64> =
-            points.map(|(_, value)| *value).filter(|value| is_drawn(*value)).collect();
-        values.sort_by(f64::total_cmp);
-        let last = values.len().checked_sub(1)?;
-        let outside = (last as f64 * OUTSIDE) as usize;
-        let (mut low, mut high) = (values[outside], values[last - outside]);
-        if let Some((_, level)) = chart.level {
-            (low, high) = (low.min(level), high.max(level));
-        }
-        if chart.from_zero {
-            low = low.min(0.0);
-        }
-        if low > 0.0 && high / low >= WIDE {
-            return Some(Scale { low: low / 1.15, high: high * 1.15, is_log: true });
-        }
-        let most = high.abs().max(low.abs());
-        let is_constant = high - low <= most * 1e-9;
-        // A constant is drawn in the middle.
-        let air = if is_constant { (most * 0.1).max(1e-12) } else { (high - low) * 0.06 };
-        let low = if chart.from_zero && low == 0.0 { 0.0 } else { low - air };
-        Some(Scale { low, high: high + air, is_log: false })
-    }
-
-    /// Where on the axis a value is, from 0 to 1; what is outside is at the end.
-    fn share(&self, value: f64) -> f64 {
-        let share = if self.is_log {
-            // No value that the scale was made for is below 0, but one may be.
-            let low = self.low.log10();
-            (value.max(self.low).log10() - low) / (self.high.log10() - low)
-        } else {
-            (value - self.low) / (self.high - self.low)
-        };
-        share.clamp(0.0, 1.0)
-    }
-
-    fn contains(&self, value: f64) -> bool {
-        (self.low..=self.high).contains(&value)
-    }
-
-    fn ticks(&self, unit: Unit) -> Vec<(f64, String)> {
-        let ticks = match (self.is_log, unit) {
-            (false, Unit::Bytes) => byte_ticks(self.high),
-            (false, Unit::Plain | Unit::Percent) => self.even_ticks(unit),
-            (true, _) => self.decades(unit),
-        };
-        ticks.into_iter().filter(|(value, _)| self.contains(*value)).collect()
-    }
-
-    fn even_ticks(&self, unit: Unit) -> Vec<(f64, String)> {
-        let step = round_step(self.high - self.low, 6.0);
-        let first = (self.low / step).ceil();
-        let exponent = |value: f64| value.abs().log10().floor() as i32;
-        // As many digits as tell a tick from the next.
-        let most = self.low.abs().max(self.high.abs());
-        let places = usize::try_from(exponent(most) - exponent(step)).unwrap_or(0).min(9);
-        let decimals = usize::try_from(-exponent(step)).unwrap_or(0).min(9);
-        let is_plain = (1e-3..1e7).contains(&most);
-        let label = |value: f64| match unit {
-            Unit::Percent => format!("{value:.decimals$} %"),
-            _ if value == 0.0 => "0".into(),
-            _ if is_plain => format!("{value:.decimals$}"),
-            _ => format!("{value:.places$e}"),
-        };
-        (0..8).map(|i| (first + f64::from(i)) * step).map(|value| (value, label(value))).collect()
-    }
-
-    fn decades(&self, unit: Unit) -> Vec<(f64, String)> {
-        let [from, to] = [self.low, self.high].map(|value| value.log10().floor() as i32);
-        let (stride, digits): (usize, &[i32]) = match to - from {
-            ..=2 => (1, &[1, 2, 5]),
-            3..=7 => (1, &[1]),
-            many => (many as usize / 6 + 1, &[1]),
-        };
-        let mut ticks = Vec::new();
-        for exponent in (from..=to).step_by(stride) {
-            for digit in digits {
-                // Exactly the number that the label says.
-                let Ok(value) = format!("{digit}e{exponent}").parse::<f64>() else { continue };
-                let label = match unit {
-                    Unit::Bytes => crate::units::bytes(value),
-                    Unit::Percent => format!("{value} %"),
-                    Unit::Plain if (-3..6).contains(&exponent) => format!("{value}"),
-                    Unit::Plain => format!("{digit}e{exponent}"),
-                };
-                ticks.push((value, label));
-            }
-        }
-        ticks
-    }
 }
 
 impl Chart<'_> {
     /// The picture.
     pub(crate) fn svg(&self, axis: &StepAxis) -> String {
         let mut text = open(self.title, self.size);
+        let scale = self.scale();
         self.legend(&mut text);
         frame(&mut text, self.size, axis);
-        match Scale::of(self) {
+        match scale {
             Some(scale) => self.plot(&mut text, axis, scale),
             None => {
                 let [width, height] = self.size.map(|pixels| pixels / 2.0);
@@ -235,17 +92,30 @@ impl Chart<'_> {
         text + "</svg>\n"
     }
 
+    fn scale(&self) -> Option<Scale> {
+        let points = self.curves.iter().flat_map(|curve| &curve.points);
+        let level = self.level.as_ref().map(|(_, level)| *level);
+        Scale::of(points.map(|(_, value)| *value), level.as_slice(), self.unit, self.from_zero)
+    }
+
+    /// What is drawn, behind the title.
     fn legend(&self, text: &mut String) {
-        let mut x = LEFT + LETTER * 1.25 * self.title.chars().count() as f64 + 24.0;
-        for Curve { name, color, width, .. } in self.curves.iter().filter(|c| !c.name.is_empty()) {
+        let mut x = LEFT + LETTER * 1.4 * self.title.chars().count() as f64 + 24.0;
+        let mut entry = |name: &str, color: &str, line: &str| {
             let _ = writeln!(
                 text,
-                "<path d=\"M{x:.1} 16h18\" stroke=\"{color}\" stroke-width=\"{}\"/>\
-                 <text x=\"{:.1}\" y=\"20\">{name}</text>",
-                width.max(1.5),
-                x + 24.0
+                "<path d=\"M{x:.1} 16h18\" stroke=\"{color}\" {line}/>\
+                 <text x=\"{:.1}\" y=\"20\">{}</text>",
+                x + 24.0,
+                xml(name)
             );
-            x += 44.0 + LETTER * name.len() as f64;
+            x += 44.0 + LETTER * name.chars().count() as f64;
+        };
+        for Curve { name, color, width, .. } in self.curves.iter().filter(|c| !c.name.is_empty()) {
+            entry(name, color, &format!("stroke-width=\"{}\"", width.max(1.5)));
+        }
+        if let Some((name, _)) = &self.level {
+            entry(name, LEVEL, LEVEL_LINE);
         }
     }
 
@@ -263,8 +133,16 @@ impl Chart<'_> {
                 y + 4.0
             );
         }
+        if let Some((_, level)) = &self.level {
+            let y = y(*level);
+            let _ = writeln!(
+                text,
+                "<path d=\"M{LEFT} {y:.1}H{right}\" stroke=\"{LEVEL}\" {LEVEL_LINE}/>"
+            );
+        }
         for curve in &self.curves {
-            for path in paths(curve, |step| x(self.size, axis, step), y) {
+            let x = |step| x(self.size, axis, step);
+            for path in paths(curve, x, y) {
                 let _ = writeln!(
                     text,
                     "<path d=\"{path}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{}\" \
@@ -272,67 +150,84 @@ impl Chart<'_> {
                     curve.color, curve.width
                 );
             }
-        }
-        if let Some((name, level)) = &self.level {
-            let y = y(*level);
-            let _ = writeln!(
-                text,
-                "<path d=\"M{LEFT} {y:.1}H{right}\" stroke=\"#b00\" stroke-width=\"1.2\" \
-                 stroke-dasharray=\"6 4\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#b00\" \
-                 {HALO}>{}</text>",
-                right - 4.0,
-                // Below the line where the title would be above it.
-                if y < TOP + 16.0 { y + 15.0 } else { y - 6.0 },
-                xml(name)
-            );
+            if curve.points.len() <= MAX_DOTS {
+                dots(text, curve, x, y);
+            }
         }
         let all = self.curves.iter().flat_map(|curve| &curve.points);
         let n_outside = all.filter(|(_, v)| is_drawn(*v) && !scale.contains(*v)).count();
+        let mut notes = Vec::new();
+        if scale.is_log {
+            notes.push("logarithmic".to_string());
+        }
         if n_outside > 0 {
             let values = if n_outside == 1 { "value lies" } else { "values lie" };
+            notes.push(format!("{n_outside} {values} outside"));
+        }
+        if !notes.is_empty() {
             let _ = writeln!(
                 text,
-                "<text x=\"{right}\" y=\"20\" text-anchor=\"end\" fill=\"#666\">{n_outside} {values} \
-                 outside</text>"
+                "<text x=\"{LEFT}\" y=\"{}\" fill=\"#666\">{}</text>",
+                height - 5.0,
+                notes.join(", ")
             );
         }
     }
 }
 
+/// Marks each value of a curve.
+fn dots(text: &mut String, curve: &Curve, x: impl Fn(u64) -> f64, y: impl Fn(f64) -> f64) {
+    let mut path = String::new();
+    for &(step, value) in curve.points.iter().filter(|(_, value)| is_drawn(*value)) {
+        let _ = write!(path, "M{:.1} {:.1}h0", x(step), y(value));
+    }
+    if !path.is_empty() {
+        let _ = writeln!(
+            text,
+            "<path d=\"{path}\" stroke=\"{}\" stroke-width=\"{}\" stroke-linecap=\"round\"/>",
+            curve.color,
+            curve.width + 3.0
+        );
+    }
+}
+
 /// Which buckets the batches of each part of the run were of, by their place in `n_buckets`: a stack of shares.
-/// `batches` has the update and the bucket of each. The axis is never logarithmic.
+/// `updates` has the buckets of each logged update, which stand for those since the one before. The axis is never
+/// logarithmic.
 pub(crate) fn mix(
     size: [f64; 2],
     axis: &StepAxis,
     n_buckets: usize,
-    batches: impl Iterator<Item = (u64, usize)>,
+    updates: &[(u64, Vec<usize>)],
 ) -> String {
     let axis = &StepAxis { is_log: false, ..axis.clone() };
-    let n_parts = axis.last.clamp(1, MIX_PARTS);
-    let mut counts = vec![vec![0u64; n_buckets]; n_parts as usize];
-    for (step, bucket) in batches {
-        let before = u128::from(step.saturating_sub(1)) * u128::from(n_parts);
-        let part = before / u128::from(axis.last.max(1));
-        counts[part.min(u128::from(n_parts) - 1) as usize][bucket] += 1;
-    }
     let mut text = open("Buckets of the batches", size);
-    let [width, height] = size;
-    let (plot, column) = (height - TOP - BOTTOM, (width - LEFT - RIGHT) / n_parts as f64);
-    for (part, counts) in counts.iter().enumerate() {
+    let [_, height] = size;
+    let plot = height - TOP - BOTTOM;
+    let mut left = 0;
+    for part in updates.chunks(updates.len().div_ceil(MIX_PARTS).max(1)) {
+        let right = part.last().map_or(left, |(step, _)| *step);
+        let mut counts = vec![0u64; n_buckets];
+        for &bucket in part.iter().flat_map(|(_, buckets)| buckets) {
+            counts[bucket] += 1;
+        }
         let all: u64 = counts.iter().sum();
+        let [from, to] = [left, right].map(|step| x(size, axis, step));
         let mut below = 0;
         for (place, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             let [bottom, top] = [below, below + count].map(|n| n as f64 / all as f64 * plot);
             let _ = writeln!(
                 text,
-                "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{column:.2}\" height=\"{:.1}\" fill=\"{}\"/>",
-                LEFT + column * part as f64,
+                "<rect x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{}\" \
+                 shape-rendering=\"crispEdges\"/>",
                 TOP + plot - top,
+                to - from,
                 top - bottom,
                 color(place)
             );
             below += count;
         }
+        left = right;
     }
     for percent in [0, 50, 100] {
         let y = TOP + plot * (1.0 - f64::from(percent) / 100.0) + 4.0;
@@ -344,11 +239,6 @@ pub(crate) fn mix(
     }
     frame(&mut text, size, axis);
     text + "</svg>\n"
-}
-
-/// Whether a value has a place at all.
-fn is_drawn(value: f64) -> bool {
-    value.abs() < ENDLESS
 }
 
 /// Where an update is drawn.
@@ -391,16 +281,24 @@ fn frame(text: &mut String, size: [f64; 2], axis: &StepAxis) {
         "<text x=\"{right}\" y=\"{}\" text-anchor=\"end\" fill=\"#555\">update</text>",
         bottom + 33.0
     );
+    // A run that went on often has its labels where there is room.
+    let mut free = LEFT;
     for resume in &axis.resumes {
         let x = x(size, axis, *resume);
         let _ = writeln!(
             text,
             "<path d=\"M{x:.1} {TOP}V{bottom}\" stroke=\"#8a4b00\" stroke-dasharray=\"2 3\">\
-             <title>went on after update {resume}</title></path>\
-             <text x=\"{:.1}\" y=\"{}\" font-size=\"11\" fill=\"#8a4b00\" {HALO}>resumed</text>",
-            x + 4.0,
-            bottom - 6.0
+             <title>went on after update {resume}</title></path>"
         );
+        if x >= free && x + RESUMED < right {
+            let _ = writeln!(
+                text,
+                "<text x=\"{:.1}\" y=\"{}\" font-size=\"11\" fill=\"#8a4b00\" {HALO}>resumed</text>",
+                x + 4.0,
+                bottom - 6.0
+            );
+            free = x + RESUMED;
+        }
     }
 }
 
@@ -461,8 +359,8 @@ mod tests {
         let mut values: Vec<f64> = (0..1000).map(|i| 1.0 + f64::from(i) / 1000.0).collect();
         values[500] = 1e30;
         let chart = chart(&values);
-        let scale = Scale::of(&chart).unwrap();
-        assert!(scale.high < 2.2 && scale.low > 0.9, "{scale:?}");
+        let scale = chart.scale().unwrap();
+        assert!(!scale.contains(2.2) && !scale.contains(0.9), "{scale:?}");
         // The values at either end of the middle 99 % lie within the air around them.
         assert!(chart.svg(&axis(1000)).contains("1 value lies outside"));
     }
@@ -488,36 +386,40 @@ mod tests {
     }
 
     #[test]
-    fn axes_have_a_few_round_labels_for_any_values() {
-        let labels = |values: &[f64]| -> Vec<String> {
-            let scale = Scale::of(&chart(values)).unwrap();
-            scale.ticks(Unit::Plain).into_iter().map(|(_, label)| label).collect()
-        };
-        assert_eq!(labels(&[0.0, 1.0]), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
-        assert_eq!(labels(&[1e-5, 3e-5]), ["1.0e-5", "1.5e-5", "2.0e-5", "2.5e-5", "3.0e-5"]);
-        assert_eq!(labels(&[0.01, 10.0]), ["0.01", "0.1", "1", "10"]);
-        for values in [[0.0, 0.0], [1e90, 1e90], [-1e38, 1e38], [5e-324, 1e90], [7.0, 7.0]] {
-            let labels = labels(&values);
-            assert!((1..=9).contains(&labels.len()), "{values:?}: {labels:?}");
-            assert!(labels.iter().all(|label| label.len() <= 12), "{values:?}: {labels:?}");
-        }
-    }
-
-    #[test]
-    fn a_logarithmic_axis_of_updates_begins_with_the_first() {
-        let axis = StepAxis { last: 1000, is_log: true, resumes: vec![] };
-        assert_eq!(axis.ticks(), [1, 10, 100, 1000]);
-        assert_eq!((axis.share(0), axis.share(1), axis.share(1000)), (0.0, 0.0, 1.0));
-        let longest = StepAxis { last: u64::MAX, is_log: false, resumes: vec![] };
-        assert!(longest.ticks().len() < 16);
-    }
-
-    #[test]
     fn a_mix_is_a_stack_of_shares() {
-        let batches = (1..=96).map(|step| (step, usize::from(step % 2 == 0)));
-        let text = mix([1000.0, 168.0], &axis(48), 2, batches.take(48));
-        // One batch for every other part: a full column each.
+        let updates: Vec<_> =
+            (1..=48).map(|step| (step, vec![usize::from(step % 2 == 0)])).collect();
+        let text = mix([1000.0, 168.0], &axis(48), 2, &updates);
+        // One batch for every update: a full column each.
         assert_eq!(text.matches("height=\"96.0\" fill").count(), 48);
         assert_eq!(text.matches(color(0)).count(), 24);
+    }
+
+    #[test]
+    fn a_logged_update_stands_for_those_before_it() {
+        let updates = [(4, vec![0]), (8, vec![0, 1]), (12, vec![1])];
+        let text = mix([1000.0, 168.0], &axis(12), 2, &updates);
+        // The plot is 912 pixels wide, and no column is empty.
+        assert_eq!(text.matches("width=\"304.0\" height=\"96.0\"").count(), 2);
+        assert_eq!(text.matches("width=\"304.0\" height=\"48.0\"").count(), 2);
+    }
+
+    #[test]
+    fn few_values_are_dots_and_a_level_is_in_the_legend() {
+        let mut few = chart(&[1.0, 2.0, 1.5]);
+        few.level = Some(("clipped above 1.2".into(), 1.2));
+        let svg = few.svg(&axis(3));
+        assert!(svg.contains(">clipped above 1.2</text>"), "{svg}");
+        assert_eq!(svg.matches("h0").count(), 3);
+        assert_eq!(chart(&[1.0; 100]).svg(&axis(100)).matches("h0").count(), 0);
+        assert!(chart(&[0.01, 10.0]).svg(&axis(2)).contains(">logarithmic</text>"));
+    }
+
+    #[test]
+    fn labels_of_a_run_that_went_on_often_do_not_cover_each_other() {
+        let axis = StepAxis { last: 1000, is_log: false, resumes: (500..600).collect() };
+        let svg = chart(&[1.0, 2.0]).svg(&axis);
+        assert_eq!(svg.matches("went on after").count(), 100);
+        assert_eq!(svg.matches(">resumed</text>").count(), 1);
     }
 }

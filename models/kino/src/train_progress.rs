@@ -2,7 +2,7 @@
 //! programs.
 
 use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use training::run_log::{Event, Record, Start, Step};
@@ -11,8 +11,52 @@ use training_run::{Notice, RunPlan};
 use crate::progress::{Console, Stage, write_out};
 use crate::units;
 
-/// How much a new update counts in the mean time of one: what is left is told by the last fifty.
-const NEW_SHARE: f64 = 0.02;
+/// How much an update counts in the mean time of one: what is left is told by about the last hundred.
+const NEW_SHARE: f64 = 0.01;
+
+/// The time between two lines of the log counts as no more than this many times the mean, so that a machine that
+/// slept for an hour, or a process that was halted, does not make what is left look as long.
+const MOST_TIMES: f64 = 4.0;
+
+/// How long an update takes of late, samples and snapshots in between included: an exponential mean.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Seconds by weight, and the weight: the first updates count as much as the last.
+    sum: f64,
+    weight: f64,
+    /// The last update that was told of, and when.
+    last: Option<(u64, Instant)>,
+}
+
+impl Pace {
+    /// Takes an update that took `seconds` by itself and is told of at `now`; the mean seconds of one.
+    fn add(&mut self, step: u64, seconds: f64, now: Instant) -> f64 {
+        let (each, n) = match self.last {
+            Some((last, at)) if step > last => {
+                let n = (step - last) as f64;
+                let each = now.saturating_duration_since(at).as_secs_f64() / n;
+                (each.min(self.mean() * MOST_TIMES), n)
+            }
+            _ => (seconds, 1.0),
+        };
+        let keep = (1.0 - NEW_SHARE).powf(n);
+        self.sum = self.sum * keep + each * (1.0 - keep);
+        self.weight = self.weight * keep + (1.0 - keep);
+        self.last = Some((step, now));
+        self.mean()
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / self.weight
+    }
+
+    /// Leaves out time that was not that of updates.
+    fn skip(&mut self, time: Duration) {
+        if let Some((_, at)) = &mut self.last {
+            *at += time;
+        }
+    }
+}
 
 /// What is shown of a run.
 pub(crate) struct Shown<'a> {
@@ -22,10 +66,10 @@ pub(crate) struct Shown<'a> {
     /// Updates of the run.
     n_updates: u64,
     encode: Option<(Stage, Instant)>,
-    train: Option<Stage>,
+    /// The updates, and when they began; what `encode` took in between moves that on.
+    train: Option<(Stage, Instant)>,
     limit_flops: Option<f64>,
-    /// Mean seconds of an update, and the update that was the last.
-    pace: Option<(f64, u64, Instant)>,
+    pace: Pace,
 }
 
 impl<'a> Shown<'a> {
@@ -36,7 +80,7 @@ impl<'a> Shown<'a> {
         path: &'a Path,
     ) -> Shown<'a> {
         let n_updates = plan.n_updates;
-        let (encode, train, limit_flops, pace) = (None, None, None, None);
+        let (encode, train, limit_flops, pace) = (None, None, None, Pace::default());
         Shown { console, is_json, path, n_updates, encode, train, limit_flops, pace }
     }
 
@@ -62,7 +106,12 @@ impl<'a> Shown<'a> {
         if done == total {
             stage.elapsed = start.elapsed();
             stage.finish();
+            let time = stage.elapsed;
             self.encode = None;
+            self.pace.skip(time);
+            if let Some((_, since)) = &mut self.train {
+                *since += time;
+            }
         }
     }
 
@@ -80,7 +129,8 @@ impl<'a> Shown<'a> {
             }
             Event::Snapshot(_) => {}
             Event::Stop(_) => {
-                if let Some(stage) = self.train.take() {
+                if let Some((mut stage, since)) = self.train.take() {
+                    stage.elapsed = since.elapsed();
                     stage.finish();
                 }
             }
@@ -93,37 +143,20 @@ impl<'a> Shown<'a> {
             let line = format!("goes on after update {}", start.step);
             self.console.line(&line);
         }
-        let stage = self.console.stage("train", self.n_updates);
+        let stage = self.console.stage_with_own_pace("train", self.n_updates);
         stage.set(start.step);
-        self.train = Some(stage);
-        self.pace = None;
+        self.train = Some((stage, Instant::now()));
+        self.pace = Pace::default();
     }
 
     fn step(&mut self, step: &Step) {
-        // Time between two lines of the log, so that snapshots and samples count too.
-        let now = Instant::now();
-        let pace = match self.pace {
-            Some((mean, last, at)) if step.step > last => {
-                let n = (step.step - last) as f64;
-                let seconds = (now - at).as_secs_f64() / n;
-                let share = 1.0 - (1.0 - NEW_SHARE).powf(n);
-                mean + share * (seconds - mean)
-            }
-            _ => step.seconds,
-        };
-        self.pace = Some((pace, step.step, now));
-        let left = pace * self.n_updates.saturating_sub(step.step) as f64;
+        let pace = self.pace.add(step.step, step.seconds, Instant::now());
+        let left = units::time_left(pace * self.n_updates.saturating_sub(step.step) as f64);
         let text = describe(step, self.limit_flops);
-        let line = format!(
-            "update {}/{}  {text}  {} left",
-            step.step,
-            self.n_updates,
-            units::seconds(left)
-        );
-        if let Some(stage) = &mut self.train {
-            stage.elapsed += std::time::Duration::from_secs_f64(step.seconds.max(0.0));
+        let line = format!("update {}/{}  {text}  {left} left", step.step, self.n_updates);
+        if let Some((stage, _)) = &self.train {
             stage.set(step.step);
-            stage.note(text);
+            stage.note(format!("{left} left  {text}"));
         }
         self.console.line_without_bars(&line);
     }
@@ -167,13 +200,42 @@ fn to_json(notice: &Notice<'_>) -> String {
 mod tests {
     use super::*;
 
+    /// The mean after lines of the log that come `waits` seconds after each other, every tenth update.
+    fn pace(pace: &mut Pace, begin: &mut (u64, Instant), waits: &[f64]) -> f64 {
+        let mut mean = f64::NAN;
+        for wait in waits {
+            *begin = (begin.0 + 10, begin.1 + Duration::from_secs_f64(*wait));
+            mean = pace.add(begin.0, 0.5, begin.1);
+        }
+        mean
+    }
+
+    #[test]
+    fn what_is_left_is_told_by_recent_updates_and_not_by_a_pause() {
+        let mut of = Pace::default();
+        let mut at = (0, Instant::now());
+        assert!((pace(&mut of, &mut at, &[0.0]) - 0.5).abs() < 1e-9, "the first has its own time");
+        assert!((pace(&mut of, &mut at, &[5.0; 3]) - 0.5).abs() < 1e-9);
+        // An hour between two lines is a third more at most, and soon forgotten.
+        let paused = pace(&mut of, &mut at, &[5.0; 20]).max(pace(&mut of, &mut at, &[3600.0]));
+        assert!((0.5..0.67).contains(&paused), "{paused}");
+        let later = pace(&mut of, &mut at, &[5.0; 30]);
+        assert!((later - 0.5).abs() < 0.01, "{later}");
+        // A machine of half the speed is believed within a few hundred updates.
+        let slow = pace(&mut of, &mut at, &[10.0; 30]);
+        assert!((slow - 1.0).abs() < 0.05, "{slow}");
+        // Time that was another stage's is not theirs.
+        of.skip(Duration::from_secs(100));
+        assert!((pace(&mut of, &mut at, &[110.0]) - slow).abs() < 0.01);
+    }
+
     #[test]
     fn an_update_is_described_in_a_line() {
         let step = Step {
             step: 10,
             epoch: 0,
             buckets: vec!["8x64x64 x16".into()],
-            loss: 0.98765,
+            loss: 0.98768,
             lr: 1e-3,
             grad_norm: 0.5,
             samples: 16,

@@ -1,18 +1,15 @@
 //! A run of training in numbers: what its log adds up to, for people and for programs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use serde_json::{Value, json};
 use training::run_log::{
     BucketPlan, Event, History, Replaced, Snapshot, Start, Step, Stop, StopReason, Validation,
 };
 
-use crate::report::line;
-use crate::{VERSION, units};
+use crate::units;
 
 /// Of so many parts of the run each is as long as the mean that smooths a curve.
-const SMOOTH_PARTS: usize = 50;
+const SMOOTH_PARTS: usize = 25;
 
 /// The log of a run by kind of event. There is at least one start.
 #[derive(Debug)]
@@ -85,6 +82,8 @@ impl<'a> Summary<'a> {
             step: history.step(),
         };
         let mut validations = BTreeMap::new();
+        // A validation samples its prompts in one order; they are told of in this one.
+        let mut prompts: Vec<&str> = Vec::new();
         for record in &history.records {
             match summary.sessions.last_mut() {
                 Some([_, last]) if !matches!(record.event, Event::Start(_)) => *last = record.time,
@@ -97,7 +96,13 @@ impl<'a> Summary<'a> {
                 Event::Replaced(replaced) => summary.replaced.push(replaced),
                 Event::Snapshot(snapshot) => summary.snapshots.push(snapshot),
                 Event::Validation(validation) => {
-                    validations.insert((validation.step, &validation.prompt), validation);
+                    let prompt = validation.prompt.as_str();
+                    let known = prompts.iter().position(|other| *other == prompt);
+                    let place = known.unwrap_or_else(|| {
+                        prompts.push(prompt);
+                        prompts.len() - 1
+                    });
+                    validations.insert((validation.step, place), validation);
                 }
             }
         }
@@ -136,14 +141,19 @@ impl<'a> Summary<'a> {
         self.steps.iter().map(|step| step.seconds).sum()
     }
 
+    /// Mean seconds of a logged update.
+    pub(crate) fn seconds_of_update(&self) -> Option<f64> {
+        (!self.steps.is_empty()).then(|| self.seconds() / self.steps.len() as f64)
+    }
+
     /// A sum over all updates for people: where not all were logged, about.
     pub(crate) fn total_text(&self, of: impl Fn(&Step) -> u64) -> String {
         let (logged, n_logged) = (self.total(of), self.steps.len() as u64);
         if n_logged == 0 || n_logged >= self.step {
-            return logged.to_string();
+            return units::grouped(logged.into());
         }
         let all = u128::from(logged) * u128::from(self.step) / u128::from(n_logged);
-        format!("about {all}")
+        format!("about {}", units::grouped(all))
     }
 
     /// A sum over the logged updates.
@@ -183,6 +193,11 @@ impl<'a> Summary<'a> {
     /// Losses by update.
     pub(crate) fn losses(&self) -> Vec<(u64, f64)> {
         self.steps.iter().map(|step| (step.step, f64::from(step.loss))).collect()
+    }
+
+    /// Losses, smoothed as they are drawn.
+    pub(crate) fn smoothed_losses(&self) -> Vec<(u64, f64)> {
+        smoothed(&self.losses())
     }
 
     /// The update with the lowest loss.
@@ -249,153 +264,9 @@ impl<'a> Summary<'a> {
         }
         causes
     }
-
-    /// The summary, for people.
-    pub(crate) fn to_text(&self) -> String {
-        let mut text = String::new();
-        let start = self.start;
-        line(
-            &mut text,
-            format_args!(
-                "run      {} ({}, {:.2}M parameters, {:.2}M trained)",
-                start.recipe,
-                start.model,
-                start.params as f64 / 1e6,
-                start.trained_params as f64 / 1e6
-            ),
-        );
-        line(
-            &mut text,
-            format_args!("state    {} of {} updates, {}", self.step, start.steps, self.state()),
-        );
-        let resumes: Vec<String> = self.resumes().iter().map(u64::to_string).collect();
-        if !resumes.is_empty() {
-            line(&mut text, format_args!("resumed  after update {}", resumes.join(", ")));
-        }
-        if let [first, .., last] = self.smoothed_losses()[..] {
-            let lowest = self.lowest_loss().map_or(String::new(), |step| {
-                format!(", lowest {:.4} in update {}", step.loss, step.step)
-            });
-            let (first, last) = (first.1, last.1);
-            line(&mut text, format_args!("loss     {first:.4} to {last:.4} smoothed{lowest}"));
-        }
-        if let Some(first) = self.diverged().first() {
-            let n = units::counted(self.diverged().len(), "update");
-            line(
-                &mut text,
-                format_args!(
-                    "diverged loss or gradient is no number in {n}, first in update {first}"
-                ),
-            );
-        }
-        let [elapsed, seconds] = [self.elapsed(), self.seconds()].map(units::seconds);
-        let n = units::counted(self.steps.len(), "logged update");
-        line(&mut text, format_args!("time     {elapsed} in all, {seconds} in {n}"));
-        if let Some(speed) = self.speed() {
-            line(&mut text, format_args!("speed    {speed}"));
-        }
-        if let Some(memory) = self.memory() {
-            line(&mut text, format_args!("memory   {memory}"));
-        }
-        if !self.replaced.is_empty() {
-            let (n, causes) = (self.replaced.len(), self.causes().len());
-            line(
-                &mut text,
-                format_args!("data     {n} samples replaced, {causes} that cannot be read"),
-            );
-        }
-        text
-    }
-
-    /// Rates over the whole run, if time passed.
-    pub(crate) fn speed(&self) -> Option<String> {
-        let samples = self.per_second(|step| step.samples)?;
-        let tokens = self.per_second(|step| step.tokens)?;
-        let mut text = format!("{samples:.2} samples/s, {tokens:.0} tokens/s");
-        if let Some(share) = self.share_of_limit() {
-            text += &format!(", {:.1} % of the machine's limit", share * 100.0);
-        }
-        if let Some(wait) = self.data_wait() {
-            text += &format!(", {:.1} % of the time waiting for data", wait * 100.0);
-        }
-        Some(text)
-    }
-
-    /// Resident bytes beside the plan's, if there were updates.
-    pub(crate) fn memory(&self) -> Option<String> {
-        let bytes = |count: u64| units::bytes(count as f64);
-        let mut text = format!("{} resident at the most", bytes(self.peak_rss()?));
-        if let Some(planned) = self.planned_bytes() {
-            text += &format!(", {} planned", bytes(planned));
-        }
-        Some(text)
-    }
-
-    /// Losses, smoothed as they are drawn.
-    pub(crate) fn smoothed_losses(&self) -> Vec<(u64, f64)> {
-        smoothed(&self.losses())
-    }
-
-    /// Everything, for programs.
-    pub(crate) fn to_json(&self, folder: &Path) -> Value {
-        let start = self.start;
-        let buckets: Vec<Value> = self
-            .buckets()
-            .into_iter()
-            .map(|bucket| {
-                json!({
-                    "name": bucket.name, "batches": bucket.n_batches, "seconds": bucket.seconds,
-                    "peak_bytes": bucket.plan.as_ref().map(|plan| plan.peak_bytes),
-                    "flops": bucket.plan.as_ref().map(|plan| plan.flops),
-                    "recomputed_flops": bucket.plan.as_ref().map(|plan| plan.recomputed_flops),
-                })
-            })
-            .collect();
-        let state = match self.course.last() {
-            Some((_, Turn::Stop(stop))) if stop.step == self.step => json!(stop.reason),
-            _ => Value::Null,
-        };
-        let replaced: Vec<Value> = self
-            .causes()
-            .into_iter()
-            .map(|cause| {
-                let Replaced { path, reason, .. } = cause.first;
-                json!({ "path": path, "reason": reason, "count": cause.count })
-            })
-            .collect();
-        let last_loss = self.smoothed_losses().last().map(|(_, loss)| *loss);
-        let lowest = self.lowest_loss();
-        json!({
-            "version": VERSION, "run": folder.display().to_string(), "recipe": start.recipe,
-            "model": start.model, "params": start.params, "trained_params": start.trained_params,
-            "threads": start.threads, "seed": start.seed,
-            "step": self.step, "steps": start.steps, "stopped": state,
-            "resumed_after": self.resumes(), "last_event": self.time,
-            "loss": {
-                "smoothed": last_loss,
-                "lowest": lowest.map(|step| step.loss), "lowest_step": lowest.map(|step| step.step),
-                "diverged_steps": self.diverged().len(),
-            },
-            "elapsed_seconds": self.elapsed(),
-            "logged": {
-                "updates": self.steps.len(), "seconds": self.seconds(),
-                "samples": self.total(|step| step.samples),
-                "tokens": self.total(|step| step.tokens),
-            },
-            "speed": {
-                "samples_per_second": self.per_second(|step| step.samples),
-                "tokens_per_second": self.per_second(|step| step.tokens),
-                "share_of_limit": self.share_of_limit(), "limit_gflops": start.limit_gflops,
-                "data_wait_share": self.data_wait(),
-            },
-            "memory": { "peak_rss_bytes": self.peak_rss(), "planned_bytes": self.planned_bytes() },
-            "buckets": buckets, "snapshots": self.snapshots, "validations": self.validations,
-            "replaced": replaced,
-        })
-    }
 }
 
-/// An exponential mean of what is finite, over a fiftieth of the points. The first points weigh as much as others.
+/// An exponential mean of what is finite, over a twenty-fifth of the points. The first points weigh as much as others.
 pub(crate) fn smoothed(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let span = (points.len() / SMOOTH_PARTS).max(1) as f64;
     let keep = 1.0 - 2.0 / (span + 1.0);
@@ -484,6 +355,25 @@ mod tests {
         assert_eq!(summary.total(|step| step.samples), 15);
         assert_eq!(summary.resumes(), [10]);
         assert!(Summary::of(&History::default()).is_none());
+    }
+
+    #[test]
+    fn prompts_keep_the_order_of_a_validation() {
+        let video = |step, prompt: &str| {
+            Event::Validation(Validation {
+                step,
+                prompt: prompt.into(),
+                file: String::new(),
+                frames_png: None,
+            })
+        };
+        // The second of the two at 20 takes the place of the one before.
+        let events = [start(0), video(10, "z"), video(10, "a"), video(20, "z"), video(20, "z")];
+        let records = events.map(|event| record(0.0, event)).to_vec();
+        let history = History { records };
+        let summary = Summary::of(&history).unwrap();
+        let told = summary.validations.iter().map(|video| (video.step, video.prompt.as_str()));
+        assert!(told.eq([(10, "z"), (10, "a"), (20, "z")]));
     }
 
     #[test]

@@ -44,6 +44,26 @@ pub(crate) fn seconds(time: f64) -> String {
     format!("{} h {:02} min", minutes / 60, minutes % 60)
 }
 
+/// Time that is expected, to the second: `36.7` as `37 s`, `3725.0` as `1 h 02 min`.
+#[cfg(feature = "train")]
+pub(crate) fn time_left(time: f64) -> String {
+    if time < 99.5 { format!("{:.0} s", time.max(0.0)) } else { seconds(time.round()) }
+}
+
+/// `16384000` as `16,384,000`.
+#[cfg(feature = "train")]
+pub(crate) fn grouped(count: u128) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// Seconds since 1970 as `2026-01-31 23:59:59 UTC`.
 #[cfg(feature = "train")]
 pub(crate) fn date(time: f64) -> String {
@@ -111,6 +131,14 @@ mod tests {
         assert_eq!(date(4_107_542_400.0), "2100-03-01 00:00:00 UTC");
         assert_eq!(date(1e300), "9999-12-31 23:59:59 UTC");
         assert_eq!(date(f64::NAN), date(0.0));
+    }
+
+    #[cfg(feature = "train")]
+    #[test]
+    fn expected_times_and_large_counts_are_read_at_a_glance() {
+        assert_eq!([0.0, 36.7, 99.4].map(time_left), ["0 s", "37 s", "99 s"]);
+        assert_eq!([99.5, 3725.0].map(time_left), ["1 min 40 s", "1 h 02 min"]);
+        assert_eq!([0, 999, 1000, 16_384_000].map(grouped), ["0", "999", "1,000", "16,384,000"]);
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn a_run_is_told_of_in_a_few_lines_and_a_page() {
         "loss     1.2000 to ",
         "smoothed, lowest 0.2100 in update 100",
         "diverged loss or gradient is no number in 1 update, first in update 77",
-        " in all, 50.00 s in 100 logged updates",
+        ", 500.0 ms an update",
         // 6 of 12 GFLOP/s.
         "speed    8.00 samples/s, 2000 tokens/s, 50.0 % of the machine's limit, 10.0 % of the time",
         "memory   1.1 GiB resident at the most, 1.5 GiB planned",
@@ -127,7 +127,7 @@ fn a_run_is_told_of_in_a_few_lines_and_a_page() {
         "<h1>flare &lt;tiny&gt;</h1>",
         "alt=\"a &quot;zombie&quot; runs, update 100\" src=\"data:image/png;base64,iVBORw0KGgo",
         "../secret.png: not in the run's folder",
-        "<td>it is &lt;empty&gt;</td>",
+        "<td class=\"text\">it is &lt;empty&gt;</td>",
         "planned 1.5 GiB",
         "<td>removed</td>",
         "about = &quot;a &amp; b&quot;",

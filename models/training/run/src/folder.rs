@@ -9,6 +9,7 @@
 //! snapshots/       states to go on from, see `training::Snapshots`
 //! cache/           features, unless they are elsewhere
 //! samples/         videos of validations
+//! tensorboard/     what happened, for TensorBoard
 //! model/           a pipeline folder with the averaged weights
 //! adaptation/      the averaged factors, as a folder of PEFT, if the recipe has `[lora]`
 //! ```

@@ -74,7 +74,7 @@ impl Run {
         let Request { name, text, recipe, table, root, start, memory } = request;
         let (subject, options) = (recipe.subject()?, recipe.options()?);
         fits(&recipe, &subject, &options, &pipeline.model)?;
-        let samples = Arc::new(Samples::read(&recipe, &table, &root)?);
+        let samples = Arc::new(Samples::read(&recipe, &text, &table, &root)?);
         let masks = if recipe.masks.is_empty() {
             None
         } else {

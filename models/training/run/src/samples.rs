@@ -5,10 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use data::{
-    Batch, BucketEntry, BucketId, BucketShape, Buckets, Epoch, Keep, Replaced, SampleSettings,
+    Batch, BucketFile, BucketId, BucketShape, Buckets, Epoch, Replaced, SampleSettings,
     SamplerSettings, Survey, Table, VideoSize,
 };
-use diffusion::Release;
 use media::Fit;
 use training::Recipe;
 use training::recipe::Transform;
@@ -37,13 +36,13 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
-    /// Reads the table, whose paths are below `root`, and groups it as `recipe` says.
+    /// Reads the table, whose paths are below `root`, and groups it as `recipe` says, whose TOML is `text`.
     ///
     /// # Errors
     /// What is wrong with the table or the buckets, among them that no bucket has a batch.
-    pub(crate) fn read(recipe: &Recipe, table: &Path, root: &Path) -> Result<Samples> {
+    pub(crate) fn read(recipe: &Recipe, text: &str, table: &Path, root: &Path) -> Result<Samples> {
         let seed = recipe.run.seed;
-        let frame_interval = recipe.data.frame_interval;
+        let BucketFile { buckets, frame_interval } = BucketFile::parse(text)?;
         let table = Table::read(table, Some(root))?;
         let sizes = table.sizes()?;
         let n_bytes = table.rows().iter().map(|row| n_bytes(&row.path)).collect();
@@ -51,7 +50,6 @@ impl Samples {
             Transform::Center => Fit::Center,
             Transform::ResizeCrop => Fit::Cover,
         };
-        let buckets = Buckets::new(&entries(recipe), Release::V1_1)?;
         let samples = Samples {
             settings: SampleSettings { release: buckets.release(), frame_interval, fit, seed },
             mirrors: recipe.data.horizontal_flip,
@@ -149,29 +147,6 @@ impl Samples {
 /// Frames, height and width.
 pub(crate) fn extents(shape: BucketShape) -> [usize; 3] {
     [shape.num_frames, shape.height, shape.width]
-}
-
-/// The recipe's buckets as those of the data.
-fn entries(recipe: &Recipe) -> Vec<BucketEntry> {
-    let keep = |probability| Keep { probability, of_length: None };
-    match &recipe.fixed {
-        Some(fixed) => vec![BucketEntry {
-            resolution: format!("{}x{}", fixed.height, fixed.width),
-            num_frames: fixed.frames,
-            keep: keep(1.0),
-            batch_size: Some(fixed.batch),
-        }],
-        None => recipe
-            .buckets
-            .iter()
-            .map(|bucket| BucketEntry {
-                resolution: bucket.resolution.clone(),
-                num_frames: bucket.frames,
-                keep: keep(bucket.keep),
-                batch_size: bucket.batch,
-            })
-            .collect(),
-    }
 }
 
 /// Bytes of a file, or of the files in a folder; 0 if there is none, which is found out when it is read.
