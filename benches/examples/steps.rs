@@ -1,4 +1,5 @@
-//! The slowest steps of a row: `steps ROW TYPE [THREADS] [COUNT]`, on made-up weights and inputs.
+//! The slowest steps of a row, on made-up weights and inputs: `steps ROW TYPE [THREADS] [COUNT] [MIB]`, with the most
+//! memory of a step that trains; `--plan` prints its plan instead.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "it is a program")]
 
 use std::borrow::Cow;
@@ -46,7 +47,10 @@ fn main() {
     let params = graph.params().map(|(value, name)| (name.to_string(), graph.ty(value).clone()));
     let store = WeightStore::new(Noise(params.collect()));
     let plan = Arc::new(if work.trains() {
-        compiler::compile_training(graph, &target, None).unwrap().plan
+        let memory = args.get(4).and_then(|mib| mib.parse::<usize>().ok()).map(|mib| mib << 20);
+        let training = compiler::compile_training(graph, &target, memory).unwrap();
+        println!("{} FLOPs more than without a limit", training.added_flops);
+        training.plan
     } else {
         compiler::compile(graph, &target).unwrap()
     });
