@@ -20,7 +20,7 @@ struct Case {
     build: Build,
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 10] = [
     Case {
         kernel: "concat",
         shapes: &[&[4096, 1152], &[4096, 1152]],
@@ -74,6 +74,13 @@ const CASES: [Case; 9] = [
         shapes: &[&[4096, 1152]],
         others: &[],
         build: |b, args| b.reduce_mean(args[0], &[1]),
+    },
+    // The gradient of a bias.
+    Case {
+        kernel: "reduce rows",
+        shapes: &[&[4096, 4608]],
+        others: &[],
+        build: |b, args| b.reduce_sum(args[0], &[0]),
     },
     Case {
         kernel: "rope",

@@ -4,13 +4,15 @@
 needed, so that the memory of a process is that of its engine.
 """
 
+import contextlib
+
 import numpy as np
 
 import work as works
 
 
 class Torch:
-    """PyTorch as it runs without any preparation."""
+    """PyTorch as it runs without any preparation: forward, or forward and backward if the work names gradients."""
 
     def __init__(self, work, dtype, threads):
         import torch
@@ -18,10 +20,24 @@ class Torch:
         torch.set_num_threads(threads)
         self.torch = torch
         self.net, self.inputs = works.module(work, dtype)
+        self.trains = "gradients" in work
+        if self.trains:
+            self.of = works.differentiated(work, self.net, self.inputs)
+            self.cotangent = works.cotangent(work)
 
     def run(self):
-        with self.torch.inference_mode():
+        if self.trains:
+            with self.precision():
+                out = self.net(*self.inputs)
+            return self.torch.autograd.grad(out, self.of, self.cotangent)
+        with self.without_gradients():
             return self.net(*self.inputs)
+
+    def precision(self):
+        return contextlib.nullcontext()
+
+    def without_gradients(self):
+        return self.torch.inference_mode()
 
     def array(self, result):
         return result.float().contiguous().numpy()
@@ -34,19 +50,37 @@ class Torch:
 
 
 class TorchCompile(Torch):
-    """`torch.compile` with constant weights, which lets it pack them once."""
+    """`torch.compile`; where no weight changes, with constant weights, which lets it pack them once."""
 
     def __init__(self, work, dtype, threads):
         super().__init__(work, dtype, threads)
         import torch._inductor.config
 
-        torch._inductor.config.freezing = True
+        torch._inductor.config.freezing = not self.trains
         self.net = self.torch.compile(self.net, dynamic=False)
 
-    def run(self):
+    def without_gradients(self):
         # `inference_mode` tensors cannot be frozen.
-        with self.torch.no_grad():
-            return self.net(*self.inputs)
+        return self.torch.no_grad()
+
+
+class Autocast:
+    """f32 parameters, each product in bf16: what training in mixed precision does."""
+
+    def __init__(self, work, dtype, threads):
+        assert dtype == "bf16", "f32 needs no casts"
+        super().__init__(work, "f32", threads)
+
+    def precision(self):
+        return self.torch.autocast("cpu", self.torch.bfloat16)
+
+
+class TorchAutocast(Autocast, Torch):
+    """PyTorch in mixed precision."""
+
+
+class TorchCompileAutocast(Autocast, TorchCompile):
+    """`torch.compile` in mixed precision."""
 
 
 class TorchChannelsLast(Torch):
@@ -186,6 +220,8 @@ def export(work, path):
 ENGINES = {
     "torch": Torch,
     "torch-compile": TorchCompile,
+    "torch-autocast": TorchAutocast,
+    "torch-compile-autocast": TorchCompileAutocast,
     "torch-channels-last": TorchChannelsLast,
     "torch-naive": TorchNaive,
     "torch-onednn": TorchOneDnn,

@@ -2,7 +2,8 @@
 
     {"request": "prepare", "engine": "torch", "dtype": "bf16", "threads": 2, "work": {...}}  ->  {"version": ...}
     {"request": "run"}                       ->  {"seconds": 0.41}
-    {"request": "save", "path": FILE}        ->  {}      the last run's result, f32 tensor `out` of a safetensors file
+    {"request": "save", "path": FILE}        ->  {}      the last run's result, f32 tensor `out` of a safetensors file;
+                                                         several results are `out.0000`, `out.0001`, ...
     {"request": "export", "path": FILE, "work": {...}}  ->  {}      the work as an ONNX graph
 
 What goes wrong is answered as {"error": TEXT}. The process ends with its standard input.
@@ -37,7 +38,11 @@ class Server:
     def save(self, request):
         from safetensors.numpy import save_file
 
-        save_file({"out": self.engine.array(self.result)}, request["path"])
+        if isinstance(self.result, (list, tuple)):
+            results = {f"out.{i:04}": result for i, result in enumerate(self.result)}
+        else:
+            results = {"out": self.result}
+        save_file({name: self.engine.array(result) for name, result in results.items()}, request["path"])
         return {}
 
     def export(self, request):

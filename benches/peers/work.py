@@ -46,6 +46,20 @@ def module(work, dtype):
     return net.eval().requires_grad_(False), tensors
 
 
+def differentiated(work, net, inputs):
+    """What a result's gradients are asked of: the parameters that the request names, in its order, and `x`."""
+    parameters = dict(net.named_parameters())
+    of = [parameters[name] for name in work["gradients"]] + [inputs[INPUTS[work["model"]].index("x")]]
+    return [tensor.requires_grad_() for tensor in of]
+
+
+def cotangent(work):
+    """The gradient of the result, f32."""
+    import torch
+
+    return torch.from_numpy(load_file(work["inputs"])["cotangent"])
+
+
 def weights(work, dtype):
     """Every tensor of the checkpoint folder; floats in `dtype`."""
     from safetensors import safe_open

@@ -149,7 +149,7 @@ impl Lab<'_> {
         self.tell(work, dtype, OURS, "starts");
         let start = Instant::now();
         let mut side = Side::start(OURS, (self.ours)(), self.threads, &self.log(work, OURS))?;
-        let answer = side.ask(&self.request(work, dtype, None))?;
+        let answer = side.ask(&self.request(work, dtype, None)?)?;
         let result = SideResult::new(OURS, start.elapsed().as_secs_f64(), &answer["version"]);
         self.save(&mut side, work, dtype)?;
         let mut ours = Contestant { side, result };
@@ -199,7 +199,7 @@ impl Lab<'_> {
         self.tell(work, dtype, peer.name, "starts");
         let start = Instant::now();
         let mut side = self.start_peer(work, peer)?;
-        let answer = side.ask(&self.request(work, dtype, Some(peer)))?;
+        let answer = side.ask(&self.request(work, dtype, Some(peer))?)?;
         let result = SideResult::new(peer.name, start.elapsed().as_secs_f64(), &answer["version"]);
         self.save(&mut side, work, dtype)?;
         self.tell(work, dtype, peer.name, "takes turns");
@@ -267,10 +267,10 @@ impl Lab<'_> {
             self.make_weights(work, DType::F32)?;
             self.tell(work, DType::F32, TORCH.name, "makes the result to compare with");
             let mut side = self.start_peer(work, TORCH)?;
-            side.ask(&self.request(work, DType::F32, Some(TORCH)))?;
+            side.ask(&self.request(work, DType::F32, Some(TORCH))?)?;
             self.save(&mut side, work, DType::F32)?;
         }
-        Ok(Some(Checkpoint::open(&path)?.to_f32("out")?))
+        Ok(Some(read(&path)?))
     }
 
     /// Writes the graph that exchange formats need, unless an earlier type did.
@@ -282,7 +282,7 @@ impl Lab<'_> {
         self.make_weights(work, DType::F32)?;
         self.tell(work, DType::F32, TORCH.name, "exports the graph");
         let mut side = self.start_peer(work, TORCH)?;
-        let work = self.request(work, DType::F32, Some(TORCH))["work"].take();
+        let work = self.request(work, DType::F32, Some(TORCH))?["work"].take();
         // A name that only a whole export has.
         let part = path.with_extension("part.onnx");
         side.ask(&json!({ "request": "export", "path": part, "work": work }))?;
@@ -338,21 +338,22 @@ impl Lab<'_> {
         })
     }
 
-    fn request(&self, work: &Work, dtype: DType, peer: Option<Peer>) -> Json {
-        let mut what = work.request();
+    fn request(&self, work: &Work, dtype: DType, peer: Option<Peer>) -> Result<Json, Error> {
+        let mut what = work.request()?;
         what["inputs"] = json!(self.inputs(work));
         what["onnx"] = json!(self.onnx(work));
         let folder = self.weights(work, dtype);
         what["weights"] = if folder.is_dir() { json!(folder) } else { Json::Null };
-        json!({
+        Ok(json!({
             "request": "prepare", "engine": peer.map(|peer| peer.engine), "name": work.name,
             "dtype": dtype.to_string(), "threads": self.threads, "work": what,
-        })
+        }))
     }
 
     fn save(&self, side: &mut Side, work: &Work, dtype: DType) -> Result<(), Error> {
         let path = self.result(work, dtype, side.name());
-        side.ask(&json!({ "request": "save", "path": path })).map(drop)
+        // Writing a result is not part of the work, and takes memory of which each side has its own idea.
+        side.without_peak(|side| side.ask(&json!({ "request": "save", "path": path })).map(drop))
     }
 
     fn tell(&self, work: &Work, dtype: DType, side: &str, what: &str) {
@@ -392,7 +393,19 @@ fn weight_bytes(work: &Work, dtype: DType) -> Result<u64, Error> {
 
 /// Relative L2 distance of the result at `path` from `reference`; infinite where it is of another size.
 fn distance(path: &Path, reference: &[f32]) -> Result<f64, Error> {
-    Ok(relative_l2(&Checkpoint::open(path)?.to_f32("out")?, reference))
+    Ok(relative_l2(&read(path)?, reference))
+}
+
+/// The result at `path`: the elements of all its tensors, in the order of their names.
+fn read(path: &Path) -> Result<Vec<f32>, Error> {
+    let file = Checkpoint::open(path)?;
+    let mut names: Vec<&str> = file.tensors().map(|info| info.name).collect();
+    names.sort_unstable();
+    let mut elements = vec![];
+    for name in names {
+        elements.extend(file.to_f32(name)?);
+    }
+    Ok(elements)
 }
 
 fn relative_l2(found: &[f32], reference: &[f32]) -> f64 {

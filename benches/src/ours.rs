@@ -1,7 +1,7 @@
 //! Our side of a measurement, in a process of its own so that its memory is its own: answers the requests that
 //! `peers/serve.py` answers, and two more (`profile`, and what `prepare` tells of the plan).
 //!
-//! A graph is compiled and run exactly as `kino sample` does it.
+//! A graph is compiled and run exactly as `kino sample` does it, and one of gradients as training does it.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use checkpoint::{Checkpoint, TensorView, write_safetensors};
+use checkpoint::{Checkpoint, SafetensorsWriter, TensorSpec};
 use kernels::{Pool, Target};
 use ops::{DType, TensorType};
 use pipeline::Part;
@@ -87,7 +87,11 @@ impl Ready {
         let graph = work.graph(dtype)?;
         let inputs = inputs::read(&graph, Path::new(text(paths, "inputs")?))?;
         let start = Instant::now();
-        let plan = Arc::new(compiler::compile(graph, target)?);
+        let plan = Arc::new(if work.trains() {
+            compiler::compile_training(graph, target, None)?.plan
+        } else {
+            compiler::compile(graph, target)?
+        });
         let compile_seconds = start.elapsed().as_secs_f64();
         let pool = Arc::new(Pool::new(target.threads).map_err(Error::Threads)?);
         let session = match work.synthetic(checkpoint::DType::F32)? {
@@ -121,14 +125,27 @@ impl Ready {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// Writes the first output of the last run, as f32 tensor `out`.
+    /// Writes the outputs of the last run as f32 tensors: `out`, or `out.0000` and so on if there are several.
     fn save(&self, path: &Path) -> Result<(), Error> {
-        let ty: &TensorType = &self.session.plan().outputs[0].ty;
-        let bytes = Cow::Owned(inputs::to_f32_bytes(ty, self.session.output(0)));
-        let shape = ty.shape().to_vec();
-        let view = TensorView { dtype: checkpoint::DType::F32, shape, bytes };
-        let tensors = BTreeMap::from([("out".to_string(), view)]);
-        Ok(write_safetensors(path, &tensors, &BTreeMap::new())?)
+        let outputs = &self.session.plan().outputs;
+        let name = |index: usize| match outputs.len() {
+            1 => "out".to_string(),
+            _ => format!("out.{index:04}"),
+        };
+        let specs = outputs.iter().enumerate().map(|(index, port)| TensorSpec {
+            name: name(index),
+            dtype: checkpoint::DType::F32,
+            shape: port.ty.shape().to_vec(),
+        });
+        let mut writer = SafetensorsWriter::create(path, specs.collect(), &BTreeMap::new())?;
+        let order: Vec<String> = writer.tensors().iter().map(|spec| spec.name.clone()).collect();
+        for named in order {
+            let index = (0..outputs.len()).find(|&index| name(index) == named);
+            let index = index.expect("the writer has the names that it was given");
+            let bytes = self.session.output(index);
+            writer.write(&inputs::to_f32_bytes(&outputs[index].ty, bytes))?;
+        }
+        Ok(writer.finish()?)
     }
 
     /// Seconds per run, steps and FLOPs of each kernel, slowest first.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: buffers are made once, before anything is timed.
 
-use kernels::cpu::matmul::{BOperand, Matmul, MatmulBuffers, MatmulSpec};
+use kernels::cpu::matmul::{BOperand, Caches, Matmul, MatmulBuffers, MatmulSpec};
 use kernels::cpu::{Norm, RowView};
 use kernels::program::{Program, ProgramBuilder, Value};
 use kernels::{Error, Isa, Pool};
@@ -15,8 +15,8 @@ use runtime::Arena;
 pub const SHAPES: [(usize, usize, usize); 4] =
     [(4096, 1152, 1152), (4096, 3456, 1152), (4096, 4608, 1152), (4096, 1152, 4608)];
 
-/// Second-level cache assumed per core.
-const L2_BYTES: usize = 1 << 20;
+/// Caches that are assumed.
+const CACHES: Caches = Caches { l2: 1 << 20, l3: 32 << 20 };
 
 /// What is fused into a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Product {
         isa: Isa,
         pool: Pool,
     ) -> Result<Product, Box<dyn std::error::Error>> {
-        let matmul = Matmul::new(spec((m, n, k), fusion, dtype)?, isa, L2_BYTES)?;
+        let matmul = Matmul::new(spec((m, n, k), fusion, dtype)?, isa, CACHES)?;
         let dense = random(n * k, dtype)?;
         let mut packed = Arena::new(matmul.packed_b_bytes(), "packed B")?;
         let bytes = packed.len();

@@ -7,7 +7,7 @@ use models::config::{AutoencoderKl, Stdit2, T5};
 use models::published::{self, Architecture};
 use models::vae::{self, FrameBucket};
 use models::{Bucket, Net, stdit2, t5};
-use ops::{Builder, DType, Graph, TensorType};
+use ops::{Builder, DType, Graph, TensorType, ValueId, append_gradients};
 use serde_json::{Value as Json, json};
 
 use crate::Error;
@@ -42,6 +42,8 @@ pub struct Work {
 enum Kind {
     /// The first `depth` blocks between embedders and final layer; `latent` is frames, height, width.
     Stdit2 { depth: usize, rows: usize, latent: [usize; 3], pixels: [usize; 2] },
+    /// The same of one block and one row, and back: the gradients of all parameters and of the latents.
+    TrainStdit2 { latent: [usize; 3], pixels: [usize; 2] },
     /// Latent to frame, in pixels.
     Decode { height: usize, width: usize },
     /// Frame to latent, in pixels.
@@ -80,6 +82,13 @@ const ONE_DNN: Peer = peer("oneDNN (PyTorch)", "torch-onednn", false);
 const OPEN_BLAS: Peer = peer("OpenBLAS (numpy)", "numpy", false);
 const ONNX_RUNTIME: Peer = peer("ONNX Runtime", "onnxruntime", true);
 const OPEN_VINO: Peer = peer("OpenVINO", "openvino", true);
+/// f32 parameters, and products in bf16.
+const AUTOCAST: Peer = Peer { copies: 3, ..peer("PyTorch autocast", "torch-autocast", false) };
+const COMPILE_AUTOCAST: Peer =
+    Peer { copies: 3, ..peer("torch.compile autocast", "torch-compile-autocast", false) };
+
+/// Name of the input that holds the gradient of the result, of which all others are made.
+const COTANGENT: &str = "cotangent";
 
 /// Every row, in the order of the table.
 pub fn all() -> Vec<Work> {
@@ -101,6 +110,11 @@ pub fn all() -> Vec<Work> {
             "stdit2-step-240p",
             stdit2(28, 2, [16, 30, 53], [240, 426]),
             "STDiT2-XL/2, a guided step (batch 2), 240p:16f:9:16",
+        ),
+        row(
+            "train-block",
+            Kind::TrainStdit2 { latent: square(256), pixels: [256, 256] },
+            "STDiT2-XL/2, one block and the embedders, 16x256x256, forward and backward",
         ),
         row("attention-1024", attention(1, 1024, 1024), "16 heads of 72, 1024 tokens"),
         row("attention-4096", attention(1, 4096, 4096), "16 heads of 72, 4096 tokens"),
@@ -137,6 +151,8 @@ impl Work {
             Kind::Linear { .. } if is_f32 => vec![TORCH, ONE_DNN, OPEN_BLAS],
             Kind::Linear { .. } => vec![TORCH, ONE_DNN],
             Kind::Attention { .. } => vec![TORCH, NAIVE],
+            Kind::TrainStdit2 { .. } if is_f32 => vec![TORCH, COMPILE],
+            Kind::TrainStdit2 { .. } => vec![TORCH, COMPILE, AUTOCAST, COMPILE_AUTOCAST],
             Kind::Decode { .. } | Kind::Encode { .. } if is_f32 => {
                 vec![TORCH, COMPILE, CHANNELS_LAST, OPEN_VINO, ONNX_RUNTIME]
             }
@@ -159,6 +175,11 @@ impl Work {
             Kind::Stdit2 { rows, latent, pixels, .. } => {
                 let bucket = Bucket::new(*rows, *latent, pixels.map(|size| size as f64), TOKENS);
                 Ok(stdit2::graph(&self.stdit2()?, &Bucket { dtype, ..bucket })?)
+            }
+            Kind::TrainStdit2 { latent, pixels } => {
+                let bucket = Bucket::new(1, *latent, pixels.map(|size| size as f64), TOKENS);
+                let bucket = Bucket { dtype, guided: false, ..bucket };
+                with_gradients(stdit2::graph(&self.stdit2()?, &bucket)?)
             }
             &Kind::Decode { height, width } => {
                 let vae = self.vae()?;
@@ -216,15 +237,30 @@ impl Work {
         match self.kind {
             Kind::Decode { .. } | Kind::Encode { .. } => "sd-vae",
             Kind::Stdit2 { depth: 28, .. } => "stdit2-xl",
+            Kind::TrainStdit2 { .. } => "stdit2-block",
             _ => self.name,
         }
     }
 
+    /// Whether it is a forward and a backward pass, whose results are gradients.
+    pub fn trains(&self) -> bool {
+        matches!(self.kind, Kind::TrainStdit2 { .. })
+    }
+
     /// What a peer has to know, besides the paths of weights and inputs.
-    pub fn request(&self) -> Json {
-        match self.kind {
+    ///
+    /// # Errors
+    /// As [`Work::graph`].
+    pub fn request(&self) -> Result<Json, Error> {
+        Ok(match self.kind {
             Kind::Stdit2 { latent, pixels, .. } => {
                 json!({ "model": "stdit2", "latent": latent, "pixels": pixels })
+            }
+            Kind::TrainStdit2 { latent, pixels } => {
+                // The gradients that our graph returns, in their order; `x` comes last.
+                let graph = self.graph(DType::F32)?;
+                let params: Vec<&str> = graph.params().map(|(_, name)| name).collect();
+                json!({ "model": "stdit2", "latent": latent, "pixels": pixels, "gradients": params })
             }
             Kind::Decode { .. } => json!({ "model": "vae-decode" }),
             Kind::Encode { .. } => json!({ "model": "vae-encode" }),
@@ -233,13 +269,17 @@ impl Work {
             Kind::Linear { columns, depth, .. } => {
                 json!({ "model": "linear", "weight_shape": [columns, depth] })
             }
-        }
+        })
     }
 
     /// The value of an input that is not noise: sizes as a video of this row has them, timesteps that bf16 holds
     /// exactly.
     pub(crate) fn scalar(&self, input: &str) -> Option<f32> {
-        let Kind::Stdit2 { latent, pixels: [height, width], .. } = self.kind else { return None };
+        let (Kind::Stdit2 { latent, pixels: [height, width], .. }
+        | Kind::TrainStdit2 { latent, pixels: [height, width] }) = self.kind
+        else {
+            return None;
+        };
         Some(match input {
             "timestep" => 500.0,
             "height" => height as f32,
@@ -260,6 +300,9 @@ impl Work {
         let (name, changes) = match self.kind {
             Kind::Stdit2 { depth, .. } => {
                 ("stdit2-xl", vec![("depth", depth), ("model_max_length", TOKENS)])
+            }
+            Kind::TrainStdit2 { .. } => {
+                ("stdit2-xl", vec![("depth", 1), ("model_max_length", TOKENS)])
             }
             Kind::T5 { model, layers } => (model, vec![("num_layers", layers)]),
             _ => ("sd-vae", vec![]),
@@ -293,6 +336,19 @@ impl Work {
             other => unreachable!("{other:?} is no AutoencoderKL"),
         }
     }
+}
+
+/// The gradients of all parameters and of the input `x` of `graph`, which has one result, instead of its result.
+fn with_gradients(graph: Graph) -> Result<Graph, Error> {
+    let x = graph.inputs().find(|(_, name)| *name == "x").map(|(value, _)| value);
+    let of: Vec<ValueId> = graph.params().map(|(value, _)| value).chain(x).collect();
+    let out = graph.outputs[0];
+    let ty = graph.ty(out).clone();
+    let mut b = Builder::extend(graph);
+    let cotangent = b.input(COTANGENT, ty);
+    let gradients = append_gradients(&mut b, out, cotangent, &of)?;
+    let gradients: Option<Vec<ValueId>> = gradients.into_iter().collect();
+    Ok(b.finish(&gradients.expect("every parameter of a model has an influence")))
 }
 
 #[cfg(test)]

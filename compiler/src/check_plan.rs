@@ -3,14 +3,16 @@
 //! It shares no code with the planner and trusts none of its live ranges. A read is right only if
 //! every byte of it was last written as a value that the graph means to read there, and if sampled
 //! elements, followed through the graph's movement ops to the step that made them, lie just where
-//! the operand's layout looks for them.
+//! the operand's layout looks for them. Carried inputs are checked as the arena is: their memory is in
+//! the map too, behind the arena, and at the end it must hold what replaces them. Steps that run
+//! together may meet in memory only where each reads and writes the same elements.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kernels::Layout;
 use ops::{Op, Role, ValueId};
 
-use crate::plan::{ALIGN_BYTES, BufferId, Place, Plan, Step};
+use crate::plan::{ALIGN_BYTES, BufferId, Carry, Memory, Place, Plan, Step};
 
 /// Elements of each operand that are followed to their origin, besides the first and the last.
 const N_SAMPLES: usize = 6;
@@ -22,6 +24,7 @@ pub fn check_plan(plan: &Plan) -> Vec<String> {
         plan,
         homes: vec![None; n],
         roots: vec![None; n],
+        starts: starts(plan),
         owners: BTreeMap::new(),
         problems: Vec::new(),
     };
@@ -31,6 +34,7 @@ pub fn check_plan(plan: &Plan) -> Vec<String> {
     }
     checker.find_roots();
     checker.buffers();
+    checker.carries();
     for (value, name) in plan.graph.inputs() {
         match plan.inputs.iter().find(|port| *port.name == *name) {
             Some(port) => {
@@ -43,6 +47,7 @@ pub fn check_plan(plan: &Plan) -> Vec<String> {
     }
     for index in 0..plan.steps.len() {
         checker.step(index);
+        checker.joined(index);
     }
     for (port, &value) in plan.outputs.iter().zip(&plan.graph.outputs) {
         let layout = Layout::dense(&port.ty);
@@ -77,6 +82,8 @@ struct Checker<'a> {
     homes: Vec<Option<Home>>,
     /// For each value that a step writes as part of a concat: the outermost such concat.
     roots: Vec<Option<ValueId>>,
+    /// First byte of each buffer: in the arena, or behind it.
+    starts: Vec<usize>,
     /// Disjoint ranges by first byte: one past the last byte, and the owner.
     owners: BTreeMap<usize, (usize, Owner)>,
     problems: Vec<String>,
@@ -98,13 +105,110 @@ impl Checker<'_> {
     fn buffers(&mut self) {
         for (i, buffer) in self.plan.buffers.iter().enumerate() {
             let end = buffer.offset.checked_add(buffer.bytes);
-            if end.is_none_or(|end| end > self.plan.arena_bytes) {
-                self.problems.push(format!("b{i} ends outside the arena"));
+            let is_outside = match buffer.memory {
+                Memory::Arena => end.is_none_or(|end| end > self.plan.arena_bytes),
+                Memory::Carried => buffer.offset != 0,
+            };
+            if is_outside {
+                self.problems.push(format!("b{i} ends outside its memory"));
             }
             if !buffer.offset.is_multiple_of(ALIGN_BYTES) {
                 self.problems.push(format!("b{i} is not aligned"));
             }
         }
+    }
+
+    /// Each buffer in memory of its own is that of one carried input, and nothing else is written there but what
+    /// replaces the input.
+    fn carries(&mut self) {
+        let plan = self.plan;
+        let mut homes: BTreeMap<BufferId, &Carry> = BTreeMap::new();
+        for carry in &plan.carries {
+            let Carry { input, output } = carry;
+            let Some(port) = plan.inputs.iter().find(|port| port.name == *input) else {
+                self.problems.push(format!("`{input}` is carried, but there is no such input"));
+                continue;
+            };
+            let home = plan.buffers.get(port.buffer.index());
+            let has_memory = home.is_some_and(|home| home.memory == Memory::Carried);
+            if homes.insert(port.buffer, carry).is_some() || !has_memory {
+                self.problems.push(format!("`{input}` is carried, but has no memory of its own"));
+            }
+            let Some(new) = output.map(|output| plan.outputs.get(output)) else { continue };
+            if new.is_none_or(|new| new.ty != port.ty) {
+                self.problems.push(format!("`{input}` is replaced by what is no {}", port.ty));
+            }
+        }
+        let n_own = plan.buffers.iter().filter(|buffer| buffer.memory == Memory::Carried).count();
+        if n_own != homes.len() {
+            self.problems.push(format!("{n_own} buffers are carried, {} inputs are", homes.len()));
+        }
+        for (index, step) in plan.steps.iter().enumerate() {
+            let Some(Carry { input, output }) = homes.get(&step.result) else { continue };
+            let new = output.and_then(|output| plan.graph.outputs.get(output));
+            let whole = self.roots[step.value.index()].unwrap_or(step.value);
+            if new != Some(&whole) {
+                self.problems.push(format!("step {index} overwrites `{input}`, which stays"));
+            }
+        }
+    }
+
+    /// The step at `index` beside those that it runs together with and that come before it: whichever is ahead by
+    /// how much, each finds what it reads.
+    fn joined(&mut self, index: usize) {
+        let plan = self.plan;
+        let step = &plan.steps[index];
+        let mut other = index;
+        while other > 0 && plan.steps[other].joins {
+            other -= 1;
+            let before = &plan.steps[other];
+            let elements = step.kernel.def().elements();
+            if elements.is_none() || elements != before.kernel.def().elements() {
+                self.problems.push(format!("steps {other} and {index} cannot run together"));
+                continue;
+            }
+            let written = |step: &Step| (step.result, step.result_layout.clone());
+            let read = |step: &Step| -> Vec<(BufferId, Layout)> {
+                let operands = step.operands.iter();
+                let in_memory = operands.filter_map(|operand| match operand.place {
+                    Place::Buffer(buffer) => Some((buffer, operand.layout.clone())),
+                    Place::Param { .. } | Place::Constant(_) => None,
+                });
+                in_memory.collect()
+            };
+            for (one, two) in [(before, step), (step, before)] {
+                let others = read(two).into_iter().chain([written(two)]);
+                if !others.into_iter().all(|touched| self.meet_rightly(&written(one), &touched)) {
+                    let what = format!("steps {other} and {index} run together");
+                    self.problems.push(format!("{what}, but share memory that one of them writes"));
+                }
+            }
+            let scratches = [(before, step), (step, before)].into_iter().any(|(one, two)| {
+                one.scratch.is_some_and(|scratch| {
+                    let touched = read(two).into_iter().chain([written(two)]);
+                    touched
+                        .map(|(buffer, _)| buffer)
+                        .chain(two.scratch)
+                        .any(|buffer| self.overlap(scratch, buffer))
+                })
+            });
+            if scratches {
+                let what = format!("steps {other} and {index} run together");
+                self.problems.push(format!("{what}, but share the scratch of one of them"));
+            }
+        }
+    }
+
+    /// Whether two sets of elements share no byte, or element by element the same ones.
+    fn meet_rightly(&self, a: &(BufferId, Layout), b: &(BufferId, Layout)) -> bool {
+        let (bytes_a, bytes_b) = (self.bytes_of(a.0, &a.1), self.bytes_of(b.0, &b.1));
+        let is_apart = bytes_a.1 <= bytes_b.0 || bytes_b.1 <= bytes_a.0;
+        let is_row = |layout: &Layout| layout.is_dense();
+        is_apart
+            || bytes_a == bytes_b
+                && is_row(&a.1)
+                && is_row(&b.1)
+                && a.1.dtype.size() == b.1.dtype.size()
     }
 
     fn step(&mut self, index: usize) {
@@ -123,12 +227,13 @@ impl Checker<'_> {
         }
         if let Some(scratch) = step.scratch {
             let need = step.kernel.def().scratch_bytes(self.plan.target.threads);
-            if overlap(self.plan, scratch, step.result) {
+            if self.overlap(scratch, step.result) {
                 self.problems.push(format!("step {index}: scratch and result share bytes"));
             }
             match self.plan.buffers.get(scratch.index()) {
                 Some(place) if place.bytes >= need => {
-                    let (low, high) = (place.offset, place.offset + place.bytes);
+                    let low = self.starts[scratch.index()];
+                    let high = low + place.bytes;
                     self.claim(low, high, Owner::Scratch(index));
                 }
                 _ => self.problems.push(format!("step {index} needs {need} bytes of scratch")),
@@ -149,14 +254,14 @@ impl Checker<'_> {
                 self.read(&what, *buffer, layout, arg);
                 let is_same = *buffer == step.result && *layout == step.result_layout;
                 let (read, written) = (
-                    bytes_of(self.plan, *buffer, layout),
-                    bytes_of(self.plan, step.result, &step.result_layout),
+                    self.bytes_of(*buffer, layout),
+                    self.bytes_of(step.result, &step.result_layout),
                 );
                 let is_shared = read.0 < written.1 && written.0 < read.1;
                 if is_shared && !(is_same && step.kernel.def().may_alias(position)) {
                     self.problems.push(format!("{what} is overwritten while it is read"));
                 }
-                if step.scratch.is_some_and(|s| overlap(self.plan, *buffer, s)) {
+                if step.scratch.is_some_and(|s| self.overlap(*buffer, s)) {
                     self.problems.push(format!("{what} shares bytes with the scratch"));
                 }
             }
@@ -244,7 +349,7 @@ impl Checker<'_> {
         if need > bytes {
             self.problems.push(format!("b{} has {bytes} bytes, {need} are written", buffer.0));
         }
-        let offset = place.offset;
+        let offset = self.starts[buffer.index()];
         let is_part = matches!(owner, Owner::Value(value) if self.roots[value.index()].is_some());
         if !is_part && layout.is_dense() && layout.offset == 0 {
             // All of it, with the padding at its end.
@@ -255,6 +360,21 @@ impl Checker<'_> {
             self.claim(offset + first * size, offset + (first + len) * size, owner);
             true
         });
+    }
+
+    /// First byte of a read or write, and one past the last.
+    fn bytes_of(&self, buffer: BufferId, layout: &Layout) -> (usize, usize) {
+        let start = self.starts.get(buffer.index()).copied().unwrap_or(0);
+        let size = layout.dtype.size();
+        (start + layout.offset * size, start + layout.extent() * size)
+    }
+
+    fn overlap(&self, a: BufferId, b: BufferId) -> bool {
+        let range = |buffer: BufferId| {
+            let start = *self.starts.get(buffer.index())?;
+            Some((start, start + self.plan.buffers[buffer.index()].bytes))
+        };
+        range(a).zip(range(b)).is_some_and(|(a, b)| a.0 < b.1 && b.0 < a.1)
     }
 
     /// Makes `owner` own bytes `low..high`.
@@ -288,8 +408,9 @@ impl Checker<'_> {
             return;
         };
         let size = layout.dtype.size();
-        let (low, high) = bytes_of(self.plan, buffer, layout);
-        if high > place.offset + place.bytes {
+        let start = self.starts[buffer.index()];
+        let (low, high) = self.bytes_of(buffer, layout);
+        if high > start + place.bytes {
             self.problems.push(format!("{what} reads past the end of b{}", buffer.0));
         }
         let mut origins = BTreeSet::new();
@@ -298,15 +419,15 @@ impl Checker<'_> {
         if self.foreign(low, high, &origins).is_some() {
             let mut foreign = None;
             runs(layout, &mut |first, len| {
-                let start = place.offset + first * size;
-                foreign = self.foreign(start, start + len * size, &origins);
+                let low = start + first * size;
+                foreign = self.foreign(low, low + len * size, &origins);
                 foreign.is_none()
             });
             if let Some((at, found)) = foreign {
                 self.problems.push(format!("{what} reads {value}, byte {at} holds {found}"));
             }
         }
-        self.elements(what, place.offset, layout, value);
+        self.elements(what, start, layout, value);
     }
 
     /// The first of bytes `low..high` that none of `origins` owns, and who does.
@@ -350,9 +471,8 @@ impl Checker<'_> {
             let (origin, index) = self.trace(value, index);
             let written = match &self.homes[origin.index()] {
                 Some(home) => {
-                    let buffer = self.plan.buffers.get(home.buffer.index());
-                    let size = home.layout.dtype.size();
-                    buffer.map_or(0, |b| b.offset) + position(&home.layout, &index) * size
+                    let start = self.starts.get(home.buffer.index()).copied().unwrap_or(0);
+                    start + position(&home.layout, &index) * home.layout.dtype.size()
                 }
                 None => {
                     let dense = Layout::dense(self.plan.graph.ty(origin));
@@ -409,16 +529,15 @@ fn runs(layout: &Layout, visit: &mut dyn FnMut(usize, usize) -> bool) {
     }
 }
 
-/// First byte of a read or write in the arena, and one past the last.
-fn bytes_of(plan: &Plan, buffer: BufferId, layout: &Layout) -> (usize, usize) {
-    let offset = plan.buffers.get(buffer.index()).map_or(0, |place| place.offset);
-    let size = layout.dtype.size();
-    (offset + layout.offset * size, offset + layout.extent() * size)
-}
-
-fn overlap(plan: &Plan, a: BufferId, b: BufferId) -> bool {
-    match (plan.buffers.get(a.index()), plan.buffers.get(b.index())) {
-        (Some(a), Some(b)) => a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes,
-        _ => false,
-    }
+/// First byte of each buffer in one space of addresses: the arena, and behind it what has memory of its own.
+fn starts(plan: &Plan) -> Vec<usize> {
+    let mut end = plan.arena_bytes;
+    let start = |buffer: &crate::Buffer| match buffer.memory {
+        Memory::Arena => buffer.offset,
+        Memory::Carried => {
+            end += buffer.bytes;
+            end - buffer.bytes
+        }
+    };
+    plan.buffers.iter().map(start).collect()
 }

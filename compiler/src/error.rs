@@ -34,6 +34,14 @@ pub enum Error {
         /// Its weights.
         weights: usize,
     },
+    /// What should be carried from run to run cannot be. The caller's.
+    #[error("input `{input}` cannot be carried: {reason}")]
+    Carry {
+        /// The input's name.
+        input: String,
+        /// What was expected and is not so.
+        reason: String,
+    },
     /// The graph cannot be built or parsed. The caller's.
     #[error(transparent)]
     Graph(#[from] ops::Error),

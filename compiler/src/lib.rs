@@ -10,7 +10,9 @@ pub mod cost;
 mod destinations;
 mod dot;
 mod error;
+mod join_steps;
 mod lower;
+mod order_carries;
 mod order_steps;
 mod pass;
 mod passes;
@@ -24,16 +26,20 @@ mod residents;
 mod rewrite;
 mod work;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kernels::Target;
-use ops::Graph;
+use ops::{Graph, ValueId};
 
 pub use check_plan::check_plan;
 pub use dot::to_dot;
 pub use error::Error;
 pub use pass::{PIPELINE, Pass, Stage, optimize, passes, pipeline_through, run_passes};
-pub use passes::choose_checkpoints::{Checkpoints, choose_checkpoints, recompute_where};
+pub use passes::choose_checkpoints::{
+    Checkpoints, choose_checkpoints, choose_checkpoints_beside, recompute_where,
+};
 pub use passes::chunk_tokens::{Chunking, chunk_tokens};
-pub use plan::{ALIGN_BYTES, Buffer, BufferId, Operand, Place, Plan, Port, Step};
+pub use plan::{ALIGN_BYTES, Buffer, BufferId, Carry, Memory, Operand, Place, Plan, Port, Step};
 pub use plan_text::{describe, parse_plan};
 pub use report::{Holds, Live, Report, StepCost};
 pub use residents::{Content, Purpose, Resident};
@@ -110,12 +116,26 @@ pub fn compile_training(
     target: &Target,
     memory: Option<usize>,
 ) -> Result<TrainingPlan, Error> {
+    compile_training_carrying(graph, target, memory, &[])
+}
+
+/// [`compile_training`] with state that goes from run to run, see [`plan_carrying`]. It counts to `memory`.
+///
+/// # Errors
+/// As [`compile_training`] and [`plan_carrying`].
+pub fn compile_training_carrying(
+    graph: Graph,
+    target: &Target,
+    memory: Option<usize>,
+    carries: &[Carry],
+) -> Result<TrainingPlan, Error> {
+    check_carries(&graph, carries)?;
     let name = graph.name.clone();
     let fused = run_passes(graph, pass::BEFORE_CHUNKING, &mut |_| {});
     let planned = |budget: usize| -> Result<TrainingPlan, Error> {
-        let checkpoints = choose_checkpoints(&fused, budget);
+        let checkpoints = choose_checkpoints_beside(&fused, budget, carries);
         Ok(TrainingPlan {
-            plan: plan(&checkpoints.graph, target)?,
+            plan: plan_carrying(&checkpoints.graph, target, carries)?,
             recomputed_bytes: checkpoints.recomputed_bytes,
             n_recomputed: checkpoints.recomputed.len(),
             added_flops: checkpoints.added_flops,
@@ -168,11 +188,54 @@ const MAX_SPLITS: usize = 3;
 /// # Errors
 /// [`Error::NoKernel`] if the target has no kernel for an op.
 pub fn plan(graph: &Graph, target: &Target) -> Result<Plan, Error> {
+    plan_carrying(graph, target, &[])
+}
+
+/// [`plan()`] with inputs that keep their values from run to run. Each has memory of its own. The output that
+/// replaces it is made after its last reader where that can be, and then written over it; otherwise it has to be
+/// copied. Neighboring elementwise steps that share what they read run as one loop.
+///
+/// # Errors
+/// As [`plan()`], and [`Error::Carry`] for an input or output that is not there, is named twice, or has another type.
+pub fn plan_carrying(graph: &Graph, target: &Target, carries: &[Carry]) -> Result<Plan, Error> {
+    check_carries(graph, carries)?;
     let in_order = |graph: &Graph| -> Result<Plan, Error> {
-        Ok(plan_memory::plan_memory(lower::lower(graph, target)?, target))
+        let ordered = match carries {
+            [] => None,
+            carries => order_carries::order_carries(graph, carries),
+        };
+        let lowered = lower::lower(ordered.as_ref().unwrap_or(graph), target)?;
+        Ok(plan_memory::plan_memory(lowered, target, carries))
     };
     let given = in_order(graph)?;
-    let Some(other) = order_steps::order_steps(graph) else { return Ok(given) };
+    let Some(other) = order_steps::order_steps(graph, carries) else { return Ok(given) };
     let other = in_order(&other)?;
     Ok(if other.arena_bytes < given.arena_bytes { other } else { given })
+}
+
+fn check_carries(graph: &Graph, carries: &[Carry]) -> Result<(), Error> {
+    let mut inputs: BTreeMap<&str, ValueId> = match carries {
+        [] => BTreeMap::new(),
+        _ => graph.inputs().map(|(value, name)| (name, value)).collect(),
+    };
+    let mut outputs = BTreeSet::new();
+    for Carry { input, output } in carries {
+        let fail = |reason: String| Err(Error::Carry { input: input.to_string(), reason });
+        let Some(value) = inputs.remove(&**input) else {
+            return fail("the graph has no such input, or it is named twice".into());
+        };
+        let Some(output) = *output else { continue };
+        let Some(&new) = graph.outputs.get(output) else {
+            let n = graph.outputs.len();
+            return fail(format!("output {output} should replace it, but there are {n} outputs"));
+        };
+        if graph.ty(new) != graph.ty(value) {
+            let (old, new) = (graph.ty(value), graph.ty(new));
+            return fail(format!("it is {old}, but output {output}, which replaces it, is {new}"));
+        }
+        if !outputs.insert(output) {
+            return fail(format!("output {output} replaces another input too"));
+        }
+    }
+    Ok(())
 }

@@ -8,17 +8,22 @@
 use ops::{Builder, Graph, ValueId};
 
 use crate::destinations::{destinations, is_view};
+use crate::plan::Carry;
 
 /// Larger graphs are finely chunked: their order was chosen for memory, and the search would take
 /// longer than all else.
 const MAX_VALUES: usize = 30_000;
 
-/// The graph in the greedy order, if that seems to need less memory than the given one.
-pub(crate) fn order_steps(graph: &Graph) -> Option<Graph> {
+/// The graph in the greedy order, if that seems to need less memory than the given one. What replaces a carried input
+/// needs none.
+pub(crate) fn order_steps(graph: &Graph, carries: &[Carry]) -> Option<Graph> {
     if graph.nodes.len() > MAX_VALUES {
         return None;
     }
-    let memory = Memory::new(graph);
+    let mut memory = Memory::new(graph);
+    for output in carries.iter().filter_map(|carry| carry.output) {
+        memory.taken_bytes[graph.outputs[output].index()] = 0;
+    }
     let order = greedy_order(graph, &memory);
     let given: Vec<ValueId> = graph.values().collect();
     let is_better = memory.peak_bytes(graph, &order) < memory.peak_bytes(graph, &given);

@@ -9,7 +9,7 @@
 //! ranges are disjoint, and the arena holds at least the sum of what is live at that step. The
 //! largest such sum over all steps is [`lower_bound`].
 
-use crate::plan::Buffer;
+use crate::plan::{Buffer, Memory};
 
 /// Repaired placements of each order, at most.
 const MAX_REPAIRS: usize = 32;
@@ -18,19 +18,19 @@ const MAX_REPAIRS: usize = 32;
 /// repaired for seconds.
 const MAX_PAIRS: usize = 4 << 20;
 
-/// The largest sum of bytes that are live at one step.
+/// The largest sum of bytes of the arena that are live at one step.
 pub(crate) fn lower_bound(buffers: &[Buffer]) -> usize {
     live_bytes(buffers).into_iter().max().unwrap_or(0)
 }
 
-/// The bytes that are live at each step, from the writing of the inputs to the reading of the
+/// The bytes of the arena that are live at each step, from the writing of the inputs to the reading of the
 /// outputs.
 pub(crate) fn live_bytes(buffers: &[Buffer]) -> Vec<usize> {
     let n_steps = buffers.iter().map(|buffer| buffer.last_step + 1).max().unwrap_or(0);
     // Sums of changes: what begins at a step is added there, what ends is taken off one later.
     let mut begins = vec![0; n_steps];
     let mut ends = vec![0; n_steps + 1];
-    for buffer in buffers {
+    for buffer in buffers.iter().filter(|buffer| buffer.memory == Memory::Arena) {
         begins[buffer.first_step] += buffer.bytes;
         ends[buffer.last_step + 1] += buffer.bytes;
     }
@@ -43,8 +43,19 @@ pub(crate) fn live_bytes(buffers: &[Buffer]) -> Vec<usize> {
         .collect()
 }
 
-/// Sets every offset; returns the arena's bytes.
+/// Sets every offset; returns the arena's bytes. Buffers in memory of their own stay at its start.
 pub(crate) fn place_buffers(buffers: &mut [Buffer]) -> usize {
+    let in_arena: Vec<&mut Buffer> =
+        buffers.iter_mut().filter(|buffer| buffer.memory == Memory::Arena).collect();
+    let mut placed: Vec<Buffer> = in_arena.iter().map(|buffer| (**buffer).clone()).collect();
+    let arena = place_in_arena(&mut placed);
+    for (buffer, placed) in in_arena.into_iter().zip(&placed) {
+        buffer.offset = placed.offset;
+    }
+    arena
+}
+
+fn place_in_arena(buffers: &mut [Buffer]) -> usize {
     let bound = lower_bound(buffers);
     let rivals = rivals(buffers);
     let mut best: Option<Placement> = None;

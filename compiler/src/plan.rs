@@ -1,5 +1,6 @@
 //! The second level: buffers at byte offsets of one arena, and steps that run kernels on them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::{Kernel, Layout, Packing, Target};
@@ -19,12 +20,23 @@ impl BufferId {
     }
 }
 
-/// A range of the arena, live from the step that first writes it to the last that reads it.
+/// What memory a buffer is a range of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Memory {
+    /// The arena, whose contents are of one run.
+    Arena,
+    /// All of the memory that a carried input has for itself, which outlives runs. Whoever runs the plan gives it.
+    Carried,
+}
+
+/// A range of memory, live from the step that first writes it to the last that reads it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Buffer {
     /// Bytes, a multiple of [`ALIGN_BYTES`].
     pub bytes: usize,
-    /// First byte in the arena.
+    /// Where it is.
+    pub memory: Memory,
+    /// First byte in the arena; 0 in memory of its own.
     pub offset: usize,
     /// First step at which the contents matter; inputs are written before step 0.
     pub first_step: usize,
@@ -75,6 +87,9 @@ pub struct Step {
     pub result_layout: Layout,
     /// Working memory, live at this step only.
     pub scratch: Option<BufferId>,
+    /// Whether it runs together with the step before it: both do one run of elements after the other, so that
+    /// what they share is read from memory once.
+    pub joins: bool,
 }
 
 /// An input or output of the plan.
@@ -86,6 +101,15 @@ pub struct Port {
     pub ty: TensorType,
     /// Where the caller writes or reads it.
     pub buffer: BufferId,
+}
+
+/// An input that keeps its value from run to run, and the output that replaces it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Carry {
+    /// Name of the input.
+    pub input: Arc<str>,
+    /// Position of the output, which is of the input's type; `None` if runs only read the input.
+    pub output: Option<usize>,
 }
 
 /// A compiled graph: everything about a run is known here but the numbers.
@@ -103,6 +127,8 @@ pub struct Plan {
     pub inputs: Vec<Port>,
     /// What the caller reads after a run.
     pub outputs: Vec<Port>,
+    /// The inputs that are in memory of their own, in the order of [`Plan::inputs`].
+    pub carries: Vec<Carry>,
     /// Bytes of the arena.
     pub arena_bytes: usize,
     /// Bytes that are live at the fullest step: no arena can be smaller for this order of steps.
@@ -115,28 +141,56 @@ impl Plan {
         self.graph.flops()
     }
 
-    /// Bytes of the arena and of weights and constants.
+    /// Bytes of the arena, of weights and constants, and of carried inputs.
     pub fn held_bytes(&self) -> usize {
-        self.arena_bytes + self.weight_bytes()
+        self.arena_bytes + self.weight_bytes() + self.carried_bytes()
+    }
+
+    /// Bytes of the inputs that are in memory of their own.
+    pub fn carried_bytes(&self) -> usize {
+        let carried = self.buffers.iter().filter(|buffer| buffer.memory == Memory::Carried);
+        carried.map(|buffer| buffer.bytes).sum()
+    }
+
+    /// Whether `carry` happens as the run goes: the step that makes the output writes over the input, whose
+    /// last reader it is or comes after. Otherwise the output has to be copied after the run.
+    pub fn is_in_place(&self, carry: &Carry) -> bool {
+        let input = self.inputs.iter().find(|port| port.name == carry.input);
+        let output = carry.output.and_then(|output| self.outputs.get(output));
+        input.zip(output).is_some_and(|(input, output)| input.buffer == output.buffer)
+    }
+
+    /// One past the last of the steps that run together, of which `step` is the first.
+    pub fn joined_end(&self, step: usize) -> usize {
+        let others = self.steps.get(step + 1..).unwrap_or_default();
+        step + 1 + others.iter().take_while(|step| step.joins).count()
     }
 
     /// Bytes of weights and constants as they are held for this plan: packed where a kernel packs.
     pub fn weight_bytes(&self) -> usize {
-        let mut held: Vec<(String, usize)> = Vec::new();
-        for operand in self.steps.iter().flat_map(|step| &step.operands) {
-            match &operand.place {
-                Place::Param { name, ty, packing } => match packing {
-                    Some(packing) => held.push((format!("{name} {}", packing.name), packing.bytes)),
-                    None => held.push((name.to_string(), ty.bytes())),
-                },
-                Place::Constant(value) => {
-                    held.push((value.to_string(), self.graph.ty(*value).bytes()));
-                }
-                Place::Buffer(_) => {}
+        let operands = self.steps.iter().flat_map(|step| &step.operands);
+        let constants: BTreeMap<ValueId, usize> = operands
+            .filter_map(|operand| match operand.place {
+                Place::Constant(value) => Some((value, self.graph.ty(value).bytes())),
+                Place::Param { .. } | Place::Buffer(_) => None,
+            })
+            .collect();
+        self.param_bytes().values().chain(constants.values()).sum()
+    }
+
+    /// Bytes of each weight in each form that it is held in, by name, type and packing: plans that run on one store
+    /// of weights share those that are alike.
+    pub fn param_bytes(&self) -> BTreeMap<String, usize> {
+        let operands = self.steps.iter().flat_map(|step| &step.operands);
+        let held = operands.filter_map(|operand| match &operand.place {
+            Place::Param { name, ty, packing: Some(packing) } => {
+                Some((format!("{name} {} {}", ty.dtype(), packing.name), packing.bytes))
             }
-        }
-        held.sort();
-        held.dedup();
-        held.iter().map(|(_, bytes)| bytes).sum()
+            Place::Param { name, ty, packing: None } => {
+                Some((format!("{name} {}", ty.dtype()), ty.bytes()))
+            }
+            Place::Constant(_) | Place::Buffer(_) => None,
+        });
+        held.collect()
     }
 }

@@ -2,19 +2,24 @@
 //!
 //! A storage is written by one step, or by several where a concat is put together from their
 //! results. It takes over the buffer of an operand where every step of it overwrites just what it
-//! reads and nobody else still wants: a residual sum, whole or piece by piece.
+//! reads and nobody else still wants: a residual sum, whole or piece by piece. A carried input has
+//! memory of its own, which only the output that replaces it may take over. Steps that run together
+//! count as one moment: what is live at one of them is live at all.
 
 use std::sync::Arc;
 
 use ops::{Role, ValueId};
 
+use crate::join_steps::{are_at_same_places, joins};
 use crate::lower::{Lowered, LoweredStep};
 use crate::place_buffers::{lower_bound, place_buffers};
-use crate::plan::{ALIGN_BYTES, Buffer, BufferId, Operand, Place, Plan, Port, Step};
+use crate::plan::{ALIGN_BYTES, Buffer, BufferId, Carry, Memory, Operand, Place, Plan, Port, Step};
 
-/// Assigns buffers and offsets.
-pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target) -> Plan {
-    let mut storages = Storages::new(&lowered);
+/// Assigns buffers and offsets. `carries` are of inputs and outputs that there are, of one type.
+pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target, carries: &[Carry]) -> Plan {
+    // Where nothing is carried, fusion has decided what is one loop.
+    let joins = if carries.is_empty() { vec![false; lowered.steps.len()] } else { joins(&lowered) };
+    let mut storages = Storages::new(&lowered, carries, &joins);
     let mut steps = Vec::with_capacity(lowered.steps.len());
     for (index, step) in lowered.steps.iter().enumerate() {
         let result = storages.result(index);
@@ -30,9 +35,15 @@ pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target) -> Plan {
             result,
             result_layout: lowered.views[step.value.index()].layout.clone(),
             scratch,
+            joins: joins[index],
         });
     }
-    let Storages { mut buffers, buffer_of, .. } = storages;
+    let Storages { mut buffers, buffer_of, together, .. } = storages;
+    for buffer in &mut buffers {
+        let moment = |step: usize| together.get(step).copied().unwrap_or((step, step));
+        (buffer.first_step, buffer.last_step) =
+            (moment(buffer.first_step).0, moment(buffer.last_step).1);
+    }
     let arena_bytes = place_buffers(&mut buffers);
     let port = |name: Arc<str>, value: ValueId| Port {
         name,
@@ -40,7 +51,8 @@ pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target) -> Plan {
         buffer: buffer_of[lowered.views[value.index()].storage]
             .expect("inputs and outputs are in the arena"),
     };
-    let inputs = lowered.graph.inputs().map(|(value, name)| port(name.into(), value)).collect();
+    let inputs: Vec<Port> =
+        lowered.graph.inputs().map(|(value, name)| port(name.into(), value)).collect();
     let outputs = lowered
         .graph
         .outputs
@@ -48,7 +60,9 @@ pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target) -> Plan {
         .enumerate()
         .map(|(i, &value)| port(i.to_string().into(), value))
         .collect();
+    let carry = |port: &Port| carries.iter().find(|carry| carry.input == port.name).cloned();
     Plan {
+        carries: inputs.iter().filter_map(carry).collect(),
         target: target.clone(),
         lower_bound_bytes: lower_bound(&buffers),
         steps,
@@ -80,10 +94,14 @@ struct Storages<'a> {
     buffer_of: Vec<Option<BufferId>>,
     /// The storage that each buffer holds or held last; `None` for scratch.
     held: Vec<Option<usize>>,
+    /// For each storage that an output replaces a carried input with: the storage of that input.
+    replaces: Vec<Option<usize>>,
+    /// For each step, the first and the last of those that it runs together with.
+    together: Vec<(usize, usize)>,
 }
 
 impl<'a> Storages<'a> {
-    fn new(lowered: &'a Lowered) -> Storages<'a> {
+    fn new(lowered: &'a Lowered, carries: &[Carry], joins: &[bool]) -> Storages<'a> {
         let mut uses = vec![Uses::default(); lowered.owners.len()];
         let storage_of = |value: ValueId| lowered.views[value.index()].storage;
         for (index, step) in lowered.steps.iter().enumerate() {
@@ -100,14 +118,27 @@ impl<'a> Storages<'a> {
         for &output in &lowered.graph.outputs {
             uses[storage_of(output)].last = lowered.steps.len();
         }
-        let buffer_of = vec![None; lowered.owners.len()];
-        let mut storages =
-            Storages { lowered, uses, buffers: Vec::new(), buffer_of, held: Vec::new() };
+        let mut storages = Storages {
+            lowered,
+            uses,
+            buffers: Vec::new(),
+            buffer_of: vec![None; lowered.owners.len()],
+            held: Vec::new(),
+            replaces: vec![None; lowered.owners.len()],
+            together: together(joins),
+        };
         for (storage, &owner) in lowered.owners.iter().enumerate() {
             let node = lowered.graph.node(owner);
-            if matches!(node.role, Role::Input(_)) {
-                let buffer = storages.add(node.ty.bytes(), 0, storages.uses[storage].last);
-                storages.hold(buffer, storage);
+            let Role::Input(name) = &node.role else { continue };
+            let buffer = storages.add(node.ty.bytes(), 0, storages.uses[storage].last);
+            storages.hold(buffer, storage);
+            if let Some(carry) = carries.iter().find(|carry| carry.input == *name) {
+                let buffer = &mut storages.buffers[buffer.index()];
+                (buffer.memory, buffer.last_step) = (Memory::Carried, lowered.steps.len());
+                if let Some(output) = carry.output {
+                    let output = storage_of(lowered.graph.outputs[output]);
+                    storages.replaces[output] = Some(storage);
+                }
             }
         }
         storages
@@ -115,7 +146,8 @@ impl<'a> Storages<'a> {
 
     fn add(&mut self, bytes: usize, first_step: usize, last_step: usize) -> BufferId {
         let bytes = bytes.next_multiple_of(ALIGN_BYTES);
-        self.buffers.push(Buffer { bytes, offset: 0, first_step, last_step });
+        let memory = Memory::Arena;
+        self.buffers.push(Buffer { bytes, memory, offset: 0, first_step, last_step });
         self.held.push(None);
         BufferId(self.buffers.len() as u32 - 1)
     }
@@ -141,10 +173,15 @@ impl<'a> Storages<'a> {
         let held = self.held.iter().zip(&self.buffers).filter_map(|(&held, buffer)| {
             held.filter(|_| is_in_pieces && buffer.last_step > index)
         });
-        let taken_over = operands.chain(held).find_map(|old| {
+        let replaced = self.replaces[storage];
+        let taken_over = replaced.into_iter().chain(operands).chain(held).find_map(|old| {
             let buffer = self.buffer_of[old]?;
-            (self.held[buffer.index()] == Some(old) && self.can_overwrite(storage, old))
-                .then_some(buffer)
+            let is_free = match self.buffers[buffer.index()].memory {
+                Memory::Arena => true,
+                Memory::Carried => replaced == Some(old),
+            };
+            let is_held = self.held[buffer.index()] == Some(old);
+            (is_free && is_held && self.can_overwrite(storage, old)).then_some(buffer)
         });
         let buffer = match taken_over {
             Some(buffer) => {
@@ -180,10 +217,15 @@ impl<'a> Storages<'a> {
         let Lowered { graph, steps, views, .. } = self.lowered;
         let args = &graph.node(steps[index].value).args;
         let operand = &views[args[position].index()];
-        writes.iter().take_while(|&&write| write <= index).all(|&write| {
+        writes.iter().all(|&write| {
             let written = &views[steps[write].value.index()].layout;
             if write < index {
                 return operand.layout.is_disjoint_from(written);
+            }
+            if write > index {
+                // It has been read by then, unless both steps do one run of elements after the other.
+                let is_before = self.together[index] != self.together[write];
+                return is_before || are_at_same_places(&operand.layout, written);
             }
             // Other operands may read the same elements through another view.
             let is_sole = (0..args.len()).all(|other| {
@@ -201,4 +243,17 @@ impl<'a> Storages<'a> {
         });
         Operand { place, layout: view.layout.clone() }
     }
+}
+
+/// For each step, the first and the last of those that it runs together with, by who joins the one before.
+fn together(joins: &[bool]) -> Vec<(usize, usize)> {
+    let mut together: Vec<(usize, usize)> = Vec::with_capacity(joins.len());
+    for (step, &joins) in joins.iter().enumerate() {
+        let first = if joins { together[step - 1].0 } else { step };
+        together.push((first, step));
+        for other in &mut together[first..step] {
+            other.1 = step;
+        }
+    }
+    together
 }

@@ -10,6 +10,10 @@
 //! }
 //! ```
 //!
+//! What is carried from run to run prints behind the outputs, as `carry "0" to "x" in place` (or `by copy`), or as
+//! `keep "x"` where runs only read it; its buffer is `: 64 carried live …`. A step that runs together with the one
+//! before it ends in `, with step 3`.
+//!
 //! A target with measured tiles prints each as a line, `tile sm_90a matmul …`, before the arena.
 //! Steps and kernels follow from the graph and the target, so [`parse_plan`] derives them again,
 //! takes buffers and offsets from the text, and requires that the result prints as the text did.
@@ -21,7 +25,7 @@ use kernels::cuda::Gpu;
 use kernels::{Isa, KernelDef, Layout, Target};
 
 use crate::lower::lower;
-use crate::plan::{Operand, Place, Plan};
+use crate::plan::{Carry, Memory, Operand, Place, Plan};
 use crate::plan_memory::plan_memory;
 use crate::{BufferId, Error};
 
@@ -66,11 +70,12 @@ impl fmt::Display for Plan {
         tiles.lines().try_for_each(|tile| writeln!(f, "  tile {tile}"))?;
         writeln!(f, "  arena {} (lower bound {})", self.arena_bytes, self.lower_bound_bytes)?;
         for (i, buffer) in self.buffers.iter().enumerate() {
-            writeln!(
-                f,
-                "  buffer b{i} : {} @ {} live {}..{}",
-                buffer.bytes, buffer.offset, buffer.first_step, buffer.last_step
-            )?;
+            write!(f, "  buffer b{i} : {} ", buffer.bytes)?;
+            match buffer.memory {
+                Memory::Arena => write!(f, "@ {}", buffer.offset)?,
+                Memory::Carried => write!(f, "carried")?,
+            }
+            writeln!(f, " live {}..{}", buffer.first_step, buffer.last_step)?;
         }
         for port in &self.inputs {
             writeln!(f, "  input {:?} in {}", port.name, port.buffer)?;
@@ -86,10 +91,20 @@ impl fmt::Display for Plan {
             if let Some(scratch) = step.scratch {
                 write!(f, ", scratch {scratch}")?;
             }
+            if step.joins {
+                write!(f, ", with step {}", i - 1)?;
+            }
             writeln!(f, "   // {} {}", step.value, self.graph.node(step.value).scope)?;
         }
         for port in &self.outputs {
             writeln!(f, "  output {:?} in {}", port.name, port.buffer)?;
+        }
+        for carry in &self.carries {
+            let how = if self.is_in_place(carry) { "in place" } else { "by copy" };
+            match carry.output {
+                Some(output) => writeln!(f, "  carry \"{output}\" to {:?} {how}", carry.input)?,
+                None => writeln!(f, "  keep {:?}", carry.input)?,
+            }
         }
         writeln!(f, "}}")
     }
@@ -123,8 +138,10 @@ pub fn parse_plan(text: &str) -> Result<Plan, Error> {
         let tiles = tiles.join("\n").parse().map_err(|reason: String| bad(first_line, &reason))?;
         target.tiles = Some(Arc::new(tiles));
     }
+    let carries = parse_carries(&text[start..], &graph);
+    crate::check_carries(&graph, &carries)?;
     let lowered = lower(&graph, &target)?;
-    let mut plan = plan_memory(lowered, &target);
+    let mut plan = plan_memory(lowered, &target, &carries);
     let mut buffer = 0;
     for (i, line) in text[start..].lines().enumerate() {
         let line_number = first_line + i;
@@ -141,6 +158,7 @@ pub fn parse_plan(text: &str) -> Result<Plan, Error> {
                 .and_then(|rest| rest.split(' ').next())
                 .and_then(|n| n.parse().ok());
             match (plan.buffers.get_mut(buffer), offset) {
+                (Some(slot), _) if slot.memory == Memory::Carried => {}
                 (Some(slot), Some(offset)) => slot.offset = offset,
                 _ => return Err(bad(line_number, "expected a buffer of the plan's graph")),
             }
@@ -157,6 +175,23 @@ pub fn parse_plan(text: &str) -> Result<Plan, Error> {
         return Err(bad(text.lines().count(), "the plan is not complete"));
     }
     Ok(plan)
+}
+
+/// What the lines of a plan's text say of the inputs of its graph.
+fn parse_carries(text: &str, graph: &ops::Graph) -> Vec<Carry> {
+    let carry = |(_, name): (ops::ValueId, &str)| {
+        let keep = format!("  keep {name:?}");
+        let to = format!("\" to {name:?} ");
+        text.lines().find_map(|line| {
+            let output = match line.strip_prefix("  carry \"") {
+                Some(rest) => Some(rest.split_once(&to)?.0.parse().ok()?),
+                None if line == keep => None,
+                None => return None,
+            };
+            Some(Carry { input: name.into(), output })
+        })
+    };
+    graph.inputs().filter_map(carry).collect()
 }
 
 fn parse_target(header: &str) -> Option<Target> {

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ops::{Builder, Graph, ValueId};
 
 use crate::destinations::is_view;
+use crate::plan::Carry;
 
 /// Which values are not kept: for each, the last place of the program (a value's position) that reads the
 /// original.
@@ -45,10 +46,18 @@ pub(crate) struct Facts<'g> {
     pub(crate) reads: Vec<Vec<usize>>,
     /// FLOPs of each node.
     pub(crate) flops: Vec<u64>,
+    /// Which values are in memory of their own, beside the arena.
+    is_beside: Vec<bool>,
 }
 
 impl<'g> Facts<'g> {
+    /// The facts of a graph whose values are all in the arena.
     pub(crate) fn of(graph: &'g Graph) -> Facts<'g> {
+        Facts::beside(graph, &[])
+    }
+
+    /// The facts of a graph whose carried inputs, and what replaces them, are beside the arena.
+    pub(crate) fn beside(graph: &'g Graph, carries: &[Carry]) -> Facts<'g> {
         let mut bases: Vec<ValueId> = Vec::with_capacity(graph.nodes.len());
         for value in graph.values() {
             let is_view = graph.op(value).is_some_and(is_view);
@@ -67,7 +76,15 @@ impl<'g> Facts<'g> {
             reads[bases[output.index()].index()].push(graph.nodes.len());
         }
         let flops = graph.values().map(|value| graph.node_flops(value)).collect();
-        Facts { graph, bases, reads, flops }
+        let mut is_beside = vec![false; graph.nodes.len()];
+        for (input, name) in graph.inputs() {
+            let Some(carry) = carries.iter().find(|carry| *carry.input == *name) else { continue };
+            is_beside[input.index()] = true;
+            if let Some(output) = carry.output {
+                is_beside[bases[graph.outputs[output].index()].index()] = true;
+            }
+        }
+        Facts { graph, bases, reads, flops, is_beside }
     }
 
     /// Whether `value` takes memory of its own when it is made.
@@ -170,7 +187,12 @@ impl<'g> Facts<'g> {
                 self.graph.node(instances[at].value).role,
                 ops::Role::Param(_) | ops::Role::Constant(_)
             );
-            if is_fixed || base[at] != at { 0 } else { self.graph.ty(instances[at].value).bytes() }
+            let is_beside = self.is_beside[instances[at].value.index()] && !instances[at].is_again;
+            if is_fixed || is_beside || base[at] != at {
+                0
+            } else {
+                self.graph.ty(instances[at].value).bytes()
+            }
         };
         // Inputs are there from the start.
         let is_input = |at: usize| self.graph.op(instances[at].value).is_none();

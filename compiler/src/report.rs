@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ops::{Role, ValueId};
 
-use crate::plan::{BufferId, Plan};
+use crate::plan::{BufferId, Memory, Plan};
 use crate::{Purpose, Resident, Work};
 
 /// The cost of a plan.
@@ -72,7 +72,8 @@ impl Plan {
         let fullest_step = self.fullest_step();
         let is_live = |resident: &Resident| {
             let buffer = &self.buffers[resident.buffer.index()];
-            (buffer.first_step..=buffer.last_step).contains(&fullest_step)
+            buffer.memory == Memory::Arena
+                && (buffer.first_step..=buffer.last_step).contains(&fullest_step)
         };
         let residents = self.residents().into_iter().filter(is_live);
         let mut live: Vec<Live> =

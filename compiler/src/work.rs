@@ -31,7 +31,7 @@ pub enum Shape {
         /// Whether numbers are added to the scores.
         is_biased: bool,
     },
-    /// A convolution, of one image.
+    /// A convolution or a gradient of one, of one image.
     Conv {
         /// Positions of the result.
         positions: usize,
@@ -204,6 +204,19 @@ fn core(graph: &Graph, value: ValueId) -> Option<(Shape, u64)> {
             let (weight, out) = (types[1].shape(), node.ty.shape());
             let (&outputs, &inputs) = (weight.first()?, weight.get(1)?);
             let positions = out.get(1..out.len() - 1)?.iter().product();
+            Shape::Conv { positions, inputs, outputs, taps: weight[2..].iter().product() }
+        }
+        // Its gradients have as many products, and take as long for each.
+        Op::ConvInputGrad(_) => {
+            let (grad, weight) = (types[0].shape(), types[1].shape());
+            let (&inputs, &outputs) = (weight.first()?, weight.get(1)?);
+            let positions = grad.get(1..grad.len() - 1)?.iter().product();
+            Shape::Conv { positions, inputs, outputs, taps: weight[2..].iter().product() }
+        }
+        Op::ConvWeightGrad(_) => {
+            let (grad, weight) = (types[1].shape(), node.ty.shape());
+            let (&outputs, &inputs) = (weight.first()?, weight.get(1)?);
+            let positions = grad.get(1..grad.len() - 1)?.iter().product();
             Shape::Conv { positions, inputs, outputs, taps: weight[2..].iter().product() }
         }
         _ => return None,

@@ -58,24 +58,19 @@ impl ConvSite {
         let input_ty = site.body.ty(input);
         let doubled = doubled_source(site.body, input);
         let spatial = shape.len() - 2;
-        let at_end = |dims: &[usize], fill: usize| {
-            let mut all = [fill; SPATIAL];
-            all[SPATIAL - spatial..].copy_from_slice(dims);
-            all
-        };
         let Window { stride, pad_low, pad_high: _ } = window;
         Some(ConvSite {
             input: doubled.unwrap_or(input),
             is_doubled: doubled.is_some(),
-            dims: at_end(&input_ty.shape()[1..=spatial], 1),
+            dims: per_axis(&input_ty.shape()[1..=spatial], 1),
             samples: shape[0],
             channels: input_ty.shape()[spatial + 1],
-            output: at_end(&shape[1..=spatial], 1),
-            kernel: at_end(&weight_view.shape[2..], 1),
+            output: per_axis(&shape[1..=spatial], 1),
+            kernel: per_axis(&weight_view.shape[2..], 1),
             weight,
             weight_view,
-            stride: at_end(stride, 1),
-            pad_low: at_end(pad_low, 0),
+            stride: per_axis(stride, 1),
+            pad_low: per_axis(pad_low, 0),
             columns: shape[spatial + 1],
             product: input_ty.dtype(),
             epilogue: compile_elementwise(site.body, root, &[value], site.operands)?,
@@ -89,6 +84,13 @@ impl ConvSite {
         all[3 + SPATIAL - layout.rank()..].copy_from_slice(&layout.strides[1..]);
         all
     }
+}
+
+/// Numbers of spatial axes as of [`SPATIAL`] many: `fill` for those that are missing.
+pub(crate) fn per_axis<T: Copy>(numbers: &[T], fill: T) -> [T; SPATIAL] {
+    let mut all = [fill; SPATIAL];
+    all[SPATIAL - numbers.len()..].copy_from_slice(numbers);
+    all
 }
 
 /// What `value`, `[N, 2 H, 2 W, C]`, repeats twice along height and width: the operand of reshape,

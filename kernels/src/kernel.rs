@@ -6,6 +6,7 @@
 //! prints in the plan and runs on raw pointers.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ops::{Attr, Graph};
@@ -116,6 +117,23 @@ pub trait KernelDef: fmt::Debug {
         false
     }
 
+    /// How many elements the result has, if it is dense and each of its elements is made without the others, from
+    /// what lies at fixed places in the operands: then [`KernelDef::run_elements`] may make them part by part.
+    fn elements(&self) -> Option<usize> {
+        None
+    }
+
+    /// Makes the elements `elements` of the result, in row-major order, on thread `worker` of the launch's pool.
+    /// Parts may be made in any order and at the same time.
+    ///
+    /// # Safety
+    /// As [`KernelDef::run`], for the elements that are read and written; no other thread uses the part of the
+    /// scratch that is for `worker`.
+    unsafe fn run_elements(&self, launch: &Launch<'_>, elements: Range<usize>, worker: usize) {
+        let _ = (launch, elements, worker);
+        unreachable!("{} is not made part by part", self.name())
+    }
+
     /// Runs.
     ///
     /// # Safety
@@ -184,13 +202,17 @@ kernels! {
     "attention_grad" => attention_grad::AttentionGrad if "training",
     "concat" => concat::Concat,
     "conv" => conv::Conv,
+    "conv_input_grad" => conv_input_grad::ConvInputGrad if "training",
+    "conv_weight_grad" => conv_weight_grad::ConvWeightGrad if "training",
     "gather" => gather::Gather,
     "group_norm" => group_norm::GroupNorm,
     "matmul" => fused_matmul::FusedMatmul,
     "norm" => norm::Norm,
+    "norm_grad" => norm_grad::NormGrad if "training",
     "normal" => normal::Normal,
     "pad" => pad::Pad,
     "reduce" => reduce::Reduce,
     "rope" => rope::Rope,
+    "scatter_add" => scatter_add::ScatterAdd if "training",
     "map" => map::Map,
 }

@@ -90,6 +90,11 @@ impl Nest {
         self.dims[axis]
     }
 
+    /// Number of layouts.
+    pub(crate) fn n_layouts(&self) -> usize {
+        self.starts.len()
+    }
+
     /// Step of `layout` along `axis`.
     pub(crate) fn stride(&self, axis: usize, layout: usize) -> usize {
         self.strides[axis][layout]

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use half::{bf16, f16};
-use kernels::cpu::matmul::{BOperand, BView, Matmul, MatmulBuffers, MatmulSpec};
+use kernels::cpu::matmul::{BOperand, BView, Caches, Matmul, MatmulBuffers, MatmulSpec};
 use kernels::cpu::{Norm, RowView};
 use kernels::program::{Program, ProgramBuilder};
 use kernels::{Isa, Pool};
@@ -11,7 +11,8 @@ use ops::DType;
 use ops::defs::binary::Binary;
 use ops::defs::unary::Unary;
 
-const L2_BYTES: usize = 1 << 20;
+/// With a last-level cache so small that small products are cut into blocks for it.
+const CACHES: Caches = Caches { l2: 1 << 20, l3: 128 << 10 };
 
 /// A small generator with a fixed seed per test.
 struct Random(u64);
@@ -118,7 +119,7 @@ fn run(
     let pools: Vec<Pool> = (1..=4).map(|threads| Pool::new(threads).unwrap()).collect();
     let mut results = Vec::new();
     for isa in Isa::available() {
-        let matmul = Matmul::new(spec.clone(), isa, L2_BYTES).unwrap();
+        let matmul = Matmul::new(spec.clone(), isa, CACHES).unwrap();
         let packed = match spec.b {
             BOperand::Packed(_) => {
                 let mut packed = vec![0xff; matmul.packed_b_bytes()];
@@ -289,6 +290,81 @@ fn bf16_products_lose_nothing_but_the_rounding_of_sums() {
     }
 }
 
+/// A dense B with these strides along the depth and from column to column.
+fn dense(dtype: DType, (depth_stride, column_stride): (usize, usize)) -> BOperand {
+    BOperand::Dense(BView { dtype, batch_strides: vec![], depth_stride, column_stride, offset: 0 })
+}
+
+#[test]
+fn gradients_of_weights_are_cut_along_their_depth() {
+    let mut random = Random(6);
+    // Rows that are one block for all tasks; several blocks of rows; narrow panels; odd depths.
+    for (m, n, k) in [(20, 300, 3001), (300, 100, 2700), (261, 17, 1501), (70, 1, 5003)] {
+        for dtype in [DType::F32, DType::Bf16] {
+            let (a, b) = (buffer(&mut random, dtype, m * k), buffer(&mut random, dtype, n * k));
+            let spec = MatmulSpec {
+                a: view(dtype, &[1], m),
+                b: dense(dtype, (n, 1)),
+                product: dtype,
+                ..plain(m, n, k)
+            };
+            let at = |i: usize, c: usize| b.values[i * n + c];
+            let expected = product((m, n, k), |r, i| a.values[i * m + r], at);
+            for (isa, c) in run(&spec, &a, (&b, (n, 1)), &[], &[], &vec![0xff; m * n * 4]) {
+                let what = format!("{m}x{n}x{k} {dtype:?}");
+                assert_close(isa, &what, &decode(DType::F32, &c), &expected, sum_tolerance(k));
+            }
+        }
+    }
+}
+
+#[test]
+fn entries_of_a_batch_are_cut_along_their_depth() {
+    let mut random = Random(8);
+    let (batch, m, n, k) = (3, 21, 60, 1501);
+    let a = buffer(&mut random, DType::F32, batch * m * k);
+    let b = buffer(&mut random, DType::F32, batch * k * n);
+    let spec = MatmulSpec {
+        batch: vec![batch],
+        a: view(DType::F32, &[k * m, 1], m),
+        b: BOperand::Dense(BView {
+            dtype: DType::F32,
+            batch_strides: vec![k * n],
+            depth_stride: n,
+            column_stride: 1,
+            offset: 0,
+        }),
+        c: view(DType::F32, &[m * n, n], 1),
+        ..plain(m, n, k)
+    };
+    let mut expected = Vec::new();
+    for entry in 0..batch {
+        let (a, b) = (&a.values[entry * k * m..], &b.values[entry * k * n..]);
+        expected.extend(product((m, n, k), |r, i| a[i * m + r], |i, c| b[i * n + c]));
+    }
+    for (isa, c) in run(&spec, &a, (&b, (n, 1)), &[], &[], &vec![0xff; batch * m * n * 4]) {
+        assert_close(isa, "batch", &decode(DType::F32, &c), &expected, sum_tolerance(k));
+    }
+}
+
+#[test]
+fn blocks_do_not_change_a_bit() {
+    let mut random = Random(7);
+    let (m, n, k) = (270, 200, 2000);
+    let (a, b) = (buffer(&mut random, DType::F32, m * k), buffer(&mut random, DType::F32, n * k));
+    let spec = MatmulSpec { b: dense(DType::F32, (1, k)), ..plain(m, n, k) };
+    let c = vec![0xff; m * n * 4];
+    let whole = run(&plain(m, n, k), &a, (&b, (1, k)), &[], &[], &c);
+    assert!(run(&spec, &a, (&b, (1, k)), &[], &[], &c) == whole);
+    // Scratch does not grow with B.
+    for isa in Isa::available() {
+        let bytes =
+            |spec: &MatmulSpec| Matmul::new(spec.clone(), isa, CACHES).unwrap().scratch_bytes(1);
+        let added = bytes(&spec).saturating_sub(bytes(&plain(m, n, k)));
+        assert!(added < n * k, "{isa}: {added} bytes for a B of {}", 4 * n * k);
+    }
+}
+
 #[test]
 fn batches_broadcast_and_rows_follow_their_strides() {
     let mut random = Random(3);
@@ -387,7 +463,11 @@ fn fused_case(norm: Norm, a_dtype: DType, b_dtype: DType, (m, n, k): (usize, usi
         *x = y * gate.values[at % n] + residual.values[at];
     }
     let b = (&b, (1, k));
-    let results = run(&spec, &a, b, &[&scale, &shift], &[&bias, &gate, &in_place], &residual.bytes);
+    let (before, after) = ([&scale, &shift], [&bias, &gate, &in_place]);
+    let results = run(&spec, &a, b, &before, &after, &residual.bytes);
+    // An activation B is multiplied in the same order.
+    let spec = MatmulSpec { b: dense(b_dtype, (1, k)), ..spec };
+    assert!(run(&spec, &a, b, &before, &after, &residual.bytes) == results);
     for (isa, c) in results {
         // The norm adds roundings of its own to each product, and GELU's slope reaches 1.13.
         let rounding = match b_dtype {
@@ -404,6 +484,7 @@ fn fused_case(norm: Norm, a_dtype: DType, b_dtype: DType, (m, n, k): (usize, usi
 fn layer_norm_modulate_gelu_gate_residual_in_place() {
     fused_case(Norm::Layer { eps: 1e-6 }, DType::F32, DType::F32, (61, 75, 1157));
     fused_case(Norm::Layer { eps: 1e-6 }, DType::F32, DType::F32, (5, 801, 1700));
+    fused_case(Norm::Layer { eps: 1e-6 }, DType::F32, DType::F32, (250, 60, 1400));
 }
 
 #[test]
@@ -421,7 +502,7 @@ fn bf16_products_take_norm_and_prologue() {
 #[test]
 fn refuses_contradictory_specs() {
     let isa = Isa::PORTABLE;
-    let refused = |spec: MatmulSpec| Matmul::new(spec, isa, L2_BYTES).unwrap_err().to_string();
+    let refused = |spec: MatmulSpec| Matmul::new(spec, isa, CACHES).unwrap_err().to_string();
     let mut spec = plain(2, 3, 4);
     spec.c.dtype = DType::Bf16;
     assert_eq!(refused(spec), "invalid matmul: the epilogue's result differs from C's type");
@@ -437,7 +518,7 @@ fn refuses_contradictory_specs() {
 #[test]
 fn pack_b_refuses_wrong_lengths() {
     let pool = Pool::new(1).unwrap();
-    let matmul = Matmul::new(plain(1, 8, 2), Isa::PORTABLE, L2_BYTES).unwrap();
+    let matmul = Matmul::new(plain(1, 8, 2), Isa::PORTABLE, CACHES).unwrap();
     let pack = |dense: &[u8], packed: &mut [u8]| matmul.pack_b(&pool, dense, (8, 1), packed);
     assert!(pack(&[0; 64], &mut [0; 64]).is_ok());
     assert!(pack(&[0; 60], &mut [0; 64]).is_err());

@@ -6,6 +6,19 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> &'a 
     nearest.expect("callers have names to choose from")
 }
 
+/// The `count` most similar of `known`, or as many as there are: the most similar first, each once.
+pub fn nearest_few<'a>(
+    name: &str,
+    known: impl IntoIterator<Item = &'a str>,
+    count: usize,
+) -> Vec<&'a str> {
+    let mut known: Vec<&str> = known.into_iter().collect();
+    known.sort_by_key(|known| (distance(known, name), *known));
+    known.dedup();
+    known.truncate(count);
+    known
+}
+
 /// Insertions, deletions and replacements between two words.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(64).collect();
@@ -31,5 +44,8 @@ mod tests {
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(nearest("t5xl", ["t5-large", "t5-xl", "t5-xxl"]), "t5-xl");
+        let known = ["t5-large", "t5-xl", "t5-xxl", "t5-xl"];
+        assert_eq!(nearest_few("t5xl", known, 2), ["t5-xl", "t5-xxl"]);
+        assert_eq!(nearest_few("t5xl", ["t5-xl"], 2), ["t5-xl"]);
     }
 }

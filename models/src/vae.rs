@@ -90,13 +90,18 @@ pub fn encode(
     Ok(Posterior { moments, mean, logvar })
 }
 
-/// Appends a draw from the posterior, scaled for the diffusion model: `noise` is standard normal,
-/// f32 in the shape of the mean.
-pub fn sample(b: &mut Builder, posterior: &Posterior, noise: ValueId) -> Result<ValueId, Error> {
+/// Appends a draw from the posterior, as the decoder takes it: `noise` is standard normal, f32 in the
+/// shape of the mean.
+pub fn draw(b: &mut Builder, posterior: &Posterior, noise: ValueId) -> Result<ValueId, Error> {
     let half = b.mul_scalar(posterior.logvar, 0.5)?;
     let std = b.exp(half)?;
     let deviation = b.mul(std, noise)?;
-    let z = b.add(posterior.mean, deviation)?;
+    Ok(b.add(posterior.mean, deviation)?)
+}
+
+/// Appends a [`draw`] from the posterior, scaled for the diffusion model.
+pub fn sample(b: &mut Builder, posterior: &Posterior, noise: ValueId) -> Result<ValueId, Error> {
+    let z = draw(b, posterior, noise)?;
     Ok(b.mul_scalar(z, LATENT_SCALE)?)
 }
 

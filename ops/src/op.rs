@@ -239,6 +239,7 @@ ops! {
         "group_norm" => group_norm::GroupNorm,
         "layer_norm" => layer_norm::LayerNorm,
         "matmul" => matmul::Matmul,
+        "norm_grad" => norm_grad::NormGrad,
         "normal" => normal::Normal,
         "pad" => pad::Pad,
         "permute" => permute::Permute,

@@ -144,7 +144,7 @@ impl Tensor {
         match &self.data {
             Data::Float(values) => {
                 for &x in values {
-                    let x = if x.is_nan() { f64::NAN } else { x };
+                    let x = if x.is_nan() { f64::NAN } else { self.ty.dtype().round(x) };
                     match self.ty.dtype() {
                         DType::F16 => bytes.extend(half::f16::from_f64(x).to_le_bytes()),
                         DType::Bf16 => bytes.extend(half::bf16::from_f64(x).to_le_bytes()),

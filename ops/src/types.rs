@@ -71,11 +71,23 @@ impl DType {
     pub fn round(self, x: f64) -> f64 {
         match self {
             DType::F32 => f64::from(x as f32),
-            DType::F16 => half::f16::from_f64(x).to_f64(),
-            DType::Bf16 => half::bf16::from_f64(x).to_f64(),
+            DType::F16 => half::f16::from_f32(to_odd_f32(x)).to_f64(),
+            DType::Bf16 => half::bf16::from_f32(to_odd_f32(x)).to_f64(),
             DType::I64 | DType::I32 | DType::U8 | DType::Bool => x,
         }
     }
+}
+
+/// `x` in f32 if it is one, else the neighbor whose last bit is 1: rounding that to 16 bits is rounding `x`, because
+/// no f32 with that bit lies halfway between two of them ("When double rounding is odd", Boldo and Melquiond, 2005).
+/// `half` rounds an f64 by its upper 32 bits, which takes values just above a half for ties.
+fn to_odd_f32(x: f64) -> f32 {
+    let nearest = x as f32;
+    if !x.is_finite() || f64::from(nearest) == x {
+        return nearest;
+    }
+    let is_away = f64::from(nearest).abs() > x.abs();
+    f32::from_bits((nearest.to_bits() - u32::from(is_away)) | 1)
 }
 
 /// Element type and shape of a value. Prints as `f32[2, 3]`; a scalar is `f32[]`.
@@ -153,4 +165,34 @@ pub fn row_major_strides(shape: &[usize]) -> Vec<usize> {
         strides[axis - 1] = strides[axis] * shape[axis];
     }
     strides
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DType;
+
+    /// Every bf16 and f16 with its upper neighbor: what lies halfway goes to the even one, and the smallest f64 beside
+    /// it to the nearer.
+    #[test]
+    fn halves_round_to_even_and_nothing_else_is_a_half() {
+        let value = |dtype, bits| match dtype {
+            DType::F16 => half::f16::from_bits(bits).to_f64(),
+            _ => half::bf16::from_bits(bits).to_f64(),
+        };
+        for (dtype, largest) in [(DType::Bf16, 0x7f7f), (DType::F16, 0x7bff)] {
+            for bits in 0..largest {
+                let (low, high) = (value(dtype, bits), value(dtype, bits + 1));
+                let half = low + (high - low) / 2.0;
+                let even = if bits % 2 == 0 { low } else { high };
+                for sign in [1.0, -1.0] {
+                    assert_eq!(dtype.round(sign * low), sign * low);
+                    assert_eq!(dtype.round(sign * half), sign * even, "{bits:#x}");
+                    assert_eq!(dtype.round(sign * half.next_down()), sign * low, "{bits:#x}");
+                    assert_eq!(dtype.round(sign * half.next_up()), sign * high, "{bits:#x}");
+                }
+            }
+            assert_eq!(dtype.round(f64::MAX), f64::INFINITY);
+            assert!(dtype.round(f64::NAN).is_nan());
+        }
+    }
 }

@@ -1,13 +1,12 @@
 //! Where plans run, as their callers see it: a [`Backend`] makes a [`Runner`] of a plan.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use compiler::Plan;
 use kernels::Pool;
 
-use crate::{Control, Error, LimitedSession, StepTime, WeightStore};
+use crate::{Control, Error, InputStore, LimitedSession, StepTime, WeightStore};
 
 /// A plan bound to memory and weights, wherever that is. Its inputs keep their values from run to run.
 pub trait Runner: Debug {
@@ -97,7 +96,7 @@ impl Backend for Cpu {
     ) -> Result<Box<dyn Runner + 'w>, Error> {
         let session =
             LimitedSession::new(Arc::clone(&plan), weights, Arc::clone(&self.pool), memory)?;
-        Ok(Box::new(CpuRunner { plan, session, inputs: BTreeMap::new(), carries: Vec::new() }))
+        Ok(Box::new(CpuRunner { plan, session, inputs: InputStore::new(), carries: Vec::new() }))
     }
 }
 
@@ -106,21 +105,15 @@ impl Backend for Cpu {
 struct CpuRunner<'w> {
     plan: Arc<Plan>,
     session: LimitedSession<'w>,
-    /// By name, as far as they were written.
-    inputs: BTreeMap<String, Vec<u8>>,
+    /// As far as they were written.
+    inputs: InputStore,
     /// Outputs, and the inputs that they are written to.
     carries: Vec<(usize, String)>,
 }
 
 impl Runner for CpuRunner<'_> {
     fn write_input(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        match self.inputs.get_mut(name) {
-            Some(value) if value.len() == bytes.len() => value.copy_from_slice(bytes),
-            _ => {
-                self.inputs.insert(name.to_string(), bytes.to_vec());
-            }
-        }
-        Ok(())
+        self.inputs.write(name, bytes)
     }
 
     fn carry(&mut self, output: usize, input: &str) -> Result<(), Error> {
@@ -137,12 +130,10 @@ impl Runner for CpuRunner<'_> {
     }
 
     fn run(&mut self, control: Control<'_>) -> Result<(), Error> {
-        let inputs: Vec<(&str, &[u8])> =
-            self.inputs.iter().map(|(name, value)| (name.as_str(), &value[..])).collect();
+        let inputs: Vec<(&str, &[u8])> = self.inputs.iter().collect();
         self.session.run_with(&inputs, control)?;
         for (output, input) in &self.carries {
-            let value = self.inputs.get_mut(input).expect("the run had every input");
-            value.copy_from_slice(self.session.session().output(*output));
+            self.session.session().copy_output(*output, &mut self.inputs, input);
         }
         Ok(())
     }

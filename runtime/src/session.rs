@@ -1,22 +1,27 @@
 //! One plan bound to memory and weights, ready to run any number of times.
 //!
-//! Every address is fixed when the session is made, so a run is a walk over the steps. The arena is
-//! exactly as large as the plan says.
+//! Every address in the arena is fixed when the session is made, so a run is a walk over the steps. The arena
+//! is exactly as large as the plan says. What the plan carries is in an [`InputStore`], which each run is given.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use compiler::{Place, Plan, Port, check_plan};
+use compiler::{BufferId, Memory, Place, Plan, Port, check_plan};
 use kernels::{Launch, Pool};
 use ops::{Role, ValueId};
 
-use crate::Error;
 use crate::arena::Arena;
 use crate::weights::{Weight, WeightStore};
+use crate::{Error, InputStore};
 
-/// Time and work of one step, summed over runs.
+/// Elements that steps which run together make in turn: small enough for the second-level cache, with all that
+/// they read and write, and large enough to hide what a turn costs.
+const TOGETHER: usize = 4096;
+
+/// Time and work of one step, summed over runs. Steps that run together share their time evenly.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
 pub struct StepTime {
     /// Seconds.
@@ -49,6 +54,20 @@ struct Bound {
     flops: u64,
 }
 
+// SAFETY: only `run_together` shares it between threads, which follow the pointers to different elements.
+unsafe impl Sync for Bound {}
+
+/// An input in memory of its own.
+#[derive(Debug)]
+struct Carried {
+    name: Arc<str>,
+    bytes: usize,
+    /// The steps that read it, by which operand, or that write it, by none.
+    uses: Vec<(usize, Option<usize>)>,
+    /// The output that is copied to it after a run.
+    copied_from: Option<usize>,
+}
+
 /// A plan that can run.
 #[derive(Debug)]
 pub struct Session {
@@ -57,6 +76,9 @@ pub struct Session {
     arena: Arena,
     bound: Vec<Bound>,
     times: Vec<StepTime>,
+    carried: Vec<Carried>,
+    /// The first step that overwrites what is carried: from there on, a run is not interrupted.
+    first_overwriting: usize,
     /// Whether the inputs were written since the last run, which may have overwritten them.
     has_inputs: bool,
     /// Keeps alive what `bound` points to.
@@ -93,10 +115,16 @@ impl Session {
         let mut params: Vec<(usize, usize, usize)> = Vec::new();
         let mut constants: BTreeMap<ValueId, *const u8> = BTreeMap::new();
         for (index, step) in plan.steps.iter().enumerate() {
-            let in_arena = |buffer: compiler::BufferId| {
-                let offset = plan.buffers[buffer.index()].offset;
-                // SAFETY: the checked plan has every buffer inside the arena.
-                unsafe { arena.ptr().add(offset) }
+            let in_arena = |buffer: BufferId| {
+                let place = &plan.buffers[buffer.index()];
+                match place.memory {
+                    Memory::Arena => {
+                        // SAFETY: the checked plan has every such buffer inside the arena.
+                        unsafe { arena.ptr().add(place.offset) }
+                    }
+                    // Each run says where that is.
+                    Memory::Carried => std::ptr::null_mut(),
+                }
             };
             let mut operands = Vec::with_capacity(step.operands.len());
             for (position, operand) in step.operands.iter().enumerate() {
@@ -149,7 +177,21 @@ impl Session {
             kept.push(weight);
         }
         let times = vec![StepTime::default(); plan.steps.len()];
-        Ok(Session { plan, pool, arena, bound, times, has_inputs: false, _weights: kept })
+        let carried = carried(&plan);
+        let overwrites =
+            |step: &compiler::Step| plan.buffers[step.result.index()].memory == Memory::Carried;
+        let first_overwriting = plan.steps.iter().position(overwrites).unwrap_or(plan.steps.len());
+        Ok(Session {
+            plan,
+            pool,
+            arena,
+            bound,
+            times,
+            carried,
+            first_overwriting,
+            has_inputs: false,
+            _weights: kept,
+        })
     }
 
     /// The plan.
@@ -183,6 +225,44 @@ impl Session {
         self.run_written(control)
     }
 
+    /// Runs once on a store that has what the plan carries, and gets it back as the run leaves it: new values
+    /// are there, nothing was copied but what [`Plan::is_in_place`] denies. Other inputs are those of `inputs`, else
+    /// of the store. A run that has begun to replace what is carried is not interrupted.
+    ///
+    /// # Errors
+    /// As [`Session::run_with`]; the store is as it was then.
+    pub fn run_on(
+        &mut self,
+        store: &mut InputStore,
+        inputs: &[(&str, &[u8])],
+        control: Control<'_>,
+    ) -> Result<(), Error> {
+        for Carried { name, bytes, uses, .. } in &self.carried {
+            let address = store.address(name, *bytes)?;
+            for &(step, operand) in uses {
+                match operand {
+                    Some(operand) => self.bound[step].operands[operand] = address,
+                    None => self.bound[step].result = address,
+                }
+            }
+        }
+        // Only now may steps run.
+        self.write_to_arena(inputs, store)?;
+        self.run_steps(control, |_| Ok(()), || ())?;
+        for Carried { name, copied_from, .. } in &self.carried {
+            if let Some(output) = *copied_from {
+                self.copy_output(output, store, name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies output `output` to the input `name` of `store`, which has a value of that size.
+    pub(crate) fn copy_output(&self, output: usize, store: &mut InputStore, name: &str) {
+        let value = store.get_mut(name).expect("the run had every input");
+        value.copy_from_slice(self.output(output));
+    }
+
     /// Runs once on what [`Session::write_inputs`] wrote since the last run.
     ///
     /// # Errors
@@ -204,40 +284,64 @@ impl Session {
             let reason = "not written since the last run; call `write_inputs` first".to_string();
             return Err(Error::Input { name, reason });
         }
-        let mut done = 0;
-        for (index, (step, bound)) in self.plan.steps.iter().zip(&self.bound).enumerate() {
-            if control.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+        let (mut done, mut index) = (0, 0);
+        while index < self.plan.steps.len() {
+            let is_asked = control.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed));
+            if is_asked && index <= self.first_overwriting {
                 return Err(Error::Interrupted);
             }
-            before(index)?;
+            let steps = index..self.plan.joined_end(index);
+            steps.clone().try_for_each(&mut before)?;
             let start = Instant::now();
-            let launch = Launch {
-                pool: &self.pool,
-                operands: &bound.operands,
-                result: bound.result,
-                scratch: bound.scratch,
-            };
-            // SAFETY: the plan was checked: operands, result and scratch are distinct ranges of the
-            // arena (or the aliases that the kernel allows) and large enough; weights are in the
-            // form the kernel asked for; `&mut self` keeps everybody else out; an `Isa` is proof
-            // that the CPU has the instructions.
-            unsafe { step.kernel.def().run(&launch) };
-            let time = &mut self.times[index];
-            time.seconds += start.elapsed().as_secs_f64();
-            time.runs += 1;
-            after();
-            done += bound.flops;
+            if steps.len() > 1 {
+                self.run_together(steps.clone());
+            } else {
+                let launch = self.bound[index].launch(&self.pool);
+                // SAFETY: the plan was checked: operands, result and scratch are distinct ranges of
+                // the arena or of what is carried (or the aliases that the kernel allows) and large
+                // enough; weights are in the form the kernel asked for; `&mut self` keeps everybody
+                // else out, and `run_on` holds the store; an `Isa` is proof that the CPU has the
+                // instructions.
+                unsafe { self.plan.steps[index].kernel.def().run(&launch) };
+            }
+            let seconds = start.elapsed().as_secs_f64() / steps.len() as f64;
+            for step in steps.clone() {
+                self.times[step].seconds += seconds;
+                self.times[step].runs += 1;
+                after();
+                done += self.bound[step].flops;
+            }
             if let Some(on_step) = &mut control.on_step {
                 on_step(done);
             }
+            index = steps.end;
         }
         Ok(())
     }
 
-    /// Dense little-endian bytes of output `index`, as the last run left them.
+    /// Runs steps that make as many elements each, [`TOGETHER`] of them at a time.
+    fn run_together(&self, steps: Range<usize>) {
+        let (bound, steps) = (&self.bound[steps.clone()], &self.plan.steps[steps]);
+        let pool = &*self.pool;
+        let n = steps[0].kernel.def().elements().expect("the plan was checked");
+        pool.run(n.div_ceil(TOGETHER), &|turn, worker| {
+            let elements = turn * TOGETHER..n.min((turn + 1) * TOGETHER);
+            for (step, bound) in steps.iter().zip(bound) {
+                let launch = bound.launch(pool);
+                // SAFETY: as for steps that run alone. The checked plan lets these steps meet in memory
+                // at the same elements only, and each has a scratch of its own.
+                unsafe { step.kernel.def().run_elements(&launch, elements.clone(), worker) };
+            }
+        });
+    }
+
+    /// Dense little-endian bytes of output `index`, as the last run left them. One that is carried in place is in
+    /// the store of the run instead.
     pub fn output(&self, index: usize) -> &[u8] {
         let port = &self.plan.outputs[index];
-        self.arena.slice(self.plan.buffers[port.buffer.index()].offset, port.ty.bytes())
+        let place = &self.plan.buffers[port.buffer.index()];
+        assert_eq!(place.memory, Memory::Arena, "output {index} is in the store of the run");
+        self.arena.slice(place.offset, port.ty.bytes())
     }
 
     /// Output `index` as f32; the output must be f32.
@@ -256,6 +360,19 @@ impl Session {
     /// # Errors
     /// [`Error::Input`] if one is missing, unknown or of another size.
     pub fn write_inputs(&mut self, inputs: &[(&str, &[u8])]) -> Result<(), Error> {
+        if let Some(Carried { name, .. }) = self.carried.first() {
+            let reason = "stays from run to run; run on a store, with `run_on`".to_string();
+            return Err(Error::Input { name: name.to_string(), reason });
+        }
+        self.write_to_arena(inputs, &InputStore::new())
+    }
+
+    /// Writes the inputs that are in the arena, from `inputs` or else from `store`.
+    fn write_to_arena(
+        &mut self,
+        inputs: &[(&str, &[u8])],
+        store: &InputStore,
+    ) -> Result<(), Error> {
         let error = |name: &str, reason: String| Error::Input { name: name.to_string(), reason };
         if let Some((name, _)) = inputs.iter().find(|(name, _)| self.port(name).is_none()) {
             let known: Vec<&str> = self.plan.inputs.iter().map(|port| &*port.name).collect();
@@ -265,17 +382,21 @@ impl Session {
             ));
         }
         for port in &self.plan.inputs {
-            let (_, bytes) = inputs
-                .iter()
-                .find(|(name, _)| *name == &*port.name)
+            let place = &self.plan.buffers[port.buffer.index()];
+            if place.memory == Memory::Carried {
+                continue;
+            }
+            let given = inputs.iter().find(|(name, _)| *name == &*port.name);
+            let bytes = given
+                .map(|(_, bytes)| *bytes)
+                .or_else(|| store.get(&port.name))
                 .ok_or_else(|| error(&port.name, format!("missing, expected {}", port.ty)))?;
             if bytes.len() != port.ty.bytes() {
                 let reason =
                     format!("{} bytes, expected {} for {}", bytes.len(), port.ty.bytes(), port.ty);
                 return Err(error(&port.name, reason));
             }
-            let offset = self.plan.buffers[port.buffer.index()].offset;
-            self.arena.slice_mut(offset, bytes.len()).copy_from_slice(bytes);
+            self.arena.slice_mut(place.offset, bytes.len()).copy_from_slice(bytes);
         }
         self.has_inputs = true;
         Ok(())
@@ -284,4 +405,43 @@ impl Session {
     fn port(&self, name: &str) -> Option<&Port> {
         self.plan.inputs.iter().find(|port| *port.name == *name)
     }
+}
+
+impl Bound {
+    fn launch<'a>(&'a self, pool: &'a Pool) -> Launch<'a> {
+        let Bound { operands, result, scratch, .. } = self;
+        Launch { pool, operands, result: *result, scratch: *scratch }
+    }
+}
+
+/// What `plan` carries, and where it is used.
+fn carried(plan: &Plan) -> Vec<Carried> {
+    let mut uses: BTreeMap<BufferId, Vec<(usize, Option<usize>)>> = BTreeMap::new();
+    let is_carried = |buffer: BufferId| plan.buffers[buffer.index()].memory == Memory::Carried;
+    for (index, step) in plan.steps.iter().enumerate() {
+        for (position, operand) in step.operands.iter().enumerate() {
+            if let Place::Buffer(buffer) = operand.place
+                && is_carried(buffer)
+            {
+                uses.entry(buffer).or_default().push((index, Some(position)));
+            }
+        }
+        if is_carried(step.result) {
+            uses.entry(step.result).or_default().push((index, None));
+        }
+    }
+    let mut carried = Vec::with_capacity(plan.carries.len());
+    // Both are in the order of the inputs.
+    let mut carries = plan.carries.iter().peekable();
+    for port in &plan.inputs {
+        let Some(carry) = carries.next_if(|carry| carry.input == port.name) else { continue };
+        let is_copied = |output: &usize| plan.outputs[*output].buffer != port.buffer;
+        carried.push(Carried {
+            name: Arc::clone(&port.name),
+            bytes: port.ty.bytes(),
+            uses: uses.remove(&port.buffer).unwrap_or_default(),
+            copied_from: carry.output.filter(is_copied),
+        });
+    }
+    carried
 }

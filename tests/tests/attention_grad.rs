@@ -1,5 +1,8 @@
 //! The kernel of `attention_grad` on sizes that its examples are too small for: several blocks of queries and of
-//! keys, several groups of head dims, and what is left of each.
+//! keys, several groups of head dims, several pairs to a task, and what is left of each.
+//!
+//! Tolerances: f32 as for other kernels. In bf16 weights and gradients of scores are rounded where pairs of bf16
+//! are multiplied, each as large an error as the rounding of the result.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic anywhere")]
 
 use std::collections::BTreeMap;
@@ -18,13 +21,19 @@ struct Case {
     is_masked: bool,
 }
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 9] = [
     Case { batch: 1, sq: 130, sk: 200, heads: 2, d: 72, is_masked: false },
     Case { batch: 2, sq: 37, sk: 97, heads: 1, d: 16, is_masked: true },
     Case { batch: 3, sq: 16, sk: 16, heads: 2, d: 72, is_masked: false },
     Case { batch: 1, sq: 65, sk: 96, heads: 1, d: 130, is_masked: true },
     Case { batch: 2, sq: 1, sk: 3, heads: 3, d: 1, is_masked: false },
     Case { batch: 1, sq: 100, sk: 1, heads: 1, d: 64, is_masked: false },
+    // Over time: many short sequences.
+    Case { batch: 40, sq: 16, sk: 16, heads: 2, d: 72, is_masked: false },
+    // To captions of some lengths.
+    Case { batch: 2, sq: 130, sk: 120, heads: 2, d: 72, is_masked: true },
+    // Words that rows of head dims end in.
+    Case { batch: 3, sq: 33, sk: 99, heads: 1, d: 7, is_masked: true },
 ];
 
 fn graph(case: &Case, dtype: DType) -> Graph {

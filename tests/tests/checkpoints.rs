@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use compiler::{Checkpoints, check_plan, choose_checkpoints, recompute_where};
+use compiler::{Checkpoints, Plan, check_plan, choose_checkpoints, recompute_where};
 use kernels::{Isa, Pool};
-use models::config::Stdit2;
+use models::config::{AutoencoderKl, Stdit2};
+use models::vae::{self, FrameBucket};
 use models::{Bucket, stdit2};
 use ops::{Builder, DType, Graph, Rounding, Tensor, TensorType, ValueId, append_gradients, eval};
 use runtime::{Session, WeightStore};
@@ -145,10 +146,40 @@ fn stdit2_step(depth: usize) -> Graph {
     with_gradients(stdit2::graph(&config, &Bucket { guided: false, ..bucket }).unwrap())
 }
 
+/// An autoencoder's decoder.
+fn decoder_step() -> Graph {
+    let config = json!({
+        "in_channels": 3, "out_channels": 3, "latent_channels": 4, "norm_num_groups": 8,
+        "block_out_channels": [16, 32], "layers_per_block": 1,
+    });
+    let config = AutoencoderKl::from_json(&config).unwrap();
+    let bucket = FrameBucket { dtype: DType::F32, frames: 2, height: 7, width: 6 };
+    with_gradients(vae::decoder_graph(&config, &bucket).unwrap())
+}
+
+/// Steps of `plan` that run kernel `name`.
+fn n_steps(plan: &Plan, name: &str) -> usize {
+    plan.steps.iter().filter(|step| step.kernel.def().name() == name).count()
+}
+
 #[test]
-fn gradients_have_the_same_bits_at_every_budget() {
-    let graph = stdit2_step(2);
-    let given = given(&graph, 1);
+fn gradients_of_a_transformer_have_the_same_bits_at_every_budget() {
+    same_bits_at_every_budget(&stdit2_step(2));
+}
+
+#[test]
+fn gradients_of_a_decoder_have_the_same_bits_at_every_budget() {
+    let [all, least] = same_bits_at_every_budget(&decoder_step());
+    assert!(n_steps(&least, "conv") > n_steps(&all, "conv"));
+    for kernel in ["conv_input_grad", "conv_weight_grad"] {
+        assert!(n_steps(&all, kernel) > 10);
+        assert_eq!(n_steps(&least, kernel), n_steps(&all, kernel));
+    }
+}
+
+/// The plans without a limit and with the lowest that is possible.
+fn same_bits_at_every_budget(graph: &Graph) -> [Arc<Plan>; 2] {
+    let given = given(graph, 1);
     let target = target(Isa::detect(), 2);
     let pool = Arc::new(Pool::new(2).unwrap());
     let run = |memory: Option<usize>| {
@@ -169,15 +200,16 @@ fn gradients_have_the_same_bits_at_every_budget() {
     let (expected, all, _) = run(None);
     let smallest = compiler::compile_training(graph.clone(), &target, Some(0)).unwrap_err();
     let compiler::Error::Memory { smallest, weights, .. } = smallest else { panic!("{smallest}") };
-    let mut before = 0;
-    for share in [3, 2, 1] {
+    let (mut before, mut last) = (0, Arc::clone(&all));
+    for share in [3, 2, 1, 0] {
         let memory = smallest + (all.held_bytes() - smallest) * share / 4;
         let (found, plan, added) = run(Some(memory));
         assert!(plan.held_bytes() <= memory, "{} of {memory}", plan.held_bytes());
         assert!(added >= before, "{share}: {added} after {before}");
         assert!(plan.arena_bytes <= all.arena_bytes && weights > 0);
         assert!(found == expected, "{share}");
-        before = added;
+        (before, last) = (added, plan);
     }
     assert!(before > 0);
+    [all, last]
 }

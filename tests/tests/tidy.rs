@@ -29,10 +29,12 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("models/media", &[]),
     ("models/pipeline", &["checkpoint", "diffusion", "models", "runtime", "text"]),
     ("models/training", &["checkpoint", "diffusion", "models", "runtime"]),
+    ("models/training/run", &["data", "pipeline", "training"]),
     ("models/kino", EVERYTHING),
     ("benches", EVERYTHING),
     ("tests", EVERYTHING),
     ("tests/cuda", EVERYTHING),
+    ("tests/judge", EVERYTHING),
 ];
 
 const EVERYTHING: &[&str] = &["everything"];

@@ -71,6 +71,7 @@ fn operands(op: &Op, args: &[&TensorType], out: &TensorType, split: Split) -> Op
     };
     match op {
         Op::LayerNorm(_) | Op::RmsNorm(_) => (axis + 1 < rank).then(|| vec![same]),
+        Op::NormGrad(_) => (axis + 1 < rank).then(|| vec![same, same]),
         Op::Softmax(op) => (axis != op.axis).then(|| vec![same]),
         Op::Matmul(op) => {
             let of_b = if axis + 2 < rank { aligned(args[1])? } else { Along::Whole };

@@ -14,6 +14,7 @@ use std::cmp::Reverse;
 
 use ops::{Graph, ValueId};
 
+use crate::plan::Carry;
 use crate::recompute::{Drops, Facts, Program};
 
 /// How many bytes that are moved weigh as much as a FLOP: they tell apart what computes nothing.
@@ -59,7 +60,12 @@ impl Checkpoints {
 /// Makes again what it takes for at most `budget` live bytes. Where that cannot be, the result is the
 /// smallest that was found.
 pub fn choose_checkpoints(graph: &Graph, budget: usize) -> Checkpoints {
-    let facts = Facts::of(graph);
+    choose_checkpoints_beside(graph, budget, &[])
+}
+
+/// [`choose_checkpoints`] where carried inputs, and the outputs that are written over them, are not in the arena.
+pub fn choose_checkpoints_beside(graph: &Graph, budget: usize, carries: &[Carry]) -> Checkpoints {
+    let facts = Facts::beside(graph, carries);
     let mut drops = Drops::new();
     let mut program = facts.program(&drops);
     let mut best = (usize::MAX, Drops::new());

@@ -1,4 +1,5 @@
-//! A convolution with what is done to its input on the way in and to its result on the way out.
+//! A convolution with what is done to its input on the way in and to its result on the way out; its gradient
+//! with respect to the input with the latter.
 //!
 //! Prologue: at most one `group_norm`, then elementwise ops that vary with the norm's result alone,
 //! then at most one doubling of height and width (reshape, broadcast, reshape). The normalized, the
@@ -20,7 +21,8 @@ pub(crate) const PASS: Pass = Pass {
 
 fn run(graph: &Graph) -> Graph {
     let mut grouping = Grouping::new(graph);
-    let is_conv = |&value: &ValueId| matches!(graph.op(value), Some(Op::Conv(_)));
+    let is_conv =
+        |&value: &ValueId| matches!(graph.op(value), Some(Op::Conv(_) | Op::ConvInputGrad(_)));
     let mut groups = Vec::new();
     // From the end, so that of a chain of sums each convolution takes its own: the first one would
     // take them all, and have the results of all others as operands.
@@ -37,7 +39,9 @@ fn run(graph: &Graph) -> Graph {
     }
     // After all epilogues, which are computed once for each element; halos compute prologues again.
     for mut group in groups {
-        grow_prologue(&grouping, &mut group);
+        if let Some(Op::Conv(_)) = graph.op(group.anchor) {
+            grow_prologue(&grouping, &mut group);
+        }
         grouping.claim(&group, |value| is_view(graph, value));
         grouping.commit(group);
     }

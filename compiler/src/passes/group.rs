@@ -346,30 +346,6 @@ impl<'a> Grouping<'a> {
     }
 }
 
-/// Groups of kind `kind` around every op that `is_anchor` picks, with the elementwise ops on its
-/// result.
-pub(super) fn fuse_with_epilogue(
-    graph: &Graph,
-    kind: &'static str,
-    is_anchor: impl Fn(ValueId) -> bool,
-) -> Graph {
-    let mut grouping = Grouping::new(graph);
-    let mut groups = Vec::new();
-    for anchor in graph.values().filter(|&value| is_anchor(value)) {
-        let mut group = Group::around(kind, anchor);
-        grouping.grow_forward(&mut group, |value| grouping.is_epilogue_of(anchor, value));
-        grouping.claim(&group, |_| false);
-        groups.push(group);
-    }
-    for mut group in groups {
-        let result = group.result;
-        grouping.grow_sides(&mut group, result);
-        grouping.claim(&group, |_| false);
-        grouping.commit(group);
-    }
-    grouping.into_graph()
-}
-
 /// Functions that a table counts as one FLOP but that take many instructions.
 fn is_function(op: &Op) -> bool {
     use ops::defs::scalar::ScalarFn;

@@ -1,11 +1,13 @@
 //! Algebra on elementwise ops. Every rule keeps the value of each element, up to two things that it
-//! may improve: two roundings may become one (`x * a * b` as `x * (a b)`), and a zero may lose its
-//! sign (`x + 0`). Nothing is assumed about elements: `x - x` and `x * 0` stay, because of infinities
+//! may improve: two roundings may become one (`x * a * b` as `x * (a b)`), and a zero may lose or keep
+//! its sign (`x + 0`). Nothing is assumed about elements: `x - x` and `x * 0` stay, because of infinities
 //! and NaN.
 //!
 //! What it builds is kept canonical and constants in it are folded, so one run is enough.
 
 use ops::defs::binary::Binary;
+use ops::defs::concat::Concat;
+use ops::defs::pad::Pad;
 use ops::defs::scalar::{Scalar, ScalarFn};
 use ops::defs::unary::Unary;
 use ops::{Data, Graph, Op, Tensor, ValueId};
@@ -104,6 +106,9 @@ fn binary(r: &mut Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> Option<Va
             _ => {}
         }
     }
+    if let (Binary::Add, Some(joined)) = (op, join_pads(r, x, y)) {
+        return Some(joined);
+    }
     let negated = |r: &Rewriter<'_>, value: ValueId| match r.op(value) {
         Some(Op::Unary(Unary::Neg)) => Some(r.arg(value, 0)),
         _ => None,
@@ -115,6 +120,37 @@ fn binary(r: &mut Rewriter<'_>, op: Binary, x: ValueId, y: ValueId) -> Option<Va
         (Binary::Mul | Binary::Div, Some(x), Some(y)) => Some(r.append(op, &[x, y])),
         _ => integer_identity(r, op, x, y),
     }
+}
+
+/// The sum of two parts of one value, each padded with zeros where the other is, as gradients of slices
+/// are: the parts side by side, which need not be added.
+fn join_pads(r: &mut Rewriter<'_>, x: ValueId, y: ValueId) -> Option<ValueId> {
+    if r.shape(x) != r.shape(y) {
+        return None;
+    }
+    let padded = |value: ValueId| match r.op(value) {
+        Some(Op::Pad(pad)) => Some((pad.clone(), r.arg(value, 0))),
+        _ => None,
+    };
+    let (a, b) = (padded(x)?, padded(y)?);
+    let axis_of = |pad: &Pad| {
+        let mut axes = (0..pad.low.len()).filter(|&axis| pad.low[axis] + pad.high[axis] > 0);
+        axes.next().filter(|_| axes.next().is_none())
+    };
+    let axis = axis_of(&a.0).filter(|&axis| axis_of(&b.0) == Some(axis))?;
+    let ((lower, first), (upper, second)) =
+        if a.0.low[axis] < b.0.low[axis] { (a, b) } else { (b, a) };
+    if lower.low[axis] + r.shape(first)[axis] != upper.low[axis] {
+        return None;
+    }
+    // Parts that were joined before stay parts of one concat.
+    let parts = |value: ValueId| match r.op(value) {
+        Some(Op::Concat(concat)) if concat.axis == axis => r.graph().node(value).args.clone(),
+        _ => vec![value],
+    };
+    let parts = [parts(first), parts(second)].concat();
+    let joined = r.append(Concat { axis }, &parts);
+    Some(r.append(Pad { low: lower.low, high: upper.high }, &[joined]))
 }
 
 /// `x + 0`, `x - 0`, `x * 1`, `x / 1` and `x * 0` of integers, where the result has the dims of the

@@ -6,9 +6,14 @@
 //! All six products are the register tile of `attention`: queries are lanes where weights are made, head dims
 //! where keys and values collect over queries. Masked keys are left out and get zeros.
 //!
-//! Arithmetic is f32, whatever the type of the operands. Roofline: the multiply-add units, less one
-//! exponential per score and pass. One task is a (batch, head) pair, and its sums follow the order of queries,
-//! so bytes do not depend on threads.
+//! Arithmetic: f32, or, where the operands are bf16 and the CPU has the instruction, products of bf16 pairs
+//! summed in f32. A word has two neighbors of the axis that a product sums over, so keys are packed in words of
+//! head dims for the scores and in words of two keys for the gradients of queries, both once per pair; weights
+//! and gradients of scores are rounded to bf16 while they are in registers. The softmax and all sums stay in f32.
+//!
+//! Roofline: the multiply-add units, less one exponential per score and pass; memory for short sequences, of
+//! which a task has many. The sums of a (batch, head) pair follow the order of queries, so bytes do not depend
+//! on threads.
 
 use ops::{Attr, DType, Op};
 
@@ -23,18 +28,28 @@ use crate::{Isa, Layout};
 use super::attention_grad_area::worker_bytes;
 use super::attention_grad_task::Task;
 use super::attention_softmax::MAX_VECTORS;
+use super::matmul_tile::Words;
 use super::shared::Shared;
+
+/// Tasks to aim at: enough to share evenly, few enough that the next pair is mostly of the same task.
+const TASKS: usize = 32;
+/// Largest rows of a pair that are asked for while the pair before it is worked on: they lie in the
+/// second-level cache beside those in use.
+const AHEAD_BYTES: usize = 128 << 10;
 
 /// Gradients of attention.
 #[derive(Clone, Debug)]
 pub struct AttentionGrad {
     isa: Isa,
+    pub(super) words: Words,
     pub(super) scale: f64,
     pub(super) sq: usize,
     pub(super) sk: usize,
     pub(super) d: usize,
     /// Queries, keys, values, the attention's result, its cotangent.
     pub(super) rows: [HeadRows; 5],
+    /// Which of them lie in memory as words along D.
+    pub(super) stored: [bool; 5],
     pub(super) mask: Option<Side>,
     pub(super) result: Layout,
     /// One row per (batch, head) pair: of the result, queries, keys, values and the mask.
@@ -66,15 +81,21 @@ impl AttentionGrad {
         if !result.dtype.is_float() || result.strides[rank - 1] != 1 && result.shape[rank - 1] > 1 {
             return None;
         }
+        let words = match site.target.isa.bf16_dot() {
+            Some(dot) if site.body.ty(args[0]).dtype() == DType::Bf16 => Words::Bf16Pairs(dot),
+            _ => Words::F32,
+        };
         let [q, k, v, out, grad] = &rows;
         Some(AttentionGrad {
             isa: site.target.isa,
+            words,
             scale: op.scale,
             sq: q.layout.shape[rank - 3],
             sk: k.layout.shape[rank - 3],
             d: q.layout.shape[rank - 1],
             pairs: pairs(&result, [&q.layout, &k.layout, &v.layout], &mask, &None)?,
             out_pairs: pairs(&result, [&out.layout, &grad.layout, &v.layout], &None, &None)?,
+            stored: std::array::from_fn(|operand| rows[operand].are_words(words)),
             rows,
             mask,
             result,
@@ -95,11 +116,29 @@ impl AttentionGrad {
         self.sq.div_ceil(self.lanes()).min(self.most_vectors()) * self.lanes()
     }
 
+    /// Words of a row of head dims.
+    pub(super) fn depth(&self) -> usize {
+        self.d.div_ceil(self.words.depths())
+    }
+
     /// Vectors of the groups that head dims are split into.
     pub(super) fn groups(&self) -> impl Iterator<Item = usize> + use<> {
         let vectors = self.d.div_ceil(self.lanes());
         let n_groups = vectors.div_ceil(self.most_vectors());
         (0..n_groups).map(move |group| (vectors + group) / n_groups)
+    }
+
+    /// Pairs of one task: whole batch entries where there are many, because heads share cache lines.
+    pub(super) fn task_pairs(&self) -> usize {
+        let heads = self.result.shape[self.result.rank() - 2];
+        let pairs = self.pairs.n_rows().div_ceil(TASKS);
+        if pairs < heads { pairs } else { pairs / heads * heads }
+    }
+
+    /// Whether rows of the next pair are asked for early.
+    pub(super) fn looks_ahead(&self) -> bool {
+        let elements = (3 * self.sq + 2 * self.sk) * self.d;
+        elements * self.result.dtype.size() <= AHEAD_BYTES
     }
 }
 
@@ -111,7 +150,7 @@ impl KernelDef for AttentionGrad {
     fn tunables(&self) -> Vec<(&'static str, Attr)> {
         vec![
             ("queries", Attr::Int(self.block() as i64)),
-            ("words", Attr::Str(DType::F32.to_string())),
+            ("words", Attr::Str(self.words.dtype().to_string())),
         ]
     }
 
@@ -121,8 +160,9 @@ impl KernelDef for AttentionGrad {
 
     unsafe fn run(&self, launch: &Launch<'_>) {
         let shared = Shared::new(launch);
-        launch.pool.run(self.pairs.n_rows(), &|pair, worker| {
-            dispatch(self.isa, Task { kernel: self, shared, pair, worker });
+        let tasks = self.pairs.n_rows().div_ceil(self.task_pairs());
+        launch.pool.run(tasks, &|item, worker| {
+            dispatch(self.isa, Task { kernel: self, shared, item, worker });
         });
     }
 }

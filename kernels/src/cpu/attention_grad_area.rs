@@ -5,31 +5,36 @@ use super::attention_grad::AttentionGrad;
 use super::attention_rows::padded;
 use super::shared::{Shared, aligned};
 
-/// A worker's scratch, all f32.
+/// A worker's scratch. Words are those of the products: one f32, or two bf16 of the axis that is named.
 #[derive(Clone, Copy)]
 pub(super) struct Area {
-    /// `[Sk, D]`: of the keys that take part.
+    /// `[Sk, D]` in words of head dims: of the keys that take part.
     pub(super) keys: *mut f32,
     pub(super) values: *mut f32,
-    /// `[Sk, D]` by groups of head dims, `[Sk, lanes of the group]` each.
+    /// `[Sk, D]` in words of keys; where a word is one element, the keys.
+    pub(super) key_pairs: *mut f32,
+    /// `[Sk, D]` by groups of head dims, `[Sk, lanes of the group]` each, f32.
     pub(super) by_keys: *mut f32,
     pub(super) by_values: *mut f32,
-    /// `[D, block]`: queries and cotangents, transposed.
+    /// `[D, block]` in words of head dims: queries and cotangents, transposed.
     pub(super) queries: *mut f32,
     pub(super) grads: *mut f32,
-    /// `[block, D]` by groups, as those of keys.
+    /// `[block, D]` in words of queries, by groups as those of keys.
     pub(super) query_rows: *mut f32,
     pub(super) grad_rows: *mut f32,
-    /// `[D, block]`: gradients of the queries.
+    /// `[D, block]`, f32: gradients of the queries; before, the attention's result in words of head dims.
     pub(super) by_queries: *mut f32,
-    /// `[KEY_BLOCK, block]`: weights, then their gradients.
+    /// `[KEY_BLOCK, block]` in words of queries: weights.
     pub(super) weights: *mut f32,
+    /// `[KEY_BLOCK, block]` in words of keys: gradients of scores.
     pub(super) by_scores: *mut f32,
-    /// `[block]` each.
+    /// The same in words of queries; where a word is one element, the same part.
+    pub(super) by_score_rows: *mut f32,
+    /// `[block]` each, f32.
     pub(super) reference: *mut f32,
     pub(super) sum: *mut f32,
     pub(super) delta: *mut f32,
-    /// `[block, D]`: rows on their way.
+    /// `[block, D]`: rows on their way, in f32 or in words of head dims.
     pub(super) rows: *mut f32,
     /// `[D]`, whole vectors.
     pub(super) made: *mut f32,
@@ -37,24 +42,33 @@ pub(super) struct Area {
     pub(super) kept: *mut u32,
 }
 
+/// Parts of a worker's scratch.
+const PARTS: usize = 19;
+
 impl Area {
     /// Offsets of the parts, in the order of the fields, and the size of all.
-    fn layout(kernel: &AttentionGrad) -> ([usize; 17], usize) {
+    fn layout(kernel: &AttentionGrad) -> ([usize; PARTS], usize) {
         let (sk, d, block) = (kernel.sk, kernel.d, kernel.block());
+        let elements = kernel.words.depths();
+        let depth = kernel.depth();
         let whole = d.next_multiple_of(kernel.lanes());
-        let scores = KEY_BLOCK.min(sk) * block;
+        // An even number of keys, so that it is the same number of words of keys and of queries.
+        let scores = KEY_BLOCK.min(sk).next_multiple_of(2) * block / elements;
+        let second = |len: usize| if elements == 1 { 0 } else { len };
         let lens = [
-            sk * d,
-            sk * d,
+            sk * depth,
+            sk * depth,
+            second(sk.div_ceil(elements) * d),
             sk * whole,
             sk * whole,
-            d * block,
-            d * block,
-            block * whole,
-            block * whole,
+            depth * block,
+            depth * block,
+            block * whole / elements,
+            block * whole / elements,
             d * block,
             scores,
             scores,
+            second(scores),
             block,
             block,
             block,
@@ -62,7 +76,7 @@ impl Area {
             padded(d),
             sk,
         ];
-        let mut offsets = [0; 17];
+        let mut offsets = [0; PARTS];
         let mut end = 0;
         for (offset, len) in offsets.iter_mut().zip(lens) {
             *offset = end;
@@ -78,24 +92,27 @@ impl Area {
         // SAFETY: offsets are below `bytes`.
         let part =
             |i: usize| unsafe { shared.scratch().add(worker * bytes + offsets[i]).cast::<f32>() };
+        let is_single = kernel.words.depths() == 1;
         Area {
             keys: part(0),
             values: part(1),
-            by_keys: part(2),
-            by_values: part(3),
-            queries: part(4),
-            grads: part(5),
-            query_rows: part(6),
-            grad_rows: part(7),
-            by_queries: part(8),
-            weights: part(9),
-            by_scores: part(10),
-            reference: part(11),
-            sum: part(12),
-            delta: part(13),
-            rows: part(14),
-            made: part(15),
-            kept: part(16).cast(),
+            key_pairs: if is_single { part(0) } else { part(2) },
+            by_keys: part(3),
+            by_values: part(4),
+            queries: part(5),
+            grads: part(6),
+            query_rows: part(7),
+            grad_rows: part(8),
+            by_queries: part(9),
+            weights: part(10),
+            by_scores: part(11),
+            by_score_rows: if is_single { part(11) } else { part(12) },
+            reference: part(13),
+            sum: part(14),
+            delta: part(15),
+            rows: part(16),
+            made: part(17),
+            kept: part(18).cast(),
         }
     }
 }

@@ -1,23 +1,25 @@
 //! What becomes of a tile's sums in the gradients of attention, while they are in registers.
 
 use crate::simd::Simd;
-use crate::vec_math;
 
+use super::attention_grad_rows::load_elements;
+use super::attention_softmax::{Packed, store_words};
 use super::attention_tile::Finish;
 
 /// Scores to weights, with a known reference and sum.
 #[derive(Clone, Copy)]
-pub(super) struct WeighAgain {
+pub(super) struct WeighAgain<A> {
+    pub(super) arithmetic: A,
     /// Factor of the products, times log2 e.
     pub(super) factor: f32,
     /// `[lanes]` each: what scores are relative to, and what weights are multiplied with.
     pub(super) reference: *const f32,
     pub(super) scale: *const f32,
-    /// `[keys, lanes]`.
+    /// `[keys, lanes]` in words of lanes.
     pub(super) weights: *mut f32,
 }
 
-impl Finish for WeighAgain {
+impl<A: Packed> Finish for WeighAgain<A> {
     /// # Safety
     /// The pointers are valid for the rows and lanes that they are documented with.
     #[inline(always)]
@@ -34,8 +36,10 @@ impl Finish for WeighAgain {
                 // SAFETY: the caller's promise.
                 unsafe {
                     let x = s.mul_add(score, factor, s.neg(s.load(self.reference.add(lane))));
-                    let weight = s.mul(vec_math::exp2(s, x), s.load(self.scale.add(lane)));
-                    s.store(self.weights.add((row + r) * V * S::LANES + lane), weight);
+                    let weight = self.arithmetic.exp2(s, x);
+                    let weight = s.mul(weight, s.load(self.scale.add(lane)));
+                    let to = self.weights.add((row + r) * V * S::LANES / A::ELEMENTS);
+                    self.arithmetic.put(s, to, lane, weight, S::LANES);
                 }
             }
         }
@@ -44,17 +48,20 @@ impl Finish for WeighAgain {
 
 /// Gradients of weights to those of scores.
 #[derive(Clone, Copy)]
-pub(super) struct ByScores {
+pub(super) struct ByScores<A> {
+    pub(super) arithmetic: A,
     pub(super) scale: f32,
-    /// `[keys, lanes]`.
+    /// `[keys, lanes]` in words of lanes.
     pub(super) weights: *const f32,
     /// `[lanes]`: the sum of cotangent times result.
     pub(super) delta: *const f32,
-    /// `[keys, lanes]`.
+    /// `[keys, lanes]` in words of keys.
     pub(super) by_scores: *mut f32,
+    /// The same in words of lanes; not written where a word is one element.
+    pub(super) by_score_rows: *mut f32,
 }
 
-impl Finish for ByScores {
+impl<A: Packed> Finish for ByScores<A> {
     /// # Safety
     /// The pointers are valid for the rows and lanes that they are documented with.
     #[inline(always)]
@@ -62,19 +69,26 @@ impl Finish for ByScores {
         self,
         s: S,
         row: usize,
-        by_weights: [[S::F; V]; R],
+        mut by_weights: [[S::F; V]; R],
     ) {
         let scale = s.splat(self.scale);
-        for (r, by_weights) in by_weights.into_iter().enumerate() {
-            for (v, by_weight) in by_weights.into_iter().enumerate() {
-                let at = (row + r) * V * S::LANES + v * S::LANES;
+        for (r, by_weights) in by_weights.iter_mut().enumerate() {
+            for (v, by_weight) in by_weights.iter_mut().enumerate() {
+                let lane = v * S::LANES;
+                let at = (row + r) * V * S::LANES / A::ELEMENTS;
                 // SAFETY: the caller's promise.
                 unsafe {
-                    let difference = s.sub(by_weight, s.load(self.delta.add(v * S::LANES)));
-                    let weight = s.mul(s.load(self.weights.add(at)), scale);
-                    s.store(self.by_scores.add(at), s.mul(weight, difference));
+                    let weight = load_elements::<S, A>(s, self.weights.add(at), lane, S::LANES);
+                    let difference = s.sub(*by_weight, s.load(self.delta.add(lane)));
+                    *by_weight = s.mul(s.mul(weight, scale), difference);
+                    if A::ELEMENTS > 1 {
+                        let to = self.by_score_rows.add(at);
+                        self.arithmetic.put(s, to, lane, *by_weight, S::LANES);
+                    }
                 }
             }
         }
+        // SAFETY: the caller's promise.
+        unsafe { store_words(s, self.arithmetic, row, &by_weights, self.by_scores) };
     }
 }

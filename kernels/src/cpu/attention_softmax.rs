@@ -128,7 +128,7 @@ pub(super) struct Weigh<A> {
     pub(super) factor: f32,
     /// `[keys, lanes]`, times log2 e; null for none.
     pub(super) bias: *const f32,
-    /// `[keys, lanes]` in words.
+    /// `[keys, lanes]` in words; null where only reference and sum are asked for.
     pub(super) weights: *mut f32,
     /// `[lanes]`.
     pub(super) reference: *mut f32,
@@ -192,7 +192,9 @@ impl<A: Packed> Finish for Weigh<A> {
                 let to = self.sum.add(v * S::LANES);
                 s.store(to, s.add(s.load(to), sum));
             }
-            store_words(s, self.arithmetic, row, &scores, self.weights);
+            if !self.weights.is_null() {
+                store_words(s, self.arithmetic, row, &scores, self.weights);
+            }
         }
     }
 }
@@ -240,7 +242,8 @@ impl<A: Packed, const V: usize> SimdJob for Raise<'_, A, V> {
                 s.store(reference.add(lane), new);
                 let scale = vec_math::exp2(s, s.sub(old, new));
                 s.store(sum.add(lane), s.mul(s.load(sum.add(lane)), scale));
-                for words in 0..row.div_ceil(A::ELEMENTS) {
+                let rows = if weights.is_null() { 0 } else { row };
+                for words in 0..rows.div_ceil(A::ELEMENTS) {
                     let at = weights.add(words * V * S::LANES + lane);
                     let (low, high) = arithmetic.split(s, s.load(at));
                     s.store(at, arithmetic.join(s, s.mul(low, scale), s.mul(high, scale)));

@@ -70,29 +70,19 @@ pub(super) unsafe fn product<S, A, F, const V: usize, const ROWS: bool>(
         };
     }
     // Tile heights: as many sums as registers hold beside a row of B and one word of A. They are
-    // even, so that pairs of rows stay together; only the last row may be alone.
-    match (S::REGISTERS, V) {
-        (32, 1) => {
-            tiles!(16);
-        }
-        (32, 2) => {
-            tiles!(12);
-        }
-        (32, 3) => {
-            tiles!(8);
-        }
-        (32, _) => {
-            tiles!(6);
-        }
-        (16, 1) => {
-            tiles!(12);
-        }
-        _ => {
-            tiles!(6);
-        }
+    // even, so that pairs of rows stay together; only the last row may be alone. Constants, so that there
+    // is no code for other heights.
+    if const { S::REGISTERS == 32 && V == 1 } {
+        tiles!(16);
     }
-    if S::REGISTERS == 32 && V <= 2 {
+    if const { S::REGISTERS == 32 && V == 2 || S::REGISTERS == 16 && V == 1 } {
+        tiles!(12);
+    }
+    if const { S::REGISTERS == 32 && V <= 3 } {
         tiles!(8);
+    }
+    if const { S::REGISTERS == 32 && V > 3 || S::REGISTERS == 16 && V > 1 || S::REGISTERS < 16 } {
+        tiles!(6);
     }
     tiles!(4);
     tiles!(2);

@@ -13,7 +13,7 @@ use ops::Attr;
 use crate::kernel::{KernelDef, Launch, Packing, Site};
 use crate::program::{MAX_SLOTS, SlotPtr};
 use crate::simd::Simd;
-use crate::{Isa, Layout, Pool};
+use crate::{Isa, Layout, Pool, Target};
 
 use super::conv_direct::Direct;
 use super::conv_input::Input;
@@ -31,8 +31,9 @@ pub struct Conv {
     method: Method,
 }
 
+/// How it is computed.
 #[derive(Clone, Debug)]
-enum Method {
+pub(super) enum Method {
     Direct(Direct),
     Winograd(Box<Winograd>),
 }
@@ -46,7 +47,8 @@ pub(super) struct Spec {
     pub(super) output: [usize; SPATIAL],
     pub(super) kernel: [usize; SPATIAL],
     pub(super) stride: [usize; SPATIAL],
-    pub(super) pad_low: [usize; SPATIAL],
+    /// Zeros before the first element; where negative, elements that are left out.
+    pub(super) pad_low: [isize; SPATIAL],
     pub(super) columns: usize,
     result: Layout,
     epilogue: Elementwise,
@@ -63,6 +65,17 @@ pub(super) struct Weight {
     whole: Layout,
     /// Whether it is packed at load; else every run packs it.
     pub(super) is_packed: bool,
+    /// Whether taps count from the last one.
+    is_flipped: bool,
+}
+
+/// Where the window goes, by spatial axis.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    pub(super) output: [usize; SPATIAL],
+    pub(super) kernel: [usize; SPATIAL],
+    pub(super) stride: [usize; SPATIAL],
+    pub(super) pad_low: [isize; SPATIAL],
 }
 
 impl Conv {
@@ -70,10 +83,7 @@ impl Conv {
     /// last the reshapes and the broadcast that double height and width.
     pub fn select(site: &Site<'_>) -> Option<Conv> {
         let spec = Spec::of(site)?;
-        let method = match Winograd::select(&spec, site.target) {
-            Some(winograd) => Method::Winograd(Box::new(winograd)),
-            None => Method::Direct(Direct::new(&spec, site.target)),
-        };
+        let method = Method::of(&spec, site.target);
         Some(Conv { spec: Box::new(spec), method })
     }
 
@@ -85,32 +95,89 @@ impl Conv {
     }
 }
 
+impl Method {
+    /// The faster one.
+    pub(super) fn of(spec: &Spec, target: &Target) -> Method {
+        match Winograd::select(spec, target) {
+            Some(winograd) => Method::Winograd(Box::new(winograd)),
+            None => Method::Direct(Direct::new(spec, target)),
+        }
+    }
+
+    pub(super) fn tunables(&self) -> Vec<(&'static str, Attr)> {
+        match self {
+            Method::Direct(direct) => direct.tunables(),
+            Method::Winograd(winograd) => winograd.tunables(),
+        }
+    }
+
+    pub(super) fn scratch_bytes(&self, spec: &Spec, threads: usize) -> usize {
+        match self {
+            Method::Direct(direct) => direct.scratch_bytes(spec, threads),
+            Method::Winograd(winograd) => winograd.scratch_bytes(spec, threads),
+        }
+    }
+
+    /// Runs.
+    ///
+    /// # Safety
+    /// As [`KernelDef::run`], after [`Input::prepare`].
+    pub(super) unsafe fn run(&self, spec: &Spec, pool: &Pool, shared: Shared<'_>) {
+        // SAFETY: passed on.
+        unsafe {
+            match self {
+                Method::Direct(direct) => direct.run(spec, pool, shared),
+                Method::Winograd(winograd) => winograd.run(spec, pool, shared),
+            }
+        }
+    }
+}
+
 impl Spec {
     fn of(site: &Site<'_>) -> Option<Spec> {
         let conv = ConvSite::of(site)?;
         let input = Input::of(site, &conv)?;
+        let ConvSite { output, kernel, stride, pad_low, .. } = conv;
+        let pad_low = pad_low.map(usize::cast_signed);
+        let places = Places { output, kernel, stride, pad_low };
         let ConvSite { weight: operand, weight_view: layout, epilogue, .. } = conv;
         let whole = site.operands[operand].clone();
         let is_packed = *site.is_param.get(operand)? && whole.is_dense() && whole.offset == 0;
-        let mut layouts = vec![site.result];
+        let weight = Weight { operand, layout, whole, is_packed, is_flipped: false };
+        Spec::new(site.target.isa, input, weight, places, site.result.clone(), epilogue)
+    }
+
+    /// `epilogue` of the convolution of `input` with `weight`, to `result`. `None` where the channels of
+    /// that are not contiguous.
+    pub(super) fn new(
+        isa: Isa,
+        input: Input,
+        weight: Weight,
+        places: Places,
+        result: Layout,
+        epilogue: Elementwise,
+    ) -> Option<Spec> {
+        let mut layouts = vec![&result];
         for leaf in &epilogue.leaves {
             let is_scratch = matches!(leaf.source, Source::Frontier(_));
-            layouts.push(if is_scratch { site.result } else { &leaf.layout });
+            layouts.push(if is_scratch { &result } else { &leaf.layout });
         }
-        let nest = Nest::with_row(&layouts, site.result.rank() - 1)?;
-        if nest.row_stride(0) != 1 && conv.columns > 1 {
+        let nest = Nest::with_row(&layouts, result.rank() - 1)?;
+        let columns = weight.layout.shape[0];
+        if nest.row_stride(0) != 1 && columns > 1 {
             return None;
         }
+        let Places { output, kernel, stride, pad_low } = places;
         Some(Spec {
-            isa: site.target.isa,
+            isa,
             input,
-            output: conv.output,
-            kernel: conv.kernel,
-            stride: conv.stride,
-            pad_low: conv.pad_low,
-            columns: conv.columns,
-            weight: Weight { operand, layout, whole, is_packed },
-            result: site.result.clone(),
+            weight,
+            output,
+            kernel,
+            stride,
+            pad_low,
+            columns,
+            result,
             epilogue,
             nest,
         })
@@ -178,10 +245,28 @@ impl Spec {
 }
 
 impl Weight {
+    /// `layout` of `[O, C, kernel..]`, a view of operand `operand`, which every run packs with its taps
+    /// from the last to the first.
+    #[cfg(feature = "training")]
+    pub(super) fn flipped(operand: usize, layout: Layout, whole: Layout) -> Weight {
+        Weight { operand, layout, whole, is_packed: false, is_flipped: true }
+    }
+
+    /// Elements from one channel to the next.
+    pub(super) fn channel_stride(&self) -> usize {
+        self.layout.strides[1]
+    }
+
+    /// Elements from one column to the next.
+    pub(super) fn column_stride(&self) -> usize {
+        self.layout.strides[0]
+    }
+
     /// Position of element `(column, channel, tap)`, taps counted row-major.
-    #[inline(always)]
-    pub(super) fn position(&self, column: usize, channel: usize, mut tap: usize) -> usize {
+    pub(super) fn position(&self, column: usize, channel: usize, tap: usize) -> usize {
         let Layout { shape, strides, offset, .. } = &self.layout;
+        let n_taps: usize = shape[2..].iter().product();
+        let mut tap = if self.is_flipped { n_taps - 1 - tap } else { tap };
         let mut at = offset + column * strides[0] + channel * strides[1];
         for axis in (2..shape.len()).rev() {
             at += tap % shape[axis] * strides[axis];
@@ -197,17 +282,11 @@ impl KernelDef for Conv {
     }
 
     fn tunables(&self) -> Vec<(&'static str, Attr)> {
-        match &self.method {
-            Method::Direct(direct) => direct.tunables(),
-            Method::Winograd(winograd) => winograd.tunables(),
-        }
+        self.method.tunables()
     }
 
     fn scratch_bytes(&self, threads: usize) -> usize {
-        match &self.method {
-            Method::Direct(direct) => direct.scratch_bytes(&self.spec, threads),
-            Method::Winograd(winograd) => winograd.scratch_bytes(&self.spec, threads),
-        }
+        self.method.scratch_bytes(&self.spec, threads)
     }
 
     fn packing(&self, operand: usize) -> Option<Packing> {
@@ -257,10 +336,7 @@ impl KernelDef for Conv {
         // SAFETY: passed on.
         unsafe {
             self.spec.input.prepare(launch.pool, shared, 0);
-            match &self.method {
-                Method::Direct(direct) => direct.run(&self.spec, launch.pool, shared),
-                Method::Winograd(winograd) => winograd.run(&self.spec, launch.pool, shared),
-            }
+            self.method.run(&self.spec, launch.pool, shared);
         }
     }
 }

@@ -16,12 +16,12 @@ use ops::{Attr, DType};
 
 use crate::Pool;
 use crate::kernel::Target;
-use crate::simd::dispatch;
+use crate::simd::{MAX_LANES, dispatch};
 
 use super::conv::Spec;
 use super::conv_direct_task::{Areas, Task};
 use super::matmul_pack::PanelShape;
-use super::matmul_tile::Words;
+use super::matmul_tile::{MAX_VECTORS, Words};
 use super::shared::{Shared, aligned};
 
 /// Most words of a block of the depth.
@@ -177,32 +177,58 @@ impl Direct {
     /// `dense` is the base of a buffer that holds the weight's layout; `packed` is writable for all
     /// panels.
     unsafe fn pack_panel(&self, spec: &Spec, panel: usize, dense: *const u8, packed: *mut u8) {
-        let (weight, size) = (&spec.weight, Self::packed_dtype(spec).size());
-        let step = self.words.depths();
+        // SAFETY: passed on.
+        unsafe {
+            if Self::packed_dtype(spec).size() == size_of::<u32>() {
+                self.pack_bits::<u32>(spec, panel, dense.cast(), packed.cast());
+            } else {
+                self.pack_bits::<u16>(spec, panel, dense.cast(), packed.cast());
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Direct::pack_panel`], for elements of as many bits as `T` has.
+    unsafe fn pack_bits<T: Copy + Default>(
+        &self,
+        spec: &Spec,
+        panel: usize,
+        dense: *const T,
+        packed: *mut T,
+    ) {
+        let (weight, step) = (&spec.weight, self.words.depths());
         let columns = self.columns(spec);
         let first = panel * self.panel.columns();
         let width = self.panel.vectors_of(panel, columns) * self.panel.lanes;
-        let start = first * self.depth(spec) * step;
-        let tap_depth = self.cell * step;
-        for k in 0..self.depth(spec) * step {
-            let channel = k % tap_depth;
-            for n in 0..width {
+        let valid = width.min(columns - first);
+        let (n_taps, tap_depth) = match self.form {
+            Form::TapColumns => (1, self.cell * step),
+            Form::Segments | Form::Patches => (spec.taps(), self.cell * step),
+        };
+        let mut starts = [0; MAX_LANES * MAX_VECTORS];
+        for tap in 0..n_taps {
+            for (n, start) in starts[..valid].iter_mut().enumerate() {
                 let column = first + n;
-                let (tap, column) = if self.form == Form::TapColumns {
-                    (column / spec.columns, column % spec.columns)
-                } else {
-                    (k / tap_depth, column)
+                *start = match self.form {
+                    Form::TapColumns => {
+                        weight.position(column % spec.columns, 0, column / spec.columns)
+                    }
+                    Form::Segments | Form::Patches => weight.position(column, 0, tap),
                 };
-                let is_inside = first + n < columns && channel < spec.input.channels;
-                // SAFETY: the element lies within the weight, the target within the panel.
+            }
+            for channel in 0..tap_depth {
+                let k = tap * tap_depth + channel;
+                let valid = if channel < spec.input.channels { valid } else { 0 };
+                let at = first * self.depth(spec) * step + k / step * width * step + k % step;
+                // SAFETY: elements lie within the weight and the panel; those at load need not be aligned.
                 unsafe {
-                    let at = start + (k / step * width + n) * step + k % step;
-                    let to = packed.add(at * size);
-                    if is_inside {
-                        let from = dense.add(weight.position(column, channel, tap) * size);
-                        std::ptr::copy_nonoverlapping(from, to, size);
-                    } else {
-                        std::ptr::write_bytes(to, 0, size);
+                    let from = dense.wrapping_add(channel * weight.channel_stride());
+                    let to = packed.add(at);
+                    for (n, start) in starts[..valid].iter().enumerate() {
+                        to.add(n * step).write_unaligned(from.add(*start).read_unaligned());
+                    }
+                    for n in valid..width {
+                        to.add(n * step).write_unaligned(T::default());
                     }
                 }
             }

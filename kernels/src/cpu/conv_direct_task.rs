@@ -6,6 +6,7 @@ use crate::simd::{Simd, SimdJob};
 use super::conv::{SPATIAL, Spec};
 use super::conv_direct::{Direct, Form};
 use super::conv_input::{Line, Reader};
+use super::lanes::store_bf16;
 use super::matmul_pack;
 use super::matmul_tile::{self, Tile, Words};
 use super::shared::Shared;
@@ -97,9 +98,8 @@ impl Task<'_> {
         let channels = spec.input.channels;
         let [height, width] = self.strip();
         let reader = Reader { shared: self.shared, norm_at: 0, program };
-        let corner = |axis: usize| {
-            (self.start[axis] * spec.stride[axis]) as isize - spec.pad_low[axis] as isize
-        };
+        let corner =
+            |axis: usize| (self.start[axis] * spec.stride[axis]) as isize - spec.pad_low[axis];
         for z in 0..spec.kernel[0] {
             for y in 0..height {
                 let place = Line {
@@ -283,25 +283,6 @@ impl Task<'_> {
                     spec.epilogue(s, self.shared, (position, 1), (0, n), row, n, program);
                 }
             }
-        }
-    }
-}
-
-/// Rounds `n` values to bf16.
-///
-/// # Safety
-/// `from` is readable and `to` writable for `n` values.
-#[inline(always)]
-unsafe fn store_bf16<S: Simd>(s: S, from: *const f32, n: usize, to: *mut u16) {
-    let mut i = 0;
-    // SAFETY: lanes below n.
-    unsafe {
-        while i + S::LANES <= n {
-            s.store_bf16(to.add(i), s.load(from.add(i)));
-            i += S::LANES;
-        }
-        if i < n {
-            s.store_bf16_n(to.add(i), s.load_n(from.add(i), n - i), n - i);
         }
     }
 }

@@ -7,6 +7,8 @@
 use ops::{DType, Op, ValueId};
 
 use crate::Pool;
+#[cfg(feature = "training")]
+use crate::conv_site::per_axis;
 use crate::conv_site::{ConvSite, SPATIAL};
 use crate::kernel::Site;
 use crate::program::{MAX_SLOTS, SlotPtr, load_f32};
@@ -96,6 +98,28 @@ impl Input {
             is_plain: is_read_of_operand(&code),
             code,
             strides,
+        })
+    }
+
+    /// `value` of the site's body, `[N, spatial.., C]`, if it is an operand as it is stored.
+    #[cfg(feature = "training")]
+    pub(super) fn stored(site: &Site<'_>, value: ValueId) -> Option<Input> {
+        let code = compile_elementwise(site.body, value, &[], site.operands)?.widened();
+        if !is_read_of_operand(&code) {
+            return None;
+        }
+        let ty = site.body.ty(value);
+        let [samples, spatial @ .., channels] = ty.shape() else { return None };
+        Some(Input {
+            samples: *samples,
+            dims: per_axis(spatial, 1),
+            channels: *channels,
+            dtype: ty.dtype(),
+            factor: [1; SPATIAL],
+            norm: None,
+            strides: vec![ConvSite::input_strides(&code.leaves[0].layout)],
+            code,
+            is_plain: true,
         })
     }
 

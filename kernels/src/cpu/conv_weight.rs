@@ -6,14 +6,13 @@
 
 use ops::DType;
 
-use crate::Pool;
 use crate::simd::{Simd, SimdJob, dispatch};
 
 use super::conv::Spec;
 use super::conv_factors::{CHUNK, Factor, weight_scale};
 use super::conv_transform::{Quad, Transform, weight_columns, weight_row};
 use super::conv_winograd::Winograd;
-use super::shared::{Shared, aligned};
+use super::shared::aligned;
 
 /// Taps of the kernel.
 const TAPS: usize = 9;
@@ -123,40 +122,61 @@ pub(super) fn scales_at(winograd: &Winograd, spec: &Spec, point: usize) -> usize
     plain_bytes(winograd, spec) + 4 * before
 }
 
-/// Packs the weight.
+/// Packs panel number `panel` of the weight.
 ///
 /// # Safety
-/// Operand 0 is the dense weight, the result writable for the packed one.
-pub(super) unsafe fn pack(winograd: &Winograd, spec: &Spec, shared: Shared<'_>, pool: &Pool) {
-    pool.run(winograd.panels(spec), &|panel, _| {
-        let weight = &spec.weight;
-        let size = weight.layout.dtype.size();
-        let first = panel * winograd.panel.columns();
-        // SAFETY: elements lie within the weight and the packed weight, where panels do not overlap.
+/// `dense` is the base of a buffer that holds the weight's layout; `packed` is writable for the packed
+/// weight.
+pub(super) unsafe fn pack_panel(
+    winograd: &Winograd,
+    spec: &Spec,
+    panel: usize,
+    dense: *const u8,
+    packed: *mut u8,
+) {
+    let first = panel * winograd.panel.columns();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let to = Panel::of(winograd, spec, panel, packed);
+        if to.dtype.size() == size_of::<u32>() {
+            copy_taps::<u32>(spec, first, &to, dense.cast());
+        } else {
+            copy_taps::<u16>(spec, first, &to, dense.cast());
+        }
+        if winograd.factors.is_scaled() {
+            let scales = scales_len(winograd, spec);
+            dispatch(spec.isa, Measure { panel: to, scales, algorithm: Quad });
+        }
+    }
+}
+
+/// Copies the taps of all channels for a panel whose first column is `first`, as bits of `T`.
+///
+/// # Safety
+/// As [`pack_panel`].
+unsafe fn copy_taps<T: Copy + Default>(spec: &Spec, first: usize, to: &Panel, dense: *const T) {
+    let weight = &spec.weight;
+    let taps: [usize; TAPS] = std::array::from_fn(|tap| weight.position(first, 0, tap));
+    let valid = to.width.min(spec.columns - first);
+    let packed = to.taps.cast_mut().cast::<T>();
+    for channel in 0..to.channels {
+        // SAFETY: elements lie within the weight and the panel; those at load need not be aligned.
         unsafe {
-            let packed = shared.result();
-            let to = Panel::of(winograd, spec, panel, packed);
-            for channel in 0..to.channels {
-                for tap in 0..TAPS {
-                    for n in 0..to.width {
-                        let at = (channel * TAPS + tap) * to.width + n;
-                        let to = to.taps.cast_mut().add(at * size);
-                        if first + n < spec.columns {
-                            let at = weight.position(first + n, channel, tap);
-                            let from = shared.operand(0).add(at * size);
-                            std::ptr::copy_nonoverlapping(from, to, size);
-                        } else {
-                            std::ptr::write_bytes(to, 0, size);
-                        }
-                    }
+            let packed = packed.add(channel * TAPS * to.width);
+            for n in 0..valid {
+                let at = channel * weight.channel_stride() + n * weight.column_stride();
+                for (tap, start) in taps.iter().enumerate() {
+                    let value = dense.add(start + at).read_unaligned();
+                    packed.add(tap * to.width + n).write_unaligned(value);
                 }
             }
-            if winograd.factors.is_scaled() {
-                let scales = scales_len(winograd, spec);
-                dispatch(spec.isa, Measure { panel: to, scales, algorithm: Quad });
+            for tap in 0..TAPS {
+                for n in valid..to.width {
+                    packed.add(tap * to.width + n).write_unaligned(T::default());
+                }
             }
         }
-    });
+    }
 }
 
 /// Finds the scales of a panel.

@@ -116,7 +116,7 @@ impl Winograd {
             && spec.pad_low[0] == 0
             && spec.output[0] == spec.input.dims[0];
         let is_wide = spec.input.channels.min(spec.columns) >= LEAST_CHANNELS;
-        if !is_3x3 || !is_wide || !spec.weight.is_packed {
+        if !is_3x3 || !is_wide {
             return None;
         }
         let is_doubled = spec.input.is_doubled();
@@ -202,13 +202,17 @@ impl Winograd {
         conv_weight::packing_name(self, spec)
     }
 
-    /// Packs the weight.
+    /// Packs the weight at load.
     ///
     /// # Safety
     /// Operand 0 is the dense weight, the result writable for the packed one.
     pub(super) unsafe fn pack(&self, spec: &Spec, shared: Shared<'_>, pool: &Pool) {
-        // SAFETY: passed on.
-        unsafe { conv_weight::pack(self, spec, shared, pool) }
+        pool.run(self.panels(spec), &|panel, _| {
+            // SAFETY: panels do not overlap.
+            unsafe {
+                conv_weight::pack_panel(self, spec, panel, shared.operand(0), shared.result());
+            }
+        });
     }
 
     /// Values from one tile to the next: an odd number of cache lines, so that neighbors do not
@@ -233,7 +237,9 @@ impl Winograd {
         let shared_points = if self.is_weight_shared { self.points() } else { 0 };
         let chunks = if self.factors.is_scaled() { spec.input.channels.div_ceil(CHUNK) } else { 0 };
         let points = self.points();
-        let v = aligned(self.input.scratch_bytes(threads));
+        let weight = aligned(self.input.scratch_bytes(threads));
+        let own = if spec.weight.is_packed { 0 } else { aligned(self.packed_bytes(spec)) };
+        let v = weight + own;
         let u = v + aligned(4 * points * v_point);
         let m = u + aligned(4 * shared_points * u_point);
         let scales = m + aligned(4 * points * m_point);
@@ -247,6 +253,7 @@ impl Winograd {
         let len = self.input.program_len().max(spec.epilogue_len());
         let worker_bytes = program - workers + aligned(4 * len);
         Areas {
+            weight,
             v,
             u,
             m,
@@ -273,6 +280,16 @@ impl Winograd {
     /// As [`crate::kernel::KernelDef::run`], after [`Input::prepare`].
     pub(super) unsafe fn run(&self, spec: &Spec, pool: &Pool, shared: Shared<'_>) {
         let areas = self.areas(spec, pool.threads());
+        if !spec.weight.is_packed {
+            pool.run(self.panels(spec), &|panel, _| {
+                // SAFETY: the weight's buffer holds its layout, the scratch the packed weight.
+                unsafe {
+                    let dense = shared.operand(spec.weight.operand);
+                    let packed = shared.scratch().add(areas.weight);
+                    conv_weight::pack_panel(self, spec, panel, dense, packed);
+                }
+            });
+        }
         let blocks = [0, 1].map(|axis| self.grid[axis].div_ceil(self.block[axis]));
         let in_plane = blocks[0] * blocks[1];
         let panels = self.panels(spec);

@@ -29,6 +29,8 @@ impl Block {
 
 /// Where things lie in the scratch: bytes; rows and points in words.
 pub(super) struct Areas {
+    /// The packed weight, where it is packed at each run.
+    pub(super) weight: usize,
     /// Transformed inputs, the transformed weight, sums.
     pub(super) v: usize,
     pub(super) u: usize,
@@ -110,6 +112,20 @@ impl Item<'_> {
         }
     }
 
+    /// The packed weight.
+    ///
+    /// # Safety
+    /// As [`Winograd::run`].
+    #[inline(always)]
+    unsafe fn packed(&self) -> *const u8 {
+        let weight = &self.spec.weight;
+        if weight.is_packed {
+            return self.shared.operand(weight.operand);
+        }
+        // SAFETY: the areas are within the scratch.
+        unsafe { self.shared.scratch().add(self.areas.weight) }
+    }
+
     /// Transformed inputs of a part of the block and a chunk of its channels.
     ///
     /// # Safety
@@ -136,7 +152,7 @@ impl Item<'_> {
         let [height, width] = dims.map(|tiles| (tiles - 1) * step + P);
         let corner = |axis: usize| {
             let tile = block.start[axis] + start[axis];
-            (tile * step) as isize - spec.pad_low[1 + axis] as isize
+            (tile * step) as isize - spec.pad_low[1 + axis]
         };
         // SAFETY: tiles lie within the block, lines within the worker's part of the scratch.
         unsafe {
@@ -209,7 +225,7 @@ impl Item<'_> {
         let words = SLICE / W::CHANNELS;
         // SAFETY: panels lie within the packed weight and within the area of the transformed one.
         unsafe {
-            let packed = self.shared.operand(spec.weight.operand);
+            let packed = self.packed();
             let u = self.shared.scratch().add(areas.u).cast::<f32>();
             let job = TransformWeight {
                 panel: Panel::of(winograd, spec, panel, packed),
@@ -261,7 +277,7 @@ impl Item<'_> {
         // SAFETY: the worker's part of the scratch holds a panel at a row of points.
         unsafe {
             let (u, _) = self.own();
-            let packed = self.shared.operand(spec.weight.operand);
+            let packed = self.packed();
             let job = TransformWeight {
                 panel: Panel::of(winograd, spec, panel, packed),
                 words: (0, winograd.depth(spec)),
@@ -308,7 +324,7 @@ impl Item<'_> {
             let v = scratch.add(areas.v).cast::<f32>().add(point * areas.v_point);
             let m = scratch.add(areas.m).cast::<f32>().add(point * areas.m_point);
             let row_scales = scratch.add(areas.scales).cast::<f32>().cast_const();
-            let packed = self.shared.operand(spec.weight.operand);
+            let packed = self.packed();
             let column_scales =
                 packed.wrapping_add(conv_weight::scales_at(winograd, spec, point)).cast::<f32>();
             for row in (0..n_tiles).step_by(tile_rows) {

@@ -252,10 +252,12 @@ unsafe fn store(dtype: DType, value: u64, ptr: *mut u8) {
         match dtype {
             DType::F32 => ptr.cast::<f32>().write_unaligned(f64::from_bits(value) as f32),
             DType::F16 => {
-                ptr.cast::<f16>().write_unaligned(f16::from_f64(f64::from_bits(value)));
+                ptr.cast::<f16>()
+                    .write_unaligned(f16::from_f64(dtype.round(f64::from_bits(value))));
             }
             DType::Bf16 => {
-                ptr.cast::<bf16>().write_unaligned(bf16::from_f64(f64::from_bits(value)));
+                ptr.cast::<bf16>()
+                    .write_unaligned(bf16::from_f64(dtype.round(f64::from_bits(value))));
             }
             DType::I64 => ptr.cast::<u64>().write_unaligned(value),
             DType::I32 => ptr.cast::<i32>().write_unaligned(value as i32),

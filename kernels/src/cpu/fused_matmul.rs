@@ -2,7 +2,7 @@
 //!
 //! Takes one product per body. Operand A may pass through a norm of its rows and elementwise code
 //! while it is packed; the result through elementwise code while it is in cache. A weight of rank 2
-//! is packed once at load, in its stored element type; any other B is packed in every run. Rows are
+//! is packed once at load, in its stored element type; any other B is packed in every run, part by part. Rows are
 //! numbered over all leading dims, so A, C and the operands may be strided views.
 
 use ops::{Attr, Graph, Op, ValueId};
@@ -12,7 +12,7 @@ use crate::kernel::{KernelDef, Launch, Packing, Site};
 use crate::pool::Pool;
 use crate::program::{Instr, MAX_SLOTS, Program};
 
-use super::matmul::{BOperand, BView, Matmul, MatmulBuffers, MatmulSpec};
+use super::matmul::{BOperand, BView, Caches, Matmul, MatmulBuffers, MatmulSpec};
 use super::matmul_rows::{Norm, RowView};
 use super::shared::Shared;
 use crate::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
@@ -90,7 +90,8 @@ impl FusedMatmul {
             epilogue_operands: epilogue_views,
             c: rows(site.result),
         });
-        let matmul = Matmul::new(spec, site.target.isa, site.target.l2_bytes).ok()?;
+        let caches = Caches { l2: site.target.l2_bytes, l3: site.target.l3_bytes };
+        let matmul = Matmul::new(spec, site.target.isa, caches).ok()?;
         let sources =
             |leaves: &[Leaf]| leaves[1..].iter().map(|leaf| leaf.source.clone()).collect();
         Some(FusedMatmul {

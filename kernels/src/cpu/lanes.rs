@@ -1,5 +1,7 @@
 //! Small loops over one row of f32.
 
+use ops::DType;
+
 use crate::simd::{Simd, prefetch_l2};
 
 /// `to = from`.
@@ -43,6 +45,25 @@ pub(crate) unsafe fn scale_to<S: Simd>(
         }
         if i < n {
             s.store_n(to.add(i), s.mul(s.load_n(from.add(i), n - i), factor), n - i);
+        }
+    }
+}
+
+/// Rounds `n` values to bf16.
+///
+/// # Safety
+/// `from` is readable and `to` writable for `n` values.
+#[inline(always)]
+pub(crate) unsafe fn store_bf16<S: Simd>(s: S, from: *const f32, n: usize, to: *mut u16) {
+    let mut i = 0;
+    // SAFETY: lanes below n.
+    unsafe {
+        while i + S::LANES <= n {
+            s.store_bf16(to.add(i), s.load(from.add(i)));
+            i += S::LANES;
+        }
+        if i < n {
+            s.store_bf16_n(to.add(i), s.load_n(from.add(i), n - i), n - i);
         }
     }
 }
@@ -99,6 +120,31 @@ pub(crate) unsafe fn load_from_bf16<S: Simd>(
     move |i, n| unsafe {
         if n == S::LANES { s.load_bf16(from.add(i)) } else { s.load_bf16_n(from.add(i), n) }
     }
+}
+
+/// Loads `n <= LANES` floats of type `dtype` as f32; zero behind them.
+///
+/// # Safety
+/// `from` is readable for the elements.
+#[inline(always)]
+pub(crate) unsafe fn load_as_f32<S: Simd>(s: S, dtype: DType, from: *const u8, n: usize) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (dtype, n == S::LANES) {
+            (DType::Bf16, true) => s.load_bf16(from.cast()),
+            (DType::Bf16, false) => s.load_bf16_n(from.cast(), n),
+            (DType::F16, true) => s.load_f16(from.cast()),
+            (DType::F16, false) => s.load_f16_n(from.cast(), n),
+            (_, true) => s.load(from.cast()),
+            (_, false) => s.load_n(from.cast(), n),
+        }
+    }
+}
+
+/// Words of pairs of bf16, exact: both are f32 that bf16 holds, `low` goes to the lower half.
+#[inline(always)]
+pub(crate) fn join_halves<S: Simd>(s: S, low: S::F, high: S::F) -> S::F {
+    s.or(s.shr::<16>(low), high)
 }
 
 /// Stores whole vectors of a row of f32.

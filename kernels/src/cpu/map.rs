@@ -3,9 +3,12 @@
 //!
 //! The iteration space is collapsed to as few axes as the layouts allow; the innermost is a row
 //! along which the result is contiguous, run by a [`Program`](crate::program::Program) in chunks
-//! that stay in L1. A group without arithmetic is a plain copy, tiled where it transposes. Integer
+//! that stay in L1; short rows that only differ in operands which lie as the result does run several as
+//! one, with what they share repeated in scratch. A group without arithmetic is a plain copy, tiled where it transposes. Integer
 //! arithmetic takes [`Exact`], slow and exact. Roofline: memory bandwidth, each operand read once
 //! and the result written once. Not used where a structured kernel takes the group as an epilogue.
+
+use std::ops::Range;
 
 use ops::Attr;
 
@@ -18,10 +21,12 @@ use super::copy::Copy;
 use super::exact::Exact;
 use super::shared::{Shared, aligned};
 use crate::body::{Elementwise, Leaf, compile_elementwise, operand_view};
-use crate::nest::Nest;
+use crate::nest::{Cursor, Nest};
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 14;
+/// Longest rows that are joined: for longer ones the way into a program does not count.
+const MAX_JOINED: usize = CHUNK / 4;
 
 /// An elementwise group or a copy.
 #[derive(Clone, Debug)]
@@ -46,6 +51,10 @@ struct Rows {
     rows_per_item: usize,
     /// Bytes of a result element.
     result_size: usize,
+    /// How many rows run as one.
+    joined: usize,
+    /// Leaves that joined rows share.
+    repeated: Vec<usize>,
 }
 
 impl Rows {
@@ -54,7 +63,9 @@ impl Rows {
             std::iter::once(result).chain(leaves.iter().map(|leaf| &leaf.layout)).collect();
         let nest = Nest::new(&layouts)?;
         let rows_per_item = (ITEM / nest.row_len()).max(1);
-        Some(Rows { nest, rows_per_item, result_size: result.dtype.size() })
+        let (joined, repeated) = joined_rows(&nest).unwrap_or((1, vec![]));
+        let result_size = result.dtype.size();
+        Some(Rows { nest, rows_per_item, result_size, joined, repeated })
     }
 
     /// Parts of one row; more than 1 only if an item is not more than one row.
@@ -65,6 +76,26 @@ impl Rows {
     fn n_items(&self) -> usize {
         self.segments() * self.nest.n_rows().div_ceil(self.rows_per_item)
     }
+}
+
+/// How many rows can run as one, and which leaves they share; layout 0 is the result, `1 + i` leaf `i`.
+fn joined_rows(nest: &Nest) -> Option<(usize, Vec<usize>)> {
+    let n = nest.row_len();
+    let axis = nest.rank().checked_sub(2)?;
+    let strides = |layout: usize| (nest.stride(axis, layout), nest.row_stride(layout));
+    if n > MAX_JOINED || strides(0) != (n, 1) {
+        return None;
+    }
+    let mut repeated = vec![];
+    for leaf in 0..nest.n_layouts() - 1 {
+        match strides(1 + leaf) {
+            (0, 0) => {}
+            (outer, 1) if outer == n => {}
+            (0, 1) => repeated.push(leaf),
+            _ => return None,
+        }
+    }
+    Some(((CHUNK / n).min(nest.dim(axis)), repeated))
 }
 
 impl Map {
@@ -96,9 +127,11 @@ impl Map {
     fn worker_bytes(&self) -> usize {
         match &self.code {
             Code::Copy { .. } => 0,
-            // A chunk of the result for rows that are not contiguous, then the program's scratch.
-            Code::Program { body, rows: _ } => {
-                aligned(CHUNK * 8) + aligned(4 * body.program.scratch_len())
+            // A chunk of the result for rows that are not contiguous, then the program's scratch, then
+            // what is repeated.
+            Code::Program { body, rows } => {
+                let program = aligned(4 * body.program.scratch_len());
+                (1 + rows.repeated.len()) * aligned(CHUNK * 8) + program
             }
             Code::Exact { body, rows: _ } => aligned(body.scratch_bytes()),
         }
@@ -130,6 +163,23 @@ impl KernelDef for Map {
             Code::Program { body, rows: _ } => body.may_alias(operand, &self.result),
             Code::Exact { body, rows: _ } => body.may_alias(operand, &self.result),
         }
+    }
+
+    fn elements(&self) -> Option<usize> {
+        match &self.code {
+            Code::Program { rows, .. } if rows.nest.rank() == 1 && self.result.is_dense() => {
+                Some(rows.nest.row_len())
+            }
+            Code::Copy { .. } | Code::Program { .. } | Code::Exact { .. } => None,
+        }
+    }
+
+    unsafe fn run_elements(&self, launch: &Launch<'_>, elements: Range<usize>, worker: usize) {
+        let Code::Program { body, rows } = &self.code else {
+            unreachable!("only programs say that they have elements");
+        };
+        let shared = Shared::new(launch);
+        dispatch(self.isa, ProgramPart { map: self, body, rows, shared, elements, worker });
     }
 
     unsafe fn run(&self, launch: &Launch<'_>) {
@@ -176,6 +226,11 @@ impl SimdJob for ProgramItem<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let ProgramItem { map, body, rows, shared, item, worker } = self;
+        if rows.joined > 1 {
+            // SAFETY: as below.
+            unsafe { self.run_joined(s) };
+            return;
+        }
         let program = &body.program;
         let size = map.result.dtype.size();
         // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts and
@@ -208,6 +263,109 @@ impl SimdJob for ProgramItem<'_> {
     }
 }
 
+impl ProgramItem<'_> {
+    /// Runs rows of a contiguous result, several as one.
+    ///
+    /// # Safety
+    /// As [`KernelDef::run`].
+    #[inline(always)]
+    unsafe fn run_joined<S: Simd>(&self, s: S) {
+        let ProgramItem { map, body, rows, shared, item, worker } = *self;
+        let Rows { nest, repeated, .. } = rows;
+        let (n, period) = (nest.row_len(), nest.dim(nest.rank() - 2));
+        let part = aligned(CHUNK * 8);
+        let last = nest.n_rows().min((item + 1) * rows.rows_per_item);
+        let mut row = item * rows.rows_per_item;
+        let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
+        // Which rows the repeated leaves were repeated for.
+        let mut known = None;
+        // SAFETY: positions of a nest lie within its layouts; scratch has one part per worker.
+        unsafe {
+            let own = shared.scratch().add(worker * map.worker_bytes());
+            let copies = own.add(part);
+            let scratch = copies.add(repeated.len() * part).cast::<f32>();
+            while row < last {
+                let count = rows.joined.min(last - row).min(period - row % period);
+                let cursor = nest.at(row);
+                for (i, leaf) in body.leaves.iter().enumerate() {
+                    let (at, stride) = (cursor.position(1 + i), nest.row_stride(1 + i));
+                    slots[i] = shared.slot(leaf, at, stride, std::ptr::null());
+                }
+                for (i, &leaf) in repeated.iter().enumerate() {
+                    let to = copies.add(i * part);
+                    let bytes = n * body.leaves[leaf].layout.dtype.size();
+                    if known != Some(row / period) {
+                        for copy in 0..rows.joined {
+                            let to = to.add(copy * bytes);
+                            std::ptr::copy_nonoverlapping(slots[leaf].ptr, to, bytes);
+                        }
+                    }
+                    slots[leaf].ptr = to.cast_const();
+                }
+                known = Some(row / period);
+                let dst = shared.result().add(cursor.position(0) * rows.result_size);
+                let slots = &slots[..body.leaves.len()];
+                body.program.run_row_in(s, count * n, slots, dst, scratch);
+                row += count;
+            }
+        }
+    }
+}
+
+/// Some elements of the only row, which is dense in the result.
+struct ProgramPart<'a> {
+    map: &'a Map,
+    body: &'a Elementwise,
+    rows: &'a Rows,
+    shared: Shared<'a>,
+    elements: Range<usize>,
+    worker: usize,
+}
+
+impl SimdJob for ProgramPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let ProgramPart { map, body, rows, shared, elements, worker } = self;
+        let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
+        // SAFETY: the caller of `KernelDef::run_elements` promises buffers that hold the layouts, elements of
+        // the result, and scratch with one part per worker.
+        unsafe {
+            let scratch = shared.scratch().add(worker * map.worker_bytes() + aligned(CHUNK * 8));
+            let cursor = rows.nest.at(0);
+            let dst = row_at(rows, &cursor, elements.start, &body.leaves, shared, &mut slots);
+            let slots = &slots[..body.leaves.len()];
+            body.program.run_row_in(s, elements.len(), slots, dst, scratch.cast::<f32>());
+        }
+    }
+}
+
+/// Lets `slots` read the leaves from element `start` of the cursor's row on; the result's address there.
+///
+/// # Safety
+/// The buffers of `shared` hold the layouts of `rows`, and the row has the element.
+#[inline(always)]
+unsafe fn row_at(
+    rows: &Rows,
+    cursor: &Cursor<'_>,
+    start: usize,
+    leaves: &[Leaf],
+    shared: Shared<'_>,
+    slots: &mut [SlotPtr; MAX_SLOTS],
+) -> *mut u8 {
+    let nest = &rows.nest;
+    for (i, leaf) in leaves.iter().enumerate() {
+        let stride = nest.row_stride(1 + i);
+        let position = cursor.position(1 + i) + start * stride;
+        // SAFETY: positions of a nest lie within its layouts.
+        slots[i] = unsafe { shared.slot(leaf, position, stride, std::ptr::null()) };
+    }
+    let position = cursor.position(0) + start * nest.row_stride(0);
+    // SAFETY: as above.
+    unsafe { shared.result().add(position * rows.result_size) }
+}
+
 /// Calls `row(dst, step of dst, slots, length)` for each row, or part of one, of item `item`.
 ///
 /// # Safety
@@ -227,20 +385,11 @@ unsafe fn for_each_row(
     let first = block * rows.rows_per_item;
     let last = nest.n_rows().min(first + rows.rows_per_item);
     let mut cursor = nest.at(first);
-    let result = shared.result();
     let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
     for _ in first..last {
-        for (i, leaf) in leaves.iter().enumerate() {
-            let stride = nest.row_stride(1 + i);
-            let position = cursor.position(1 + i) + start * stride;
-            // SAFETY: positions of a nest lie within its layouts.
-            slots[i] = unsafe { shared.slot(leaf, position, stride, std::ptr::null()) };
-        }
-        let step = nest.row_stride(0);
-        let position = cursor.position(0) + start * step;
-        // SAFETY: as above.
-        let dst = unsafe { result.add(position * rows.result_size) };
-        row(dst, step, &slots[..leaves.len()], len);
+        // SAFETY: the caller promises buffers that hold the layouts; the row has `start + len` elements.
+        let dst = unsafe { row_at(rows, &cursor, start, leaves, shared, &mut slots) };
+        row(dst, nest.row_stride(0), &slots[..leaves.len()], len);
         cursor.advance();
     }
 }

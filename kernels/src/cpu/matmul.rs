@@ -5,11 +5,12 @@
 //!
 //! One task computes a block of rows by a range of columns. It packs its rows of A into scratch
 //! that stays in the second-level cache, applying the prologue (norm of the row, then elementwise
-//! code) on the way in; walks the panels of B, each a strip of columns that was packed once; lets
+//! code) on the way in; walks the panels of B, each a strip of columns that was packed before; lets
 //! [`super::matmul_tile`] sum register tiles; and applies the epilogue to a group of panels while
 //! their sums are still in the second-level cache. While one block of a panel is multiplied, the
 //! next one is prefetched, so that B may come from memory. Few rows, as a caption has, are one
-//! block: they are packed once for all tasks, and B is read once.
+//! block: they are packed once for all tasks, and B is read once. How a run is cut, and what of an
+//! activation B is packed at a time, is decided in [`super::matmul_blocks`].
 //!
 //! Invariants: the depth is cut into blocks that depend on the depth alone, and every sum adds
 //! them in order, so the bytes of C depend neither on the number of threads nor on the block
@@ -26,8 +27,9 @@ use crate::simd::{MAX_LANES, dispatch, prefetch_l2};
 
 pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
 
-use super::matmul_pack::PanelShape;
-use super::matmul_rows::{PackRows, row_offsets};
+use super::matmul_blocks::{Block, BlockShape, GROUP_COLUMNS, PackedPanels, RunScratch};
+use super::matmul_pack::{DenseB, PanelShape};
+use super::matmul_rows::row_offsets;
 use super::matmul_task::{PackShared, Rows, Task};
 use super::matmul_tile::{self, Words};
 
@@ -37,13 +39,15 @@ const MAX_DEPTH_BLOCK: usize = 320;
 const DEPTH_BLOCKS_PER_PASS: usize = 4;
 /// Most tiles of a block of rows.
 const MAX_BLOCK_TILES: usize = 30;
-/// Columns the epilogue works on at a time: long enough to hide the cost of its instructions,
-/// short enough for the second-level cache.
-const GROUP_COLUMNS: usize = 384;
-/// Most columns of a task whose sums are kept through several passes over the depth.
-const MAX_TASK_COLUMNS: usize = 4608;
-/// Packed activations are made in batches of about this many bytes.
-const B_BATCH_BYTES: usize = 8 << 20;
+
+/// Caches that block sizes are chosen for, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Caches {
+    /// Second level, of a core.
+    pub l2: usize,
+    /// Last level, of all.
+    pub l3: usize,
+}
 
 /// Buffers of one run.
 #[derive(Clone, Copy, Debug)]
@@ -69,14 +73,14 @@ unsafe impl Sync for MatmulBuffers<'_> {}
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matmul {
     pub(super) spec: MatmulSpec,
-    isa: Isa,
+    pub(super) isa: Isa,
     pub(super) words: Words,
     /// The spec's, with a result of the type that words hold.
     pub(super) prologue: Option<Program>,
     pub(super) panel: PanelShape,
     /// M: rows of one batch entry.
     pub(super) n_rows: usize,
-    n_batch: usize,
+    pub(super) n_batch: usize,
     /// K in words.
     pub(super) n_words: usize,
     /// Rows of a full register tile.
@@ -87,33 +91,16 @@ pub struct Matmul {
     pub(super) depth_pass: usize,
     /// Most rows of a task.
     pub(super) block_rows: usize,
-}
-
-/// Byte offsets within a worker's scratch, and its size.
-pub(super) struct WorkerScratch {
-    pub(super) a: usize,
-    pub(super) sums: usize,
-    pub(super) b: usize,
-    pub(super) stats: usize,
-    pub(super) wide: usize,
-    pub(super) offsets: usize,
-    pub(super) program: usize,
-    bytes: usize,
-}
-
-/// How one run is split.
-#[derive(Clone, Copy)]
-struct Split {
-    row_blocks: usize,
-    column_ranges: usize,
+    /// What is multiplied at a time.
+    pub(super) block: BlockShape,
 }
 
 impl Matmul {
-    /// Checks `spec` and chooses block sizes for a second-level cache of `l2_bytes` per core.
+    /// Checks `spec` and chooses block sizes.
     ///
     /// # Errors
     /// [`Error::InvalidSpec`] if the parts of `spec` contradict each other.
-    pub fn new(spec: MatmulSpec, isa: Isa, l2_bytes: usize) -> Result<Self, Error> {
+    pub fn new(spec: MatmulSpec, isa: Isa, caches: Caches) -> Result<Self, Error> {
         spec.check()?;
         let b_dtype = match &spec.b {
             BOperand::Packed(dtype) => *dtype,
@@ -146,17 +133,17 @@ impl Matmul {
         };
         let most_blocks = DEPTH_BLOCKS_PER_PASS.min(n_blocks);
         // Where all rows can be one block in half of the cache, the depth of a pass gives way.
-        let one = (1..=most_blocks).rev().find(|&blocks| n_rows <= fit(l2_bytes / 2, blocks));
+        let one = (1..=most_blocks).rev().find(|&blocks| n_rows <= fit(caches.l2 / 2, blocks));
         let (blocks, block_rows) = match one.filter(|_| n_batch == 1) {
             Some(blocks) => (blocks, n_rows.next_multiple_of(tile_rows)),
             // Rows of A take a bit less than half of the cache; sums and panels share the rest.
             None => {
-                let rows = fit(l2_bytes * 9 / 20, most_blocks);
+                let rows = fit(caches.l2 * 9 / 20, most_blocks);
                 (most_blocks, rows.min(n_rows.next_multiple_of(tile_rows)))
             }
         };
         let depth_pass = depth_block * blocks;
-        Ok(Self {
+        let mut matmul = Self {
             spec,
             isa,
             words,
@@ -169,7 +156,10 @@ impl Matmul {
             depth_block,
             depth_pass,
             block_rows,
-        })
+            block: BlockShape { rows: n_rows, panels: 0, words: n_words },
+        };
+        matmul.block = matmul.choose_block(caches.l3);
+        Ok(matmul)
     }
 
     /// What it computes.
@@ -199,9 +189,7 @@ impl Matmul {
 
     /// Bytes of scratch a run on `threads` threads needs.
     pub fn scratch_bytes(&self, threads: usize) -> usize {
-        self.packed_batch_bytes() * self.batch_group()
-            + self.shared_a_bytes()
-            + threads.max(1) * self.worker_scratch().bytes
+        self.run_scratch(threads).bytes
     }
 
     fn dense_b(&self) -> Option<&BView> {
@@ -211,20 +199,9 @@ impl Matmul {
         }
     }
 
-    /// Bytes of one batch entry of B that is packed while running.
-    fn packed_batch_bytes(&self) -> usize {
-        match self.dense_b() {
-            Some(_) => self
-                .panel
-                .packed_bytes(self.spec.columns, self.spec.depth, self.words.dtype())
-                .next_multiple_of(64),
-            None => 0,
-        }
-    }
-
-    /// Batch entries whose B is packed at a time.
-    fn batch_group(&self) -> usize {
-        (B_BATCH_BYTES / self.packed_batch_bytes().max(1)).clamp(1, self.n_batch)
+    /// Whether B is packed while running.
+    pub(super) fn packs_b(&self) -> bool {
+        self.dense_b().is_some()
     }
 
     /// Whether A is packed once, whole, before the tasks: its rows are one block, which the task of
@@ -234,7 +211,7 @@ impl Matmul {
     }
 
     /// Bytes of A packed for all tasks.
-    fn shared_a_bytes(&self) -> usize {
+    pub(super) fn shared_a_bytes(&self) -> usize {
         if !self.shares_a() {
             return 0;
         }
@@ -242,7 +219,7 @@ impl Matmul {
     }
 
     /// Words of a row of A that are packed at a time.
-    fn packed_words(&self) -> usize {
+    pub(super) fn packed_words(&self) -> usize {
         if self.shares_a() { self.n_words } else { self.depth_pass.min(self.n_words) }
     }
 
@@ -256,74 +233,6 @@ impl Matmul {
         GROUP_COLUMNS / self.panel.columns()
     }
 
-    /// Elements from one row of sums to the next.
-    pub(super) fn sums_stride(&self) -> usize {
-        self.spec.columns.next_multiple_of(self.panel.lanes).min(GROUP_COLUMNS)
-    }
-
-    /// Whether sums of a whole task wait for the next pass over the depth.
-    pub(super) fn keeps_sums(&self) -> bool {
-        self.depth_pass < self.n_words
-    }
-
-    pub(super) fn worker_scratch(&self) -> WorkerScratch {
-        let mut bytes = 0;
-        let mut part = |n: usize| {
-            let start = bytes;
-            bytes += n.next_multiple_of(64);
-            start
-        };
-        let spec = &self.spec;
-        let groups = if self.keeps_sums() {
-            spec.columns.min(MAX_TASK_COLUMNS).div_ceil(GROUP_COLUMNS) + 1
-        } else {
-            1
-        };
-        let float = size_of::<f32>();
-        let program_len = spec.prologue.as_ref().map_or(0, Program::scratch_len);
-        let program_len = program_len.max(spec.epilogue.scratch_len());
-        let n_views = 2 + spec.prologue_operands.len() + spec.epilogue_operands.len();
-        WorkerScratch {
-            a: part(if self.shares_a() { 0 } else { self.block_rows * self.a_stride() * float }),
-            sums: part(groups * self.block_rows * self.sums_stride() * float),
-            b: part(self.depth_block * self.panel.columns() * float),
-            stats: part(self.block_rows * 2 * float),
-            wide: part(self.wide_len() * float),
-            offsets: part(self.block_rows * n_views * size_of::<usize>()),
-            program: part(program_len.max(PackRows::SCRATCH_LEN) * float),
-            bytes,
-        }
-    }
-
-    /// Elements of a row of A that are kept as f32 before they are rounded to words.
-    fn wide_len(&self) -> usize {
-        match self.words {
-            Words::F32 => 0,
-            Words::Bf16Pairs(_) => self.packed_words() * self.words.depths(),
-        }
-    }
-
-    /// Enough tasks to keep `threads` busy to the end, but no more: each packs its rows of A.
-    fn split(&self, threads: usize) -> Split {
-        let row_blocks = self.n_rows.div_ceil(self.block_rows);
-        // An even share for every thread, if there are many blocks.
-        let tiles = self.n_rows.div_ceil(self.tile_rows);
-        let row_blocks =
-            if row_blocks > 1 { row_blocks.next_multiple_of(threads).min(tiles) } else { 1 };
-        let groups = self.spec.columns.div_ceil(GROUP_COLUMNS);
-        let blocks = row_blocks * self.n_batch;
-        // The first block of a task's B is waited for, so tasks of few rows, which take little time
-        // for much of B, should be few.
-        let tasks = if self.shares_a() { 2 } else { 4 } * threads;
-        let wanted = if threads > 1 && blocks < tasks { tasks.div_ceil(blocks) } else { 1 };
-        let least =
-            if self.keeps_sums() { self.spec.columns.div_ceil(MAX_TASK_COLUMNS) } else { 1 };
-        // A range is a whole number of panels.
-        let panels = self.spec.columns.div_ceil(self.panel.columns());
-        let most = if wanted > groups { panels } else { groups };
-        Split { row_blocks, column_ranges: wanted.max(least).min(most.max(least)) }
-    }
-
     /// Computes C.
     ///
     /// # Safety
@@ -332,128 +241,153 @@ impl Matmul {
     /// else accesses C and the scratch meanwhile. C overlaps no operand, or has exactly the
     /// addresses of an epilogue operand of its element size.
     pub unsafe fn run(&self, pool: &Pool, buffers: &MatmulBuffers<'_>) {
-        let split = self.split(pool.threads());
-        let tasks_per_batch = split.row_blocks * split.column_ranges;
-        let packed_bytes = self.packed_batch_bytes();
+        let scratch = self.run_scratch(pool.threads());
         let group = self.batch_group();
-        let shared_a = group * packed_bytes;
-        let workers = shared_a + self.shared_a_bytes();
-        let worker_bytes = self.worker_scratch().bytes;
-        let panels = self.spec.columns.div_ceil(self.panel.columns());
-        if self.shares_a() {
-            let tiles = self.n_rows.div_ceil(self.tile_rows);
-            pool.run(tiles, &|tile, worker| {
-                // SAFETY: the caller's promise; tiles and scratch parts of workers are disjoint.
-                unsafe {
-                    let scratch = buffers.scratch.add(workers + worker * worker_bytes);
-                    let rows = self.row_range(tile, tiles);
-                    let rows = Rows { matmul: self, buffers, scratch, batch: 0, rows };
-                    let packed = buffers.scratch.add(shared_a).cast();
-                    dispatch(self.isa, PackShared { rows, packed });
-                    // What the worker probably multiplies first comes in meanwhile.
-                    let panel = self.first_panel(split, worker);
-                    let is_ready = self.spec.b == BOperand::Packed(self.words.dtype());
-                    if is_ready && panel < panels {
-                        let first = self.b_position(panel, 0);
-                        let block = self.depth_block * self.panel.columns();
-                        let piece = (block * pool.threads()).div_ceil(16 * tiles);
-                        let first = first / 16 + tile / pool.threads() * piece;
-                        (first..first + piece).for_each(|line| {
-                            prefetch_l2(buffers.b.wrapping_add(64 * line));
-                        });
-                    }
-                }
-            });
-        }
-        let mut first = 0;
-        while first < self.n_batch {
-            // Without packing there is no reason to stop between batch entries.
-            let len =
-                if packed_bytes == 0 { self.n_batch } else { group.min(self.n_batch - first) };
-            if let Some(view) = self.dense_b() {
-                pool.run(len * panels, &|item, _| {
-                    let mut offset = [0];
-                    row_offsets(
-                        &self.spec.batch,
-                        &view.batch_strides,
-                        first + item / panels,
-                        &mut offset,
-                    );
-                    // SAFETY: B covers its view; each item writes its own panel of scratch.
-                    unsafe {
-                        let dense = buffers.b.add((view.offset + offset[0]) * view.dtype.size());
-                        let packed = buffers.scratch.add(item / panels * packed_bytes);
-                        let (columns, depth) = (self.spec.columns, self.spec.depth);
-                        let strides = (view.depth_stride, view.column_stride);
-                        let types = (view.dtype, self.words.dtype());
-                        self.panel.pack(
-                            item % panels,
-                            columns,
-                            depth,
-                            dense,
-                            strides,
-                            packed,
-                            types,
-                        );
-                    }
-                });
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.shares_a() {
+                self.pack_shared_a(pool, buffers, &scratch);
             }
-            pool.run(len * tasks_per_batch, &|item, worker| {
-                let (entry, task) = (item / tasks_per_batch, item % tasks_per_batch);
-                // SAFETY: the caller's promise; scratch parts of workers are disjoint.
-                unsafe {
-                    let (b, widen) = match &self.spec.b {
-                        BOperand::Packed(dtype) => {
-                            (buffers.b, Some(*dtype).filter(|&dtype| dtype != self.words.dtype()))
-                        }
-                        BOperand::Dense(_) => {
-                            (buffers.scratch.add(entry * packed_bytes).cast_const(), None)
-                        }
-                    };
-                    let scratch = buffers.scratch.add(workers + worker * worker_bytes);
-                    let row_block = task / split.column_ranges;
-                    let column_range = task % split.column_ranges;
-                    let batch = first + entry;
-                    let rows = self.row_range(row_block, split.row_blocks);
-                    let task = Task {
-                        rows: Rows { matmul: self, buffers, scratch, batch, rows },
-                        shared_a: self
-                            .shares_a()
-                            .then(|| buffers.scratch.add(shared_a).cast_const().cast()),
-                        b,
-                        widen,
-                        panels: (
-                            self.first_panel(split, column_range),
-                            self.first_panel(split, column_range + 1),
-                        ),
-                        // Workers take turns, more or less.
-                        then: self.first_panel(split, column_range + pool.threads()),
-                    };
-                    dispatch(self.isa, task);
+            for first in (0..self.n_batch).step_by(group) {
+                let entries = (first, self.n_batch.min(first + group));
+                for block in self.blocks_of_run() {
+                    if let Some(view) = self.dense_b() {
+                        self.pack_block(pool, buffers, view, entries, &block);
+                    }
+                    self.multiply(pool, buffers, &scratch, entries, &block);
                 }
-            });
-            first += len;
+            }
         }
     }
 
-    /// The first panel of a range of columns; the number of panels behind the last range.
-    fn first_panel(&self, split: Split, column_range: usize) -> usize {
-        let panels = self.spec.columns.div_ceil(self.panel.columns());
-        panels * column_range.min(split.column_ranges) / split.column_ranges
-    }
-
-    /// Words from the start of the packed B to a depth of a panel.
-    #[inline(always)]
-    pub(super) fn b_position(&self, panel: usize, depth: usize) -> usize {
-        let width = self.panel.vectors_of(panel, self.spec.columns) * self.panel.lanes;
-        panel * self.panel.columns() * self.n_words + depth * width
-    }
-
-    /// Rows of one block; whole tiles, spread evenly.
-    fn row_range(&self, block: usize, blocks: usize) -> (usize, usize) {
+    /// Packs all rows of A for all tasks.
+    ///
+    /// # Safety
+    /// As [`Matmul::run`].
+    unsafe fn pack_shared_a(&self, pool: &Pool, buffers: &MatmulBuffers<'_>, scratch: &RunScratch) {
+        let worker_bytes = self.worker_scratch().bytes;
         let tiles = self.n_rows.div_ceil(self.tile_rows);
-        let bound = |block: usize| (tiles * block / blocks * self.tile_rows).min(self.n_rows);
-        (bound(block), bound(block + 1))
+        let block = Block {
+            rows: (0, self.n_rows),
+            panels: (0, self.n_panels()),
+            words: (0, self.n_words),
+        };
+        let split = self.split(pool.threads(), &block);
+        pool.run(tiles, &|tile, worker| {
+            // SAFETY: the caller's promise; tiles and scratch parts of workers are disjoint.
+            unsafe {
+                let rows = self.row_range(&block, tile, tiles);
+                let worker_scratch = buffers.scratch.add(scratch.workers + worker * worker_bytes);
+                let rows = Rows { matmul: self, buffers, scratch: worker_scratch, batch: 0, rows };
+                let packed = buffers.scratch.add(scratch.shared_a).cast();
+                dispatch(self.isa, PackShared { rows, packed });
+                // What the worker probably multiplies first comes in meanwhile.
+                let panel = self.first_panel(split, &block, worker);
+                let is_ready = self.spec.b == BOperand::Packed(self.words.dtype());
+                if is_ready && panel < block.panels.1 {
+                    let Block { panels, words, .. } = block;
+                    let b = PackedPanels { start: buffers.b, panels, words };
+                    let first = self.position(&b, panel, 0);
+                    let piece = self.depth_block * self.panel.columns();
+                    let piece = (piece * pool.threads()).div_ceil(16 * tiles);
+                    let first = first / 16 + tile / pool.threads() * piece;
+                    (first..first + piece).for_each(|line| {
+                        prefetch_l2(buffers.b.wrapping_add(64 * line));
+                    });
+                }
+            }
+        });
+    }
+
+    /// Packs the part of B that a block needs, for some batch entries.
+    ///
+    /// # Safety
+    /// As [`Matmul::run`].
+    unsafe fn pack_block(
+        &self,
+        pool: &Pool,
+        buffers: &MatmulBuffers<'_>,
+        view: &BView,
+        entries: (usize, usize),
+        block: &Block,
+    ) {
+        let panels = block.panels.1 - block.panels.0;
+        let step = self.words.depths();
+        pool.run((entries.1 - entries.0) * panels, &|item, _| {
+            let (entry, index) = (item / panels, item % panels);
+            let mut offset = [0];
+            let batch = entries.0 + entry;
+            row_offsets(&self.spec.batch, &view.batch_strides, batch, &mut offset);
+            // SAFETY: B covers its view; each item writes its own panel of scratch.
+            unsafe {
+                let dense = DenseB {
+                    start: buffers.b.add((view.offset + offset[0]) * view.dtype.size()),
+                    strides: (view.depth_stride, view.column_stride),
+                    columns: self.spec.columns,
+                    depth: (block.words.0 * step, self.spec.depth.min(block.words.1 * step)),
+                    dtype: view.dtype,
+                };
+                let start = index * self.panel.columns() * (block.words.1 - block.words.0);
+                let to = entry * self.packed_block_bytes() + start * size_of::<f32>();
+                let packed = buffers.scratch.add(to);
+                self.panel.pack(block.panels.0 + index, &dense, packed, self.words.dtype());
+            }
+        });
+    }
+
+    /// Multiplies a block for some batch entries, and ends what it ends.
+    ///
+    /// # Safety
+    /// As [`Matmul::run`]; B is packed.
+    unsafe fn multiply(
+        &self,
+        pool: &Pool,
+        buffers: &MatmulBuffers<'_>,
+        scratch: &RunScratch,
+        entries: (usize, usize),
+        block: &Block,
+    ) {
+        let split = self.split(pool.threads(), block);
+        let tasks = split.row_blocks * split.column_ranges;
+        let worker_bytes = self.worker_scratch().bytes;
+        pool.run((entries.1 - entries.0) * tasks, &|item, worker| {
+            let (entry, task) = (item / tasks, item % tasks);
+            let (row_block, range) = (task / split.column_ranges, task % split.column_ranges);
+            let rows = self.row_range(block, row_block, split.row_blocks);
+            let first_panel = |range: usize| self.first_panel(split, block, range);
+            // SAFETY: the caller's promise; scratch parts of workers, and sums of tasks, are disjoint.
+            unsafe {
+                let (start, widen) = match &self.spec.b {
+                    BOperand::Packed(dtype) => {
+                        (buffers.b, Some(*dtype).filter(|&dtype| dtype != self.words.dtype()))
+                    }
+                    BOperand::Dense(_) => {
+                        (buffers.scratch.add(entry * self.packed_block_bytes()).cast_const(), None)
+                    }
+                };
+                let worker_scratch = buffers.scratch.add(scratch.workers + worker * worker_bytes);
+                let sums = self.shares_sums().then(|| {
+                    let rows_before = (rows.0 - block.rows.0) * self.sums_stride();
+                    let at = range * self.range_len(split, block) + rows_before;
+                    buffers.scratch.add(scratch.sums).cast::<f32>().add(at)
+                });
+                let batch = entries.0 + entry;
+                let task = Task {
+                    rows: Rows { matmul: self, buffers, scratch: worker_scratch, batch, rows },
+                    shared_a: self
+                        .shares_a()
+                        .then(|| buffers.scratch.add(scratch.shared_a).cast_const().cast()),
+                    b: PackedPanels { start, panels: block.panels, words: block.words },
+                    widen,
+                    panels: (first_panel(range), first_panel(range + 1)),
+                    // Workers take turns, more or less.
+                    then: first_panel(range + pool.threads()),
+                    sums,
+                    sums_group: self.group_len(block),
+                };
+                dispatch(self.isa, task);
+            }
+        });
     }
 
     /// Bytes of a packed B.
@@ -512,7 +446,9 @@ impl Matmul {
             let (dense, packed) = pointers.get();
             // SAFETY: lengths were checked above.
             unsafe {
-                self.panel.pack(panel, columns, depth, dense, strides, packed, (dtype, dtype));
+                let dense = DenseB { start: dense, strides, columns, depth: (0, depth), dtype };
+                let start = self.panel.start(panel, depth) * dtype.size();
+                self.panel.pack(panel, &dense, packed.add(start), dtype);
             }
         });
         Ok(())

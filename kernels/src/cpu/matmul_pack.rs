@@ -13,11 +13,14 @@ use ops::DType;
 use crate::isa::Isa;
 use crate::simd::{Simd, SimdJob, dispatch, prefetch};
 
+use super::lanes::{join_halves, load_as_f32, prefetch_row};
 use super::matmul_tile::{self, Words};
 use super::transpose::transpose_in;
 
 /// Words of each column that are packed at a time, where the depth is contiguous: whole cache lines.
 const WORDS_AT_ONCE: usize = 64;
+/// How many depths ahead packing asks for, where each is a row of its own.
+const DEPTHS_AHEAD: usize = 16;
 
 /// Columns of a panel and depths of its words.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,48 +54,61 @@ impl PanelShape {
         columns.next_multiple_of(self.lanes) * depth.next_multiple_of(self.step) * dtype.size()
     }
 
-    /// Packs one panel from `dense`, with element `(k, n)` at `k * strides.0 + n * strides.1`.
-    /// `types` are those of the dense and of the packed elements.
+    /// Elements before panel `panel` of a B of this depth.
+    pub(super) fn start(self, panel: usize, depth: usize) -> usize {
+        panel * self.columns() * depth.next_multiple_of(self.step)
+    }
+
+    /// Packs one panel, of elements of type `dtype`.
     ///
     /// # Safety
-    /// `dense` is readable for all of B, `packed` (start of panel 0) writable for all panels.
-    #[allow(clippy::too_many_arguments, reason = "two matrices and their shape")]
-    pub(super) unsafe fn pack(
-        self,
-        panel: usize,
-        columns: usize,
-        depth: usize,
-        dense: *const u8,
-        strides: (usize, usize),
-        packed: *mut u8,
-        types: (DType, DType),
-    ) {
+    /// `dense` is readable for all of B, `packed` writable for the panel.
+    pub(super) unsafe fn pack(self, panel: usize, dense: &DenseB, packed: *mut u8, dtype: DType) {
         let first = panel * self.columns();
-        let width = self.vectors_of(panel, columns) * self.lanes;
-        let valid = width.min(columns - first);
-        let strip = Strip { depth, step: self.step, width, valid, strides };
+        let width = self.vectors_of(panel, dense.columns) * self.lanes;
+        let valid = width.min(dense.columns - first);
+        let DenseB { strides, depth: (from, to), .. } = *dense;
+        let strip = Strip { depth: to - from, step: self.step, width, valid, strides };
         // SAFETY: the caller's promise.
         unsafe {
-            let dense = dense.add(first * strides.1 * types.0.size());
-            let start = first * depth.next_multiple_of(self.step);
-            let packed = packed.add(start * types.1.size());
-            let words = size_of::<f32>() / types.1.size();
-            if types.0 == types.1
-                && self.step == words
+            let start = first * strides.1 + from * strides.0;
+            let dense_start = dense.start.add(start * dense.dtype.size());
+            let words = size_of::<f32>() / dtype.size();
+            let holds_words = self.step == words;
+            if dense.dtype == dtype
+                && holds_words
                 && strides.0 == 1
                 && strides.1.is_multiple_of(words)
             {
-                dispatch(self.isa, PackWords { strip, dense: dense.cast(), packed: packed.cast() });
+                let (dense, packed) = (dense_start.cast(), packed.cast());
+                dispatch(self.isa, PackWords { strip, dense, packed });
                 return;
             }
-            match types {
-                (DType::F32, _) => strip.copy::<f32, f32>(dense, packed, |x| x),
-                (DType::Bf16, DType::F32) => strip.copy(dense, packed, bf16::to_f32),
-                (DType::F16, DType::F32) => strip.copy(dense, packed, f16::to_f32),
-                _ => strip.copy::<u16, u16>(dense, packed, |x| x),
+            if holds_words && (strides.1 == 1 || valid == 1) {
+                let (dense, from, packed) = (dense_start, dense.dtype, packed.cast());
+                dispatch(self.isa, PackDepths { strip, dense, dtype: from, packed });
+                return;
+            }
+            match (dense.dtype, dtype) {
+                (DType::F32, _) => strip.copy::<f32, f32>(dense_start, packed, |x| x),
+                (DType::Bf16, DType::F32) => strip.copy(dense_start, packed, bf16::to_f32),
+                (DType::F16, DType::F32) => strip.copy(dense_start, packed, f16::to_f32),
+                _ => strip.copy::<u16, u16>(dense_start, packed, |x| x),
             }
         }
     }
+}
+
+/// B in memory, the part of its depth that is to be packed.
+pub(super) struct DenseB {
+    /// Element `(0, 0)`.
+    pub(super) start: *const u8,
+    /// From one depth to the next, and from one column to the next, in elements.
+    pub(super) strides: (usize, usize),
+    pub(super) columns: usize,
+    /// First and one past the last; the first starts a word.
+    pub(super) depth: (usize, usize),
+    pub(super) dtype: DType,
 }
 
 /// The part of B that becomes one panel.
@@ -148,6 +164,52 @@ impl Strip {
                 let first = if k < self.depth { self.valid } else { 0 };
                 for n in first..self.width {
                     packed.add(at(k, n)).write_unaligned(U::default());
+                }
+            }
+        }
+    }
+}
+
+/// Packs a strip whose columns are neighbors in B, depth by depth.
+struct PackDepths {
+    strip: Strip,
+    dense: *const u8,
+    dtype: DType,
+    packed: *mut f32,
+}
+
+impl SimdJob for PackDepths {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PackDepths { strip, dense, dtype, packed } = self;
+        let Strip { depth, step, width, valid, strides } = strip;
+        let row_bytes = strides.0 * dtype.size();
+        // SAFETY: as `PanelShape::pack`; rows of the strip lie within B, words within the panel.
+        unsafe {
+            for (word, k) in (0..depth).step_by(step).enumerate() {
+                let row = dense.add(k * row_bytes);
+                for ahead in 0..step {
+                    let next = row.wrapping_add((DEPTHS_AHEAD + ahead) * row_bytes);
+                    prefetch_row(next, valid * dtype.size());
+                }
+                for v in (0..width).step_by(S::LANES) {
+                    let n = S::LANES.min(valid.saturating_sub(v));
+                    if n == 0 {
+                        s.store(packed.add(word * width + v), s.splat(0.0));
+                        continue;
+                    }
+                    let load = |row: *const u8| load_as_f32(s, dtype, row.add(v * dtype.size()), n);
+                    let low = load(row);
+                    let words = if step == 1 {
+                        low
+                    } else if k + 1 < depth {
+                        join_halves(s, low, load(row.add(row_bytes)))
+                    } else {
+                        s.shr::<16>(low)
+                    };
+                    s.store(packed.add(word * width + v), words);
                 }
             }
         }

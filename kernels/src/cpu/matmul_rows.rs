@@ -9,6 +9,7 @@ use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32, store};
 use crate::simd::{MAX_LANES, Simd};
 
 use super::lanes::{each, load_from, load_from_bf16};
+use super::matmul_across::PackAcross;
 use super::matmul_tile::Words;
 
 /// A matrix whose rows are numbered over several dims; strides and offset count elements.
@@ -103,13 +104,15 @@ pub(super) struct PackRows<'a> {
     pub(super) wide: *mut f32,
     /// At least [`PackRows::SCRATCH_LEN`] values, and what the prologue needs.
     pub(super) scratch: *mut f32,
+    /// The word that the first call is from.
+    pub(super) begin: usize,
 }
 
 impl PackRows<'_> {
     /// Least length of `scratch`.
     pub(super) const SCRATCH_LEN: usize = CHUNK;
 
-    /// Packs words `from..to` of each row; the first call must be with `from` zero.
+    /// Packs words `from..to` of each row; the first call must be from `begin` on.
     ///
     /// # Safety
     /// All pointers are valid for what is read and written; `packed` for `n_rows` rows, `stride`
@@ -123,7 +126,13 @@ impl PackRows<'_> {
         packed: *mut f32,
         stride: usize,
     ) {
+        // SAFETY: there are offsets of all rows.
+        if unsafe { self.lie_across(n_rows) } {
+            s.outline(PackAcross { rows: self, n_rows, words: (from, to), packed, stride });
+            return;
+        }
         let step = self.words.depths();
+        let is_first = from == self.begin;
         let (from, padded) = (from * step, to * step);
         let n = padded.min(self.depth) - from;
         let dtype = self.words.dtype();
@@ -137,8 +146,9 @@ impl PackRows<'_> {
                 let wide = if dtype == DType::F32 { packed } else { self.wide };
                 slots[0] = self.view.slot(self.a, row_offset, from);
                 if let Some(norm) = self.norm {
-                    if from == 0 {
-                        *self.stats.add(row) = self.row_stats(s, norm, slots[0]);
+                    if is_first {
+                        let whole = self.view.slot(self.a, row_offset, 0);
+                        *self.stats.add(row) = self.row_stats(s, norm, whole);
                     }
                     self.normalize(s, *self.stats.add(row), slots[0], n, wide);
                     slots[0] = SlotPtr { ptr: wide.cast_const().cast(), stride: 1 };

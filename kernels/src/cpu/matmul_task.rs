@@ -6,7 +6,8 @@ use ops::DType;
 use crate::program::SlotPtr;
 use crate::simd::{Simd, SimdJob};
 
-use super::matmul::{Matmul, MatmulBuffers, WorkerScratch};
+use super::matmul::{Matmul, MatmulBuffers};
+use super::matmul_blocks::{PackedPanels, WorkerScratch};
 use super::matmul_pack;
 use super::matmul_rows::{PackRows, row_offsets};
 use super::matmul_tile::{self, Tile};
@@ -34,14 +35,17 @@ pub(super) struct Task<'a> {
     pub(super) rows: Rows<'a>,
     /// A as [`PackShared`] packed it; without it, the task packs its own rows.
     pub(super) shared_a: Option<*const f32>,
-    /// Packed B.
-    pub(super) b: *const u8,
+    pub(super) b: PackedPanels,
     /// The half type that packed B is widened from; `None` if it is what tiles read.
     pub(super) widen: Option<DType>,
     /// First and one past the last.
     pub(super) panels: (usize, usize),
     /// The panel at which this worker probably goes on with the next task; past the last for none.
     pub(super) then: usize,
+    /// Sums of its rows and first panels, where they wait for the next block; else they are the worker's.
+    pub(super) sums: Option<*mut f32>,
+    /// From those of one group of panels to the next.
+    pub(super) sums_group: usize,
 }
 
 /// The block of a panel that is multiplied now; the depth counts words.
@@ -104,6 +108,7 @@ impl Rows<'_> {
             stats: stats.cast(),
             wide,
             scratch,
+            begin: 0,
         }
     }
 }
@@ -144,12 +149,20 @@ impl SimdJob for Task<'_> {
             let program_scratch = self.rows.scratch.add(layout.program).cast::<f32>();
             let offsets = self.rows.write_offsets(&layout);
             let c_offsets = offsets.add((1 + spec.prologue_operands.len()) * matmul.block_rows);
-            let pack = self.rows.packing(&layout, offsets);
+            let (begin, end) = self.b.words;
+            let pack = PackRows { begin, ..self.rows.packing(&layout, offsets) };
             let group_panels = matmul.group_panels();
-            let group_len = matmul.block_rows * matmul.sums_stride();
-            let mut pass_start = 0;
-            while pass_start < matmul.n_words {
-                let pass_end = (pass_start + matmul.depth_pass).min(matmul.n_words);
+            let (all_sums, group_len) = match self.sums {
+                Some(sums) => (sums, self.sums_group),
+                None => {
+                    let group_len = matmul.block_rows * matmul.sums_stride();
+                    let sums = self.rows.scratch.add(layout.sums).cast::<f32>();
+                    (sums, if matmul.keeps_sums() { group_len } else { 0 })
+                }
+            };
+            let mut pass_start = begin;
+            while pass_start < end {
+                let pass_end = (pass_start + matmul.depth_pass).min(end);
                 let a = match self.shared_a {
                     Some(a) => a.add(self.rows.rows.0 * matmul.a_stride() + pass_start),
                     None => {
@@ -162,9 +175,7 @@ impl SimdJob for Task<'_> {
                 let mut group = 0;
                 while group_start < self.panels.1 {
                     let group_end = (group_start + group_panels).min(self.panels.1);
-                    let slot = if matmul.keeps_sums() { group } else { 0 };
-                    let sums = self.rows.scratch.add(layout.sums).cast::<f32>();
-                    let sums = sums.add(slot * group_len);
+                    let sums = all_sums.add(group * group_len);
                     for panel in group_start..group_end {
                         let column = (panel - group_start) * matmul.panel.columns();
                         let mut start = pass_start;
@@ -175,10 +186,10 @@ impl SimdJob for Task<'_> {
                                 (panel, start + depth)
                             } else if panel + 1 < self.panels.1 {
                                 (panel + 1, pass_start)
-                            } else if pass_end < matmul.n_words {
+                            } else if pass_end < end {
                                 (self.panels.0, pass_end)
                             } else {
-                                (self.then, 0)
+                                (self.then, begin)
                             };
                             let a = a.add(start - pass_start);
                             self.multiply(s, &layout, &block, next, n_rows, a, sums.add(column));
@@ -220,10 +231,10 @@ impl Task<'_> {
         let spec = &matmul.spec;
         let vectors = matmul.panel.vectors_of(block.panel, spec.columns);
         let size = self.widen.map_or(size_of::<f32>(), DType::size);
-        let position = |panel: usize, depth: usize| matmul.b_position(panel, depth) * size;
+        let position = |panel: usize, word: usize| matmul.position(&self.b, panel, word) * size;
         // SAFETY: positions are those of packed panels; `b` scratch holds a block of a full panel.
         unsafe {
-            let packed = self.b.add(position(block.panel, block.depth_start));
+            let packed = self.b.start.add(position(block.panel, block.depth_start));
             let b = match self.widen {
                 None => packed.cast::<f32>(),
                 Some(dtype) => {
@@ -234,9 +245,9 @@ impl Task<'_> {
                 }
             };
             // The next block comes in piece by piece, one piece with each tile.
-            let is_panel = next.0 * matmul.panel.columns() < spec.columns;
+            let is_panel = next.0 < self.b.panels.1;
             let next_block =
-                if is_panel { self.b.wrapping_add(position(next.0, next.1)) } else { packed };
+                if is_panel { self.b.start.wrapping_add(position(next.0, next.1)) } else { packed };
             let piece = block.depth / 4 * 64;
             let next_bytes = block.depth * vectors * S::LANES * size;
             let mut row = 0;

@@ -228,12 +228,18 @@ unsafe fn row<S: Simd>(s: S, norm: &Norm, shared: Shared<'_>, cursor: &Cursor<'_
     }
 }
 
-/// Writes the norm of `x` to `y`.
+/// Writes the norm of `x` to `y`; returns what it multiplied with last.
 ///
 /// # Safety
 /// Both have `n` values; they are the same or do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn normalize<S: Simd>(s: S, norm: RowNorm, x: *const f32, n: usize, y: *mut f32) {
+pub(crate) unsafe fn normalize<S: Simd>(
+    s: S,
+    norm: RowNorm,
+    x: *const f32,
+    n: usize,
+    y: *mut f32,
+) -> S::F {
     // SAFETY: passed on.
     unsafe {
         match norm {
@@ -267,6 +273,7 @@ pub(crate) unsafe fn normalize<S: Simd>(s: S, norm: RowNorm, x: *const f32, n: u
                     #[inline(always)]
                     |x| s.mul(s.sub(s.sub(x, high), low), scale),
                 );
+                scale
             }
             RowNorm::Rms { eps } => {
                 let squares = sum_of(
@@ -285,6 +292,7 @@ pub(crate) unsafe fn normalize<S: Simd>(s: S, norm: RowNorm, x: *const f32, n: u
                     #[inline(always)]
                     |x| s.mul(x, scale),
                 );
+                scale
             }
             RowNorm::Softmax => {
                 let max = s.splat(max_of(s, x, n));
@@ -313,6 +321,7 @@ pub(crate) unsafe fn normalize<S: Simd>(s: S, norm: RowNorm, x: *const f32, n: u
                     #[inline(always)]
                     |y| s.mul(y, scale),
                 );
+                scale
             }
         }
     }

@@ -4,6 +4,8 @@
 
 use crate::simd::{MAX_LANES, Simd};
 
+use super::lanes::load_from;
+
 /// A running sum and what its roundings lost, in each lane.
 #[derive(Clone, Copy)]
 pub(crate) struct Sum<S: Simd> {
@@ -58,26 +60,37 @@ pub(crate) unsafe fn sum_of<S: Simd>(
     n: usize,
     f: impl Fn(S::F) -> S::F,
 ) -> f64 {
+    // SAFETY: passed on.
+    let x = unsafe { load_from(s, x) };
+    sum_each(
+        s,
+        n,
+        #[inline(always)]
+        |i, count| f(x(i, count)),
+    )
+}
+
+/// Sum of the `n` values that `f(i, count)` has in its first lanes, `count` from `i` on.
+#[inline(always)]
+pub(crate) fn sum_each<S: Simd>(s: S, n: usize, f: impl Fn(usize, usize) -> S::F) -> f64 {
     let mut sums = [Sum::zero(s); 2];
     let mut i = 0;
-    // SAFETY: lanes below n.
-    unsafe {
-        while i + 2 * S::LANES <= n {
-            sums[0].add(s, f(s.load(x.add(i))));
-            sums[1].add(s, f(s.load(x.add(i + S::LANES))));
-            i += 2 * S::LANES;
-        }
-        let mut tail = 0.0;
-        while i < n {
-            let count = S::LANES.min(n - i);
-            // Lanes behind the end hold zeros, of which `f` may make something else.
-            let mut lanes = [0f32; MAX_LANES];
-            s.store(lanes.as_mut_ptr(), f(s.load_n(x.add(i), count)));
-            tail += lanes[..count].iter().map(|&x| f64::from(x)).sum::<f64>();
-            i += count;
-        }
-        sums[0].total(s) + sums[1].total(s) + tail
+    while i + 2 * S::LANES <= n {
+        sums[0].add(s, f(i, S::LANES));
+        sums[1].add(s, f(i + S::LANES, S::LANES));
+        i += 2 * S::LANES;
     }
+    let mut tail = 0.0;
+    while i < n {
+        let count = S::LANES.min(n - i);
+        let mut lanes = [0f32; MAX_LANES];
+        // SAFETY: the array holds MAX_LANES >= LANES values.
+        unsafe { s.store(lanes.as_mut_ptr(), f(i, count)) };
+        // Lanes behind the end may hold anything.
+        tail += lanes[..count].iter().map(|&x| f64::from(x)).sum::<f64>();
+        i += count;
+    }
+    sums[0].total(s) + sums[1].total(s) + tail
 }
 
 /// Largest of `n` values; negative infinity of none.

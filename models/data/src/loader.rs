@@ -173,7 +173,27 @@ impl Loading {
         stop: &AtomicBool,
     ) -> Result<Sample> {
         let shape = self.buckets.shape(batch.bucket);
-        let rows = batch.rows_of_bucket;
+        let (sample, instead) = batch.read_or_replace(&self.buckets, row, |index| {
+            self.settings.read(&self.table.rows()[index], index, shape, self.epoch.index(), stop)
+        })?;
+        replaced.extend(instead);
+        Ok(sample)
+    }
+}
+
+impl Batch<'_> {
+    /// What `read` makes of `row`, or of the first row of its bucket after it of which it makes something, as
+    /// many as upstream tries; and what was replaced then. `buckets` are those of the epoch.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] where none of them can be read, and interrupts.
+    pub fn read_or_replace<T>(
+        &self,
+        buckets: &Buckets,
+        row: u32,
+        mut read: impl FnMut(usize) -> Result<T>,
+    ) -> Result<(T, Option<Replaced>)> {
+        let rows = self.rows_of_bucket;
         let start = rows.iter().position(|&other| other == row).unwrap_or(0);
         let mut first_reason = None;
         let mut n_tried = 0;
@@ -181,18 +201,11 @@ impl Loading {
         for index in rows[start..].iter().chain(&rows[..start]).take(1 + MAX_TRIES) {
             let index = *index as usize;
             n_tried += 1;
-            match self.settings.read(
-                &self.table.rows()[index],
-                index,
-                shape,
-                self.epoch.index(),
-                stop,
-            ) {
-                Ok(sample) => {
-                    if let Some(reason) = first_reason {
-                        replaced.push(Replaced { row: row as usize, by: index, reason });
-                    }
-                    return Ok(sample);
+            match read(index) {
+                Ok(found) => {
+                    let row = row as usize;
+                    let replaced = first_reason.map(|reason| Replaced { row, by: index, reason });
+                    return Ok((found, replaced));
                 }
                 Err(error) if error.is_interrupt() => return Err(error),
                 Err(error) => {
@@ -201,7 +214,7 @@ impl Loading {
                 }
             }
         }
-        let (resolution, num_frames, aspect) = self.buckets.key(batch.bucket);
+        let (resolution, num_frames, aspect) = buckets.key(self.bucket);
         let bucket = format!("{resolution}, {num_frames} frames, {aspect}");
         Err(Error::Unreadable { bucket, n_tried, reason })
     }

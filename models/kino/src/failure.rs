@@ -14,6 +14,9 @@ pub(crate) enum Failure {
         /// Outputs that stay.
         written: usize,
     },
+    /// The user stopped it, and it can go on from there. Exit code 130.
+    #[cfg(feature = "train")]
+    Paused(String),
 }
 
 /// What commands return.
@@ -31,6 +34,8 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Run(_) => 1,
             Failure::Interrupted { .. } => 130,
+            #[cfg(feature = "train")]
+            Failure::Paused(_) => 130,
         }
     }
 }
@@ -40,6 +45,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Usage(message) => f.write_str(message),
+            #[cfg(feature = "train")]
+            Failure::Paused(message) => f.write_str(message),
             Failure::Interrupted { written: 0 } => f.write_str("interrupted; nothing was written"),
             Failure::Interrupted { written: 1 } => f.write_str("interrupted; 1 output is complete"),
             Failure::Interrupted { written } => {

@@ -3,6 +3,8 @@
 //! Start reading at `sample.rs`. `options.rs` has every option. Exit codes: 0 done, 1 failed, 2 the
 //! request cannot be, 130 interrupted. This is the only place that reads the environment.
 
+#[cfg(feature = "train")]
+mod base64;
 mod bench;
 #[cfg(feature = "compile")]
 mod bucket_table;
@@ -24,6 +26,8 @@ mod inspect_engine;
 #[cfg(feature = "engine-files")]
 mod inspect_products;
 mod layers;
+#[cfg(feature = "train")]
+mod lora;
 mod machine;
 mod noise;
 mod options;
@@ -49,7 +53,28 @@ mod run;
 mod sample;
 mod settings;
 mod source;
+mod svg;
 mod synth;
+#[cfg(feature = "train")]
+mod train;
+#[cfg(feature = "train")]
+mod train_axis;
+#[cfg(feature = "train")]
+mod train_chart;
+#[cfg(feature = "train")]
+mod train_page;
+#[cfg(feature = "train")]
+mod train_plan;
+#[cfg(feature = "train")]
+mod train_progress;
+#[cfg(feature = "train")]
+mod train_report;
+#[cfg(feature = "train")]
+mod train_samples;
+#[cfg(feature = "train")]
+mod train_summary;
+#[cfg(feature = "train")]
+mod train_summary_text;
 #[cfg(all(feature = "compile", feature = "cuda"))]
 mod tune;
 mod units;
@@ -105,6 +130,15 @@ enum Command {
     Synth(synth::SynthOptions),
     /// Make and check training data
     Data(data::DataOptions),
+    /// Train a model by a recipe, or go on with a run that was stopped
+    #[cfg(feature = "train")]
+    Train(Box<train::TrainOptions>),
+    /// Show what a run of training did, as one page
+    #[cfg(feature = "train")]
+    Report(train_report::ReportOptions),
+    /// Merge low-rank adaptations into models
+    #[cfg(feature = "train")]
+    Lora(lora::LoraOptions),
 }
 
 fn main() -> ExitCode {
@@ -149,6 +183,10 @@ fn run(command: Command) -> Outcome<()> {
         Command::Bench(options) => bench::run(&options, forced_isa, &*interrupt()?),
         Command::Synth(options) => synth::run(&options, &*interrupt()?),
         Command::Data(options) => data::run(&options, &*interrupt()?),
+        #[cfg(feature = "train")]
+        Command::Train(options) => train::run(&options, forced_isa, &calibration, &*interrupt()?),
+        Command::Report(options) => train_report::run(&options),
+        Command::Lora(options) => lora::run(&options),
     }
 }
 

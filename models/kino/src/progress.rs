@@ -60,10 +60,31 @@ impl Console {
 
     /// Something the user should know.
     pub(crate) fn warn(&mut self, text: String) {
-        if self.mode != Mode::Silent {
-            write_err(&format!("warning: {text}"));
+        match self.mode {
+            Mode::Bars => self.bars.suspend(|| write_err(&format!("warning: {text}"))),
+            Mode::Lines => write_err(&format!("warning: {text}")),
+            Mode::Silent => {}
         }
         self.warnings.push(text);
+    }
+
+    /// A line that stays, above the bars.
+    #[cfg(feature = "train")]
+    pub(crate) fn line(&self, text: &str) {
+        match self.mode {
+            // A terminal that is gone needs no line.
+            Mode::Bars => drop(self.bars.println(text)),
+            Mode::Lines => write_err(text),
+            Mode::Silent => {}
+        }
+    }
+
+    /// A line where there are no bars that say the same.
+    #[cfg(feature = "train")]
+    pub(crate) fn line_without_bars(&self, text: &str) {
+        if self.mode == Mode::Lines {
+            write_err(text);
+        }
     }
 
     /// Every warning so far.
@@ -71,10 +92,20 @@ impl Console {
         &self.warnings
     }
 
-    /// Begins a stage of `total` units of work.
+    /// Begins a stage of `total` units of work, each of which takes about as long as the others.
     pub(crate) fn stage(&self, name: &'static str, total: u64) -> Stage {
+        let template = "{prefix:>8} {bar:32} {percent:>3}%  {elapsed} passed, {eta} left  {msg}";
+        self.stage_as(template, name, total)
+    }
+
+    /// Begins a stage whose [`Stage::note`] tells what time is left: one that may begin in the middle, or pause.
+    #[cfg(feature = "train")]
+    pub(crate) fn stage_with_own_pace(&self, name: &'static str, total: u64) -> Stage {
+        self.stage_as("{prefix:>8} {bar:32} {percent:>3}%  {elapsed} passed, {msg}", name, total)
+    }
+
+    fn stage_as(&self, template: &str, name: &'static str, total: u64) -> Stage {
         let bar = self.bars.add(ProgressBar::new(total.max(1)));
-        let template = "{prefix:>8} {bar:32} {percent:>3}%  {elapsed} passed, {eta} left";
         let style = ProgressStyle::with_template(template).expect("the template is right");
         bar.set_style(style.progress_chars("=> "));
         bar.set_prefix(name);
@@ -94,6 +125,12 @@ impl Stage {
     /// Moves to `done` units.
     pub(crate) fn set(&self, done: u64) {
         self.bar.set_position(done);
+    }
+
+    /// Says more beside the bar.
+    #[cfg(feature = "train")]
+    pub(crate) fn note(&self, text: String) {
+        self.bar.set_message(text);
     }
 
     /// Moves by one unit.

@@ -91,24 +91,33 @@ pub(crate) fn is_first_release(model: &Model) -> bool {
     matches!(model.transformer, Transformer::Stdit1(_))
 }
 
+/// The files of the model inside this program, by their paths in a pipeline folder.
+#[cfg(feature = "embedded-model")]
+pub(crate) static EMBEDDED_FILES: [(&str, &[u8]); 8] = {
+    macro_rules! file {
+        ($path:literal) => {
+            ($path, include_bytes!(concat!("../embedded/tiny-flare-1.1/", $path)).as_slice())
+        };
+    }
+    [
+        file!("model_index.json"),
+        file!("tokenizer/tokenizer.json"),
+        file!("text_encoder/config.json"),
+        file!("text_encoder/model.safetensors"),
+        file!("transformer/config.json"),
+        file!("transformer/model.safetensors"),
+        file!("vae/config.json"),
+        file!("vae/diffusion_pytorch_model.safetensors"),
+    ]
+};
+
 /// The model inside this program.
 #[cfg(feature = "embedded-model")]
 pub(crate) fn embedded() -> Outcome<Model> {
-    macro_rules! file {
-        ($path:literal) => {
-            include_bytes!(concat!("../embedded/tiny-flare-1.1/", $path)).as_slice()
-        };
-    }
-    Ok(Model::from_bytes(
-        EMBEDDED,
-        file!("model_index.json"),
-        file!("tokenizer/tokenizer.json"),
-        [
-            (file!("text_encoder/config.json"), file!("text_encoder/model.safetensors")),
-            (file!("transformer/config.json"), file!("transformer/model.safetensors")),
-            (file!("vae/config.json"), file!("vae/diffusion_pytorch_model.safetensors")),
-        ],
-    )?)
+    let [index, tokenizer, parts @ ..] = EMBEDDED_FILES.map(|(_, bytes)| bytes);
+    let [text_config, text, config, transformer, vae_config, vae] = parts;
+    let parts = [(text_config, text), (config, transformer), (vae_config, vae)];
+    Ok(Model::from_bytes(EMBEDDED, index, tokenizer, parts)?)
 }
 
 /// Says that there is no model inside this program.

@@ -44,6 +44,50 @@ pub(crate) fn seconds(time: f64) -> String {
     format!("{} h {:02} min", minutes / 60, minutes % 60)
 }
 
+/// Time that is expected, to the second: `36.7` as `37 s`, `3725.0` as `1 h 02 min`.
+#[cfg(feature = "train")]
+pub(crate) fn time_left(time: f64) -> String {
+    if time < 99.5 { format!("{:.0} s", time.max(0.0)) } else { seconds(time.round()) }
+}
+
+/// `16384000` as `16,384,000`.
+#[cfg(feature = "train")]
+pub(crate) fn grouped(count: u128) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Seconds since 1970 as `2026-01-31 23:59:59 UTC`.
+#[cfg(feature = "train")]
+pub(crate) fn date(time: f64) -> String {
+    // Up to the year 9999, after which the form would be another.
+    let seconds = time.clamp(0.0, 253_402_300_799.0) as u64;
+    let (mut days, mut year, mut month) = (seconds / 86400, 1970, 0);
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    while days >= months[month] {
+        days -= months[month];
+        month += 1;
+    }
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let (month, day) = (month + 1, days + 1);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
 /// `1 thread`, `2 threads`.
 pub(crate) fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
@@ -76,6 +120,25 @@ mod tests {
         for bad in ["", "GiB", "12 parsecs", "-1", "0", "1e30", "NaN", "inf"] {
             assert_eq!(parse_bytes(bad), None, "{bad:?}");
         }
+    }
+
+    #[cfg(feature = "train")]
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(date(0.0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(date(951_827_696.9), "2000-02-29 12:34:56 UTC");
+        assert_eq!(date(1_767_225_599.0), "2025-12-31 23:59:59 UTC");
+        assert_eq!(date(4_107_542_400.0), "2100-03-01 00:00:00 UTC");
+        assert_eq!(date(1e300), "9999-12-31 23:59:59 UTC");
+        assert_eq!(date(f64::NAN), date(0.0));
+    }
+
+    #[cfg(feature = "train")]
+    #[test]
+    fn expected_times_and_large_counts_are_read_at_a_glance() {
+        assert_eq!([0.0, 36.7, 99.4].map(time_left), ["0 s", "37 s", "99 s"]);
+        assert_eq!([99.5, 3725.0].map(time_left), ["1 min 40 s", "1 h 02 min"]);
+        assert_eq!([0, 999, 1000, 16_384_000].map(grouped), ["0", "999", "1,000", "16,384,000"]);
     }
 
     #[test]

@@ -276,13 +276,40 @@ pub fn encode_graph(
     dtype: DType,
     size: [usize; 2],
 ) -> Result<Graph, Error> {
-    let [height, width] = size;
+    encoder_graph("encode_frame", config, dtype, size, false)
+}
+
+/// As [`encode_graph`], with the deviation of the posterior as second output, f32 in the shape of the mean: a
+/// latent to train on is drawn from both.
+///
+/// # Errors
+/// As [`encode_graph`].
+pub fn posterior_graph(
+    config: &AutoencoderKl,
+    dtype: DType,
+    size: [usize; 2],
+) -> Result<Graph, Error> {
+    encoder_graph("encode_posterior", config, dtype, size, true)
+}
+
+fn encoder_graph(
+    name: &str,
+    config: &AutoencoderKl,
+    dtype: DType,
+    [height, width]: [usize; 2],
+    with_deviation: bool,
+) -> Result<Graph, Error> {
     let bucket = FrameBucket { dtype, frames: 1, height, width };
-    let mut b = Builder::new("encode_frame");
+    let mut b = Builder::new(name);
     let x = b.input("x", TensorType::new(DType::F32, [1, config.in_channels, height, width])?);
     let posterior = vae::encode(&mut b, config, &bucket, x)?;
-    let z = b.mul_scalar(posterior.mean, LATENT_SCALE)?;
-    Ok(b.finish(&[z]))
+    let mut outputs = vec![b.mul_scalar(posterior.mean, LATENT_SCALE)?];
+    if with_deviation {
+        let half = b.mul_scalar(posterior.logvar, 0.5)?;
+        let deviation = b.exp(half)?;
+        outputs.push(b.mul_scalar(deviation, LATENT_SCALE)?);
+    }
+    Ok(b.finish(&outputs))
 }
 
 /// The decoder on one frame: `z` f32 `[1, channels, h, w]` as the sampler gives it, to f32

@@ -7,6 +7,7 @@ use compiler::Plan;
 use runtime::{Backend, Control, Runner, StepTime};
 
 use crate::Error;
+use crate::encoders::{FrameEncoder, TextEncoder};
 use crate::model::{Model, Transformer};
 use crate::plans::{Plans, Request, Stage};
 use crate::schedule::{Noise, Scheduler};
@@ -66,14 +67,14 @@ impl std::fmt::Debug for Watch<'_> {
 
 impl Watch<'_> {
     /// Says that a stage is over.
-    fn end(&mut self, stage: Stage, runner: &dyn Runner) {
+    pub(crate) fn end(&mut self, stage: Stage, runner: &dyn Runner) {
         if let (Some(on_times), false) = (&mut self.on_times, runner.times().is_empty()) {
             on_times(stage, runner.plan(), runner.times());
         }
     }
 
     /// Runs a session as the part of the stage that begins after `done` FLOPs.
-    fn run(
+    pub(crate) fn run(
         &mut self,
         done: u64,
         run: impl FnOnce(Control<'_>) -> Result<(), runtime::Error>,
@@ -86,42 +87,6 @@ impl Watch<'_> {
         };
         run(Control { interrupt, on_step: Some(&mut on_step) })?;
         Ok(())
-    }
-}
-
-/// Encodes given frames, one at a time. Dropped, it gives its memory back.
-#[derive(Debug)]
-pub struct FrameEncoder<'m> {
-    runner: Box<dyn Runner + 'm>,
-    flops: u64,
-    /// Fields are dropped in order: weights are given back when the session no longer holds them.
-    _weights: HeldWeights<'m>,
-    n_done: u64,
-}
-
-/// The autoencoder's weights while something runs on them.
-#[derive(Debug)]
-struct HeldWeights<'m>(&'m Model);
-
-impl FrameEncoder<'_> {
-    /// The latent f32 `[channels, h, w]` of a frame f32 `[3, height, width]` in -1..1.
-    ///
-    /// # Errors
-    /// Interrupts, and [`Error::Runtime`] for a frame of another size than the request's.
-    pub fn encode(&mut self, pixels: &[f32], watch: &mut Watch<'_>) -> Result<Vec<f32>, Error> {
-        let done = self.n_done * self.flops;
-        let inputs = [("x", bytemuck::cast_slice(pixels))];
-        watch.run(done, |control| self.runner.run_with(&inputs, control))?;
-        self.n_done += 1;
-        let latent = self.runner.output_f32(0)?.to_vec();
-        watch.end(Stage::Condition, &*self.runner);
-        Ok(latent)
-    }
-}
-
-impl Drop for HeldWeights<'_> {
-    fn drop(&mut self) {
-        self.0.autoencoder.weights().clear();
     }
 }
 
@@ -186,23 +151,14 @@ impl<'m> Sampler<'m> {
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Features>, Error> {
         let tokens = self.model.transformer.common().model_max_length;
-        let part = &self.model.text_encoder;
         let plan = Arc::clone(&self.plans.text);
-        let flops = plan.flops();
-        let mut encoder = self.backend.bind(plan, part.weights(), self.plans.memory)?;
+        let memory = self.plans.memory;
+        let mut encoder = TextEncoder::new(self.model, plan, tokens, self.backend, memory)?;
         let mut features = Vec::with_capacity(prompts.len());
-        for (i, prompt) in prompts.iter().enumerate() {
-            let encoded = self.model.tokenizer.encode(prompt.as_ref(), tokens)?;
-            let mask: Vec<u8> = encoded.mask.iter().map(|&m| u8::from(m != 0)).collect();
-            let inputs: [(&str, &[u8]); 2] =
-                [("input_ids", bytemuck::cast_slice(&encoded.ids)), ("attention_mask", &mask)];
-            watch.run(i as u64 * flops, |control| encoder.run_with(&inputs, control))?;
-            let values = encoder.output_f32(0)?.to_vec();
-            features.push(Features { ids: encoded.ids, mask, values });
+        for prompt in prompts {
+            features.push(encoder.encode(prompt.as_ref(), watch)?);
         }
-        watch.end(Stage::Text, &*encoder);
-        drop(encoder);
-        part.weights().clear();
+        encoder.end(watch);
         Ok(features)
     }
 
@@ -214,10 +170,7 @@ impl<'m> Sampler<'m> {
         let Some(plan) = &self.plans.condition else {
             return Err(Error::request("given frames", "the plans are made for none"));
         };
-        let weights = self.model.autoencoder.weights();
-        let runner = self.backend.bind(Arc::clone(plan), weights, None)?;
-        let flops = plan.flops();
-        Ok(FrameEncoder { runner, flops, _weights: HeldWeights(self.model), n_done: 0 })
+        FrameEncoder::new(self.model, Arc::clone(plan), self.backend)
     }
 
     /// Samples one batch of latents, f32 `[rows, channels, T, h, w]`.

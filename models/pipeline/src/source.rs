@@ -24,14 +24,18 @@ impl Part {
     /// [`Error::Misfit`], listing every tensor that does not fit.
     pub fn new(checkpoint: Checkpoint, params: &[Parameter]) -> Result<Part, Error> {
         let checkpoint = Arc::new(checkpoint);
-        let fitted =
-            fit_with(Arc::clone(&checkpoint), params, Leniency::default()).map_err(Box::new)?;
-        Ok(Part { weights: WeightStore::new(FittedSource(fitted)), checkpoint })
+        let fitted = FittedWeights::new(Arc::clone(&checkpoint), params, Leniency::default())?;
+        Ok(Part { weights: WeightStore::new(fitted), checkpoint })
     }
 
     /// The checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// The checkpoint, to be kept.
+    pub fn shared_checkpoint(&self) -> Arc<Checkpoint> {
+        Arc::clone(&self.checkpoint)
     }
 
     /// Its weights.
@@ -40,9 +44,26 @@ impl Part {
     }
 }
 
-struct FittedSource(Fitted<Arc<Checkpoint>>);
+/// The tensors of a checkpoint under the names and in the shapes of a model's parameters. Parameters that are
+/// left open have none.
+#[derive(Debug)]
+pub struct FittedWeights(Fitted<Arc<Checkpoint>>);
 
-impl WeightSource for FittedSource {
+impl FittedWeights {
+    /// Fits `checkpoint` to `params`, leaving open what `leniency` says.
+    ///
+    /// # Errors
+    /// [`Error::Misfit`], listing every tensor that does not fit.
+    pub fn new(
+        checkpoint: Arc<Checkpoint>,
+        params: &[Parameter],
+        leniency: Leniency,
+    ) -> Result<FittedWeights, Error> {
+        Ok(FittedWeights(fit_with(checkpoint, params, leniency).map_err(Box::new)?))
+    }
+}
+
+impl WeightSource for FittedWeights {
     fn release(&self, name: &str) {
         self.0.release(name);
     }

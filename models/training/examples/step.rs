@@ -70,11 +70,16 @@ fn main() {
         tiles: None,
     };
     let start = Instant::now();
-    let plan = compiler::compile_training(program.graph, &target, None).unwrap().plan;
+    let carried = program.carried();
+    let plan = compiler::compile_training_carrying(program.graph, &target, None, &carried);
+    let plan = plan.unwrap().plan;
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
     println!(
-        "{} steps in {:.2} GiB, planned in {:.2} s",
+        "{} steps, {} of them with the one before, in {:.2} GiB and {:.2} GiB of state, planned in {:.2} s",
         plan.steps.len(),
-        plan.arena_bytes as f64 / f64::from(1 << 30),
+        plan.steps.iter().filter(|step| step.joins).count(),
+        gib(plan.arena_bytes),
+        gib(plan.carried_bytes()),
         start.elapsed().as_secs_f64()
     );
     drop(plan);

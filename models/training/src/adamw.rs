@@ -3,7 +3,7 @@
 //! "Decoupled Weight Decay Regularization" (Loshchilov and Hutter, 2019), algorithm 2, with the bias
 //! corrections in the form that upstream's `HybridAdam` and `PyTorch` have. All f32.
 
-use ops::{Builder, DType, Error, TensorType, ValueId};
+use ops::{Builder, DType, Error, Tensor, TensorType, ValueId};
 
 /// Hyper-parameters of the optimizer.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -57,6 +57,23 @@ impl AdamW {
         c[ROOT_CORRECTION] = 1.0 / correction(self.betas[1]).sqrt();
         c[KEPT] = 1.0 - lr * self.weight_decay;
         c.map(|x| x as f32)
+    }
+
+    /// Appends what `coefficients` are at `factor` times their learning rate.
+    pub(crate) fn append_scaled_coefficients(
+        b: &mut Builder,
+        coefficients: ValueId,
+        factor: f64,
+    ) -> Result<ValueId, Error> {
+        // What a step takes away is scaled, not what it keeps: 1 - factor (1 - kept).
+        let (mut scale, mut shift) = ([1f32; AdamW::N_COEFFICIENTS], [0f32; AdamW::N_COEFFICIENTS]);
+        scale[STEP_SIZE] = factor as f32;
+        scale[KEPT] = factor as f32;
+        shift[KEPT] = (1.0 - factor) as f32;
+        let scale = b.constant(Tensor::f32(&[AdamW::N_COEFFICIENTS], &scale)?);
+        let shift = b.constant(Tensor::f32(&[AdamW::N_COEFFICIENTS], &shift)?);
+        let scaled = b.mul(coefficients, scale)?;
+        b.add(scaled, shift)
     }
 
     /// Appends one update of `slot` by `gradient`: its new values. `coefficients` is f32

@@ -5,14 +5,20 @@ use ops::{Builder, Error, ValueId};
 /// Added to the norm before it divides, as upstream's.
 const NORM_EPS: f64 = 1e-6;
 
-/// The L2 norm of all `gradients` (f32, at least one) together, f32 `[1]`. The sum of squares of each is
-/// made first, then their sum in the order given, so the result does not depend on the machine.
+/// The L2 norm of all `gradients` (f32, at least one) together, f32 `[1]`. The sums of squares of the rows of each
+/// are made first, because threads can share them, then their sum, then that of all in the order given, so the
+/// result does not depend on the machine.
 pub fn append_global_norm(b: &mut Builder, gradients: &[ValueId]) -> Result<ValueId, Error> {
     let mut squares = Vec::with_capacity(gradients.len());
     for &gradient in gradients {
-        let square = b.square(gradient)?;
+        let mut sum = b.square(gradient)?;
         let axes: Vec<usize> = (0..b.ty(gradient).rank()).collect();
-        let sum = if axes.is_empty() { square } else { b.reduce_sum(square, &axes)? };
+        if let [others @ .., last] = &axes[..] {
+            sum = b.reduce_sum(sum, &[*last])?;
+            if !others.is_empty() {
+                sum = b.reduce_sum(sum, others)?;
+            }
+        }
         squares.push(b.reshape(sum, &[1])?);
     }
     let squares = if let [one] = squares[..] { one } else { b.concat(&squares, 0)? };

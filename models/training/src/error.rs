@@ -47,9 +47,28 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The log of a run is missing, in the way, or broken. The caller's.
+    #[error("run log {}: {reason}", path.display())]
+    RunLog {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file is no adaptation, or not one of this model. The caller's.
+    #[error("adaptation {origin}: {reason}")]
+    Adapter {
+        /// Where it is from.
+        origin: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The state is not that of this step. The caller's.
     #[error("training state: {0}")]
     State(String),
+    /// Weights cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
     /// The model has no graph for the bucket.
     #[error(transparent)]
     Model(#[from] models::Error),
@@ -77,6 +96,16 @@ impl Error {
     /// An [`Error::Snapshot`].
     pub(crate) fn snapshot(path: &Path, reason: impl Into<String>) -> Error {
         Error::Snapshot { path: path.to_path_buf(), reason: reason.into() }
+    }
+
+    /// An [`Error::RunLog`].
+    pub(crate) fn run_log(path: &Path, reason: impl Into<String>) -> Error {
+        Error::RunLog { path: path.to_path_buf(), reason: reason.into() }
+    }
+
+    /// An [`Error::Adapter`].
+    pub(crate) fn adapter(origin: String, reason: String) -> Error {
+        Error::Adapter { origin, reason }
     }
 
     /// An [`Error::Option`].

@@ -3,10 +3,15 @@
 //! "Low-Rank Adaptation of Large Language Models" (Hu et al., 2022), section 4.1. The sum is made in
 //! f32 and cast where it is used, as masters are, so what is trained is what a merged checkpoint has.
 
+use models::nearest::nearest_few;
 use ops::{Builder, DType, TensorType, ValueId};
 
-use crate::Error;
+use crate::initial::stream;
 use crate::timesteps::uniform;
+use crate::{Error, Param};
+
+/// Names that a message offers for one that is in no weight's.
+const N_OFFERED: usize = 3;
 
 /// Which weights are adapted, and by how much.
 #[derive(Clone, PartialEq, Debug)]
@@ -29,11 +34,9 @@ impl Lora {
         name: &str,
         shape: &[usize],
     ) -> Result<Option<[(String, TensorType); 2]>, Error> {
-        let Some(module) = name.strip_suffix(".weight") else { return Ok(None) };
+        let Some(module) = module(name, shape) else { return Ok(None) };
         let is_target = self.targets.iter().any(|target| name.contains(target.as_str()));
-        let ([out, rest @ ..], true) = (shape, is_target && shape.len() >= 2) else {
-            return Ok(None);
-        };
+        let ([out, rest @ ..], true) = (shape, is_target) else { return Ok(None) };
         let inner: usize = rest.iter().product();
         Ok(Some([
             (format!("{module}.lora_A.weight"), TensorType::new(DType::F32, [self.rank, inner])?),
@@ -48,9 +51,7 @@ impl Lora {
             return vec![0.0; ty.count()];
         }
         let bound = (ty.shape()[1] as f64).powf(-0.5);
-        // FNV-1a: each factor has a stream of its own.
-        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        let stream = name.bytes().fold(0xcbf2_9ce4_8422_2325, fold);
+        let stream = stream(name);
         let element = |i| (bound * (2.0 * uniform(self.seed, stream, i) - 1.0)) as f32;
         (0..ty.count()).map(element).collect()
     }
@@ -69,6 +70,27 @@ impl Lora {
         b.add(base, product)
     }
 
+    /// Fails for a target that is in the name of none of `params`, those that are not frozen.
+    pub(crate) fn check_targets(&self, params: &[Param]) -> Result<(), Error> {
+        let adaptable = |param: &Param| module(&param.name, &param.shape).is_some();
+        let names: Vec<&str> =
+            params.iter().filter(|param| adaptable(param)).map(|param| &*param.name).collect();
+        let is_there = |target: &str| names.iter().any(|name| name.contains(target));
+        match self.targets.iter().find(|target| !is_there(target)) {
+            Some(target) if !names.is_empty() => {
+                let offered = nearest_few(target, names.into_iter().flat_map(tails), N_OFFERED);
+                Err(Error::option(
+                    "lora.targets",
+                    format!(
+                        "`{target}` is in the name of no weight that can be adapted; did you mean one of `{}`?",
+                        offered.join("`, `")
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Fails for numbers that no adaptation can have.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.rank == 0 {
@@ -81,5 +103,62 @@ impl Lora {
             return Err(Error::option("lora.targets", "expected parts of names of weights"));
         }
         Ok(())
+    }
+}
+
+/// The module whose weight `name` is, if it is one that can be adapted: a matrix, also where it is a convolution's.
+fn module<'n>(name: &'n str, shape: &[usize]) -> Option<&'n str> {
+    name.strip_suffix(".weight").filter(|_| shape.len() >= 2)
+}
+
+/// Ends of a weight's name that say which one of a block it is, not of which block: `attn.qkv` and `qkv` of
+/// `blocks.0.attn.qkv.weight`.
+fn tails(name: &str) -> impl Iterator<Item = &str> {
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let starts = std::iter::once(0).chain(module.match_indices('.').map(|(at, _)| at + 1));
+    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    starts.map(move |at| &module[at..]).filter(move |tail| match tail.rsplit_once('.') {
+        // A layer's place in a sequence is a name only with what is before it.
+        None => !is_number(tail),
+        Some((before, _)) => !before.split('.').any(is_number),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_of_names_are_of_any_block() {
+        let of = |name| tails(name).collect::<Vec<_>>();
+        assert_eq!(of("blocks.10.attn.qkv.weight"), ["attn.qkv", "qkv"]);
+        assert_eq!(of("t_block.1.weight"), ["t_block.1"]);
+        assert_eq!(of("t_embedder.mlp.0.weight"), ["t_embedder.mlp.0", "mlp.0"]);
+    }
+
+    #[test]
+    fn a_target_of_no_weight_is_refused_with_the_nearest_names() {
+        let param = |name: &str, shape: &[usize]| Param {
+            name: name.into(),
+            shape: shape.to_vec(),
+            initial: crate::Distribution::Zeros,
+        };
+        let params = [
+            param("blocks.0.attn.qkv.weight", &[6, 2]),
+            param("blocks.0.attn.q_norm.weight", &[2]),
+            param("blocks.0.mlp.fc1.weight", &[8, 2]),
+            param("blocks.1.attn.qkv.weight", &[6, 2]),
+        ];
+        let refused = |targets: &[&str]| {
+            let targets = targets.iter().map(|&target| target.into()).collect();
+            let lora = Lora { rank: 1, alpha: 1.0, targets, seed: 0 };
+            lora.check_targets(&params).map_err(|error| error.to_string())
+        };
+        refused(&["attn", "blocks.1"]).unwrap();
+        let error = refused(&["mlp", "attn.qkw"]).unwrap_err();
+        assert!(error.contains("`attn.qkw` is in the name of no weight"), "{error}");
+        assert!(error.contains("did you mean one of `attn.qkv`, `"), "{error}");
+        // A norm's weight is no matrix.
+        assert!(refused(&["q_norm"]).is_err());
     }
 }

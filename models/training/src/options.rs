@@ -1,8 +1,24 @@
 //! What decides a training step besides model and bucket.
 
 use diffusion::schedule::Precision;
+use models::config::T5;
 
 use crate::{AdamW, Error, Freeze, Lora, Weighting};
+
+/// Where the text features of captions come from.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub enum Text {
+    /// An encoder that stays as it is has made them; they can be kept.
+    #[default]
+    Features,
+    /// The step has the encoder and trains it with the transformer.
+    Encoder {
+        /// Its hyper-parameters.
+        config: T5,
+        /// What its learning rate is to the transformer's.
+        lr_factor: f64,
+    },
+}
 
 /// The choices that are compiled into a step. What changes from step to step is an input instead.
 #[derive(Clone, PartialEq, Debug)]
@@ -21,6 +37,8 @@ pub struct Options {
     pub freeze: Freeze,
     /// Adapts weights instead of training them; what it does not adapt is frozen.
     pub lora: Option<Lora>,
+    /// What makes features of captions.
+    pub text: Text,
     /// Whether rows may have their caption replaced by the null caption (the input `drop_caption`).
     pub caption_dropout: bool,
     /// Batches whose gradients are averaged for one update.
@@ -38,6 +56,7 @@ impl Default for Options {
             ema_decay: Some(0.9999),
             freeze: Freeze::Nothing,
             lora: None,
+            text: Text::Features,
             caption_dropout: true,
             micro_batches: 1,
         }
@@ -60,6 +79,11 @@ impl Options {
         }
         if let Some(lora) = &self.lora {
             lora.check()?;
+        }
+        if let Text::Encoder { config: _, lr_factor } = self.text
+            && !(lr_factor > 0.0 && lr_factor.is_finite())
+        {
+            return Err(Error::option("text.lr_factor", format!("{lr_factor}, expected above 0")));
         }
         if self.micro_batches == 0 {
             return Err(Error::option("micro_batches", "0, expected 1 or more"));

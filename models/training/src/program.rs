@@ -1,5 +1,7 @@
 //! A graph that changes state, and which of its outputs are new state.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use ops::{Graph, TensorType};
 
 use crate::StateKind;
@@ -39,4 +41,23 @@ pub struct Program {
     pub grad_norm: Option<usize>,
     /// Position of the first gradient, one for each trained parameter, if they are outputs.
     pub gradients: Option<usize>,
+}
+
+impl Program {
+    /// What a plan of it carries: its inputs that hold state, and what replaces them.
+    pub fn carried(&self) -> Vec<compiler::Carry> {
+        let outputs: BTreeMap<String, usize> =
+            self.carries.iter().map(|carry| (carry.input(), carry.output)).collect();
+        let inputs: BTreeSet<&str> = self.graph.inputs().map(|(_, name)| name).collect();
+        let names = self
+            .trained
+            .iter()
+            .flat_map(|(param, _)| StateKind::ALL.into_iter().map(|kind| kind.input(param)));
+        let held = names.filter(|name| inputs.contains(name.as_str()));
+        let carry = |name: String| compiler::Carry {
+            output: outputs.get(&name).copied(),
+            input: name.into(),
+        };
+        held.map(carry).collect()
+    }
 }

@@ -1,16 +1,19 @@
-//! Recipes of runs that were published, by name: the files of the folder `configs`.
+//! Recipes by name, of runs that were published and of the embedded model: the files of the folder `configs`.
 
 use crate::{Error, Recipe};
 
 /// Every one: name and text, sorted by name.
-pub const PUBLISHED: [(&str, &str); 11] = [
+pub const PUBLISHED: [(&str, &str); 14] = [
     ("brickfilm-360p-32f-stage1", include_str!("../configs/brickfilm-360p-32f-stage1.toml")),
     ("brickfilm-360p-32f-stage2", include_str!("../configs/brickfilm-360p-32f-stage2.toml")),
     ("brickfilm-360p-64f-stage1", include_str!("../configs/brickfilm-360p-64f-stage1.toml")),
     ("brickfilm-360p-64f-stage2", include_str!("../configs/brickfilm-360p-64f-stage2.toml")),
+    ("flare", include_str!("../configs/flare.toml")),
+    ("flare-vae", include_str!("../configs/flare-vae.toml")),
     ("opensora-1.0-16x256x256", include_str!("../configs/opensora-1.0-16x256x256.toml")),
     ("opensora-1.0-16x512x512", include_str!("../configs/opensora-1.0-16x512x512.toml")),
     ("opensora-1.0-64x512x512", include_str!("../configs/opensora-1.0-64x512x512.toml")),
+    ("opensora-1.1-lora", include_str!("../configs/opensora-1.1-lora.toml")),
     ("opensora-1.1-stage1", include_str!("../configs/opensora-1.1-stage1.toml")),
     ("opensora-1.1-stage2", include_str!("../configs/opensora-1.1-stage2.toml")),
     ("opensora-1.1-stage3", include_str!("../configs/opensora-1.1-stage3.toml")),

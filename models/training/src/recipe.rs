@@ -4,14 +4,14 @@
 //! order matters (buckets break ties, masks are drawn from a running sum) are lists here too. What is
 //! unknown is refused with the nearest key.
 
-use diffusion::schedule::Precision;
 use diffusion::{RESOLUTION_NAMES, Release, resolution};
 use models::nearest::nearest;
-use models::published::{self, Architecture};
 use serde::{Deserialize, Serialize};
 
 use crate::recipe_keys::check_keys;
-use crate::{AdamW, Error, Freeze, Lora, LrSchedule, Model, Options, Weighting};
+pub use crate::recipe_loss::{LossKind, LossSection, TablePrecision};
+pub use crate::recipe_subject::{ModelPart, Subject, TextSection};
+use crate::{AdamW, Error, Freeze, Lora, LrSchedule, Options, Text, ValidationSection};
 
 /// Strategies by which training keeps frames clean, under upstream's names of 1.2.
 pub const MASK_NAMES: [&str; 11] = [
@@ -49,6 +49,9 @@ pub struct Recipe {
     pub model: ModelSection,
     /// How videos become batches.
     pub data: DataSection,
+    /// The text encoder, if it is trained along; without, a frozen one makes features of captions.
+    #[serde(default)]
+    pub text: Option<TextSection>,
     /// The loss.
     pub loss: LossSection,
     /// The optimizer.
@@ -58,6 +61,9 @@ pub struct Recipe {
     /// Adapts weights instead of training them.
     #[serde(default)]
     pub lora: Option<LoraSection>,
+    /// Videos that are sampled now and then.
+    #[serde(default)]
+    pub validation: Option<ValidationSection>,
     /// The run.
     pub run: RunSection,
 }
@@ -148,37 +154,6 @@ pub enum Transform {
     Center,
     /// Scaled to cover the size, the middle of it.
     ResizeCrop,
-}
-
-/// The loss.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct LossSection {
-    /// Process and weights.
-    pub kind: LossKind,
-    /// Precision of the process's tables: `f64` as 1.0, `f32` as 1.1.
-    pub tables: TablePrecision,
-    /// Share of the captions that are replaced by the null caption.
-    pub caption_dropout: f64,
-}
-
-/// Process and weights.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LossKind {
-    /// The hybrid loss.
-    Iddpm,
-    /// The same, with timesteps drawn and weighted by their noise.
-    IddpmSpeed,
-}
-
-/// Precision of the tables of a noise process.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TablePrecision {
-    /// Open-Sora 1.0.
-    F64,
-    /// Open-Sora 1.1.
-    F32,
 }
 
 /// The optimizer.
@@ -300,56 +275,15 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The model.
-    ///
-    /// # Errors
-    /// Refuses names that are no transformer's, and keys that its `config.json` cannot have.
-    pub fn model(&self) -> Result<Model, Error> {
-        let name = self.model.architecture.as_str();
-        let transformers = || {
-            let names = published::PUBLISHED.iter().map(|model| model.name);
-            names.filter(|name| name.starts_with("stdit"))
-        };
-        let Some(published) = published::find(name) else {
-            let meant = nearest(name, transformers());
-            return fail(format!(
-                "model.architecture `{name}` is unknown; did you mean `{meant}`?"
-            ));
-        };
-        let mut config = published.config_json();
-        for (key, value) in &self.model.config {
-            let value = serde_json::to_value(value)
-                .map_err(|error| Error::Recipe(format!("model.config.{key}: {error}")))?;
-            config[key.as_str()] = value;
-        }
-        match published.parse(&config)? {
-            Architecture::Stdit1(config) => Ok(Model::Stdit1(config)),
-            Architecture::Stdit2(config) => Ok(Model::Stdit2(config)),
-            Architecture::T5(_) | Architecture::AutoencoderKl(_) => {
-                let names: Vec<&str> = transformers().collect();
-                fail(format!(
-                    "model.architecture `{name}` cannot be trained; expected one of {}",
-                    names.join(", ")
-                ))
-            }
-        }
-    }
-
     /// What is compiled into a step.
     ///
     /// # Errors
-    /// Refuses a `freeze` that is none.
+    /// Refuses a `freeze` that is none, and a text encoder that is none.
     pub fn options(&self) -> Result<Options, Error> {
         let optimizer = &self.optimizer;
         Ok(Options {
-            precision: match self.loss.tables {
-                TablePrecision::F64 => Precision::F64,
-                TablePrecision::F32 => Precision::F32,
-            },
-            weighting: match self.loss.kind {
-                LossKind::Iddpm => Weighting::Uniform,
-                LossKind::IddpmSpeed => Weighting::Speed,
-            },
+            precision: self.loss.precision(),
+            weighting: self.loss.weighting(),
             optimizer: AdamW {
                 betas: optimizer.betas,
                 eps: optimizer.eps,
@@ -364,6 +298,7 @@ impl Recipe {
                 targets: section.targets.clone(),
                 seed: self.run.seed,
             }),
+            text: self.text.as_ref().map_or(Ok(Text::Features), TextSection::text)?,
             caption_dropout: self.loss.caption_dropout > 0.0,
             micro_batches: optimizer.micro_batches,
         })
@@ -405,8 +340,9 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<(), Error> {
-        self.model()?;
+        self.loss.check()?;
         self.options()?.check()?;
+        self.check_subject()?;
         self.lr_schedule()?;
         if self.fixed.is_some() != self.buckets.is_empty() {
             return fail("expected either `buckets` or `fixed`".into());
@@ -428,12 +364,11 @@ impl Recipe {
         if !self.masks.is_empty() && (sum - 1.0).abs() > SHARE_ERROR {
             return fail(format!("shares of masks are {sum} together, expected 1"));
         }
-        let dropout = self.loss.caption_dropout;
-        if !(0.0..1.0).contains(&dropout) {
-            return fail(format!("loss.caption_dropout {dropout}, expected 0 to below 1"));
-        }
         if !(self.optimizer.lr > 0.0 && self.optimizer.lr.is_finite()) {
             return fail(format!("optimizer.lr {}, expected above 0", self.optimizer.lr));
+        }
+        if let Some(validation) = &self.validation {
+            validation.check()?;
         }
         let mut counts = vec![
             ("data.frame_interval", self.data.frame_interval as u64),

@@ -3,12 +3,13 @@
 
 use models::nearest::nearest;
 
-use crate::Error;
 use crate::recipe::{
     BucketShare, DTypeName, DataSection, FixedSize, LoraSection, LossKind, LossSection, MaskShare,
     ModelSection, OptimizerSection, Recipe, RunSection, ScheduleKind, ScheduleSection,
-    TablePrecision, Transform, default_betas, default_eps, fail, nothing, one,
+    TablePrecision, TextSection, Transform, default_betas, default_eps, fail, nothing, one,
 };
+use crate::recipe_subject::same_rate;
+use crate::{Error, ValidationSection};
 
 /// Fails for a key that no recipe has, with the nearest.
 pub(crate) fn check_keys(recipe: &toml::Value) -> Result<(), Error> {
@@ -26,7 +27,7 @@ fn check(value: &toml::Value, known: &toml::Value, path: &str) -> Result<(), Err
                     return fail(format!("unknown key `{place}`; did you mean `{meant}`?"));
                 };
                 // What a model is configured by is for its own reader.
-                if place != "model.config" {
+                if !["model.config", "text.config"].contains(&place.as_str()) {
                     check(value, known_value, &place)?;
                 }
             }
@@ -65,10 +66,18 @@ fn template() -> toml::Value {
             workers: 1,
             vae_micro_batch: Some(1),
         },
+        text: Some(TextSection {
+            architecture: String::new(),
+            config: toml::Table::new(),
+            lr_factor: same_rate(),
+        }),
         loss: LossSection {
             kind: LossKind::Iddpm,
-            tables: TablePrecision::F32,
+            tables: Some(TablePrecision::F32),
             caption_dropout: 0.0,
+            l1: Some(0.0),
+            mse: Some(0.0),
+            kl: Some(0.0),
         },
         optimizer: OptimizerSection {
             lr: 1.0,
@@ -87,6 +96,16 @@ fn template() -> toml::Value {
             end: Some(0.0),
         },
         lora: Some(LoraSection { rank: 1, alpha: 1.0, targets: vec![String::new()] }),
+        validation: Some(ValidationSection {
+            every: 1,
+            prompts: vec![String::new()],
+            steps: 1,
+            cfg_scale: 1.0,
+            frames: 1,
+            height: 1,
+            width: 1,
+            fps: 1.0,
+        }),
         run: RunSection {
             seed: 0,
             epochs: 1,

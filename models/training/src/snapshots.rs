@@ -5,7 +5,7 @@
 //! made of) and a hash of all of it. It is written beside, synced and renamed; only then does `latest` name it, and
 //! only then are older ones removed. So whatever happens while one is written, the one before can be used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use checkpoint::{Checkpoint, DType, SafetensorsWriter, TensorSpec};
 use tempfile::NamedTempFile;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{Error, State};
+use crate::{Error, State, StateKind};
 
 /// The file that names the newest snapshot.
 const LATEST: &str = "latest";
@@ -117,42 +117,48 @@ impl Snapshots {
         };
         let (step, about, expected) = (entry(STEP)?, entry(ABOUT)?, entry(HASH)?);
         let step = step.parse().map_err(|_| fail(format!("`{step}` is no number of updates")))?;
-        let mut read = state.clone();
-        let mut n_read = 0;
-        for (kind, param) in state.tensors().map(|(kind, param, _)| (kind, param)) {
-            let name = kind.input(param);
-            let values = file.info(&name).map(|_| file.to_f32(&name)).transpose();
+        // All of it is read and compared before any of it is taken, one tensor at a time.
+        let values = |name: &str| {
+            let values = file.info(name).map(|_| file.to_f32(name)).transpose();
             let values = values.map_err(|error| fail(error.to_string()))?;
-            let values = values.ok_or_else(|| {
+            values.ok_or_else(|| {
                 fail(format!("it has no `{name}`: the model or its options have changed"))
-            })?;
-            let to = read.get_mut(kind, param).expect("it is a copy");
-            if values.len() != to.len() {
-                let (found, expected) = (values.len(), to.len());
+            })
+        };
+        let mut known: BTreeSet<String> = BTreeSet::new();
+        let mut hash = Hash::new(step, &about);
+        for (kind, param, old) in state.tensors() {
+            let name = kind.input(param);
+            let values = values(&name)?;
+            if values.len() != old.len() {
+                let (found, expected) = (values.len(), old.len());
                 return Err(fail(format!(
                     "`{name}` has {found} elements, expected {expected}: the model has changed"
                 )));
             }
-            to.copy_from_slice(&values);
-            n_read += 1;
+            hash.add(name.as_bytes());
+            hash.add(bytemuck::cast_slice(&values));
+            known.insert(name);
         }
-        if n_read != file.len() {
-            let known: Vec<String> =
-                state.tensors().map(|(kind, param, _)| kind.input(param)).collect();
-            let other = file.tensors().find(|info| !known.iter().any(|name| name == info.name));
-            let name = other.map_or_else(String::new, |info| info.name.to_owned());
+        if let Some(other) = file.tensors().find(|info| !known.contains(info.name)) {
+            let name = other.name;
             return Err(fail(format!(
                 "it has `{name}`, which is not trained: the model or its options have changed"
             )));
         }
-        read.set_step(step);
-        let found = hash(&read, &about);
+        let found = hash.digest();
         if found != expected {
             return Err(fail(format!(
                 "its hash is {found}, it states {expected}: the file is damaged, use an older one"
             )));
         }
-        *state = read;
+        let tensors: Vec<(StateKind, String)> =
+            state.tensors().map(|(kind, param, _)| (kind, param.to_owned())).collect();
+        for (kind, param) in tensors {
+            let to = state.get_mut(kind, &param).expect("it has just been named");
+            to.copy_from_slice(&values(&kind.input(&param))?);
+        }
+        state.set_step(step);
         Ok(about)
     }
 
@@ -199,16 +205,31 @@ fn step_of(path: &Path) -> Option<u64> {
 
 /// A hash of everything that a snapshot holds.
 fn hash(state: &State, about: &str) -> String {
-    let mut hash = Xxh3::new();
-    let mut add = |bytes: &[u8]| {
-        hash.update(&(bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    add(&state.step().to_le_bytes());
-    add(about.as_bytes());
+    let mut hash = Hash::new(state.step(), about);
     for (kind, param, values) in state.tensors() {
-        add(kind.input(param).as_bytes());
-        add(bytemuck::cast_slice(values));
+        hash.add(kind.input(param).as_bytes());
+        hash.add(bytemuck::cast_slice(values));
     }
-    format!("{:032x}", hash.digest128())
+    hash.digest()
+}
+
+/// Parts of known length, hashed one after the other.
+struct Hash(Xxh3);
+
+impl Hash {
+    fn new(step: u64, about: &str) -> Hash {
+        let mut hash = Hash(Xxh3::new());
+        hash.add(&step.to_le_bytes());
+        hash.add(about.as_bytes());
+        hash
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    fn digest(&self) -> String {
+        format!("{:032x}", self.0.digest128())
+    }
 }

@@ -1,12 +1,16 @@
 //! What training changes and a checkpoint of it holds: f32 tensors by kind and parameter.
+//!
+//! They are in one place only: the memory that steps read and write. Between two updates whoever saves or evaluates
+//! a state reads it there.
 
 use std::collections::BTreeMap;
 
 use ops::{Tensor, TensorType};
-use runtime::WeightSource;
+use runtime::{InputStore, WeightSource};
 
 use crate::step::trained;
-use crate::{Error, Model, Options};
+use crate::stored::Stored;
+use crate::{Error, Objective, Options};
 
 /// What a tensor of the state is of its parameter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -24,6 +28,15 @@ pub enum StateKind {
 }
 
 impl StateKind {
+    /// Every kind.
+    pub const ALL: [StateKind; 5] = [
+        StateKind::Master,
+        StateKind::FirstMoment,
+        StateKind::SecondMoment,
+        StateKind::Ema,
+        StateKind::GradientSum,
+    ];
+
     /// Name of the graph input that holds it for the parameter `param`.
     pub fn input(self, param: &str) -> String {
         let prefix = match self {
@@ -38,10 +51,19 @@ impl StateKind {
 }
 
 /// The state between two steps.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Debug)]
 pub struct State {
     step: u64,
-    tensors: BTreeMap<(StateKind, String), Vec<f32>>,
+    /// The name of the graph input that each tensor is.
+    inputs: BTreeMap<(StateKind, String), String>,
+    /// The tensors, by that name.
+    store: InputStore,
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &State) -> bool {
+        self.step == other.step && self.tensors().eq(other.tensors())
+    }
 }
 
 impl State {
@@ -50,29 +72,34 @@ impl State {
     ///
     /// # Errors
     /// [`Error::Weight`] for a weight that is missing, unreadable or of another shape.
-    pub fn new(
-        model: &Model,
+    pub fn new<O: Objective>(
+        objective: &O,
         options: &Options,
         weights: &dyn WeightSource,
     ) -> Result<State, Error> {
-        let mut tensors = BTreeMap::new();
-        for (name, ty) in trained(model, options)? {
+        let mut state = State { step: 0, inputs: BTreeMap::new(), store: InputStore::new() };
+        for (name, ty) in trained(objective, options)? {
             let master = match &options.lora {
                 Some(lora) => lora.initial(&name, &ty),
                 None => read(weights, &name, &ty)?,
             };
-            if options.ema_decay.is_some() {
-                tensors.insert((StateKind::Ema, name.clone()), master.clone());
+            let master: &[u8] = bytemuck::cast_slice(&master);
+            let mut kinds =
+                vec![StateKind::Master, StateKind::FirstMoment, StateKind::SecondMoment];
+            kinds.extend(options.ema_decay.map(|_| StateKind::Ema));
+            kinds.extend((options.micro_batches > 1).then_some(StateKind::GradientSum));
+            for kind in kinds {
+                let input = kind.input(&name);
+                match kind {
+                    StateKind::Master | StateKind::Ema => state.store.write(&input, master)?,
+                    StateKind::FirstMoment | StateKind::SecondMoment | StateKind::GradientSum => {
+                        state.store.write_zeros(&input, master.len())?;
+                    }
+                }
+                state.inputs.insert((kind, name.clone()), input);
             }
-            let zeros = vec![0f32; ty.count()];
-            if options.micro_batches > 1 {
-                tensors.insert((StateKind::GradientSum, name.clone()), zeros.clone());
-            }
-            tensors.insert((StateKind::FirstMoment, name.clone()), zeros.clone());
-            tensors.insert((StateKind::SecondMoment, name.clone()), zeros);
-            tensors.insert((StateKind::Master, name), master);
         }
-        Ok(State { step: 0, tensors })
+        Ok(state)
     }
 
     /// Updates so far.
@@ -82,16 +109,39 @@ impl State {
 
     /// The tensor of a kind of a parameter, row-major.
     pub fn get(&self, kind: StateKind, param: &str) -> Option<&[f32]> {
-        self.tensors.get(&(kind, param.to_string())).map(Vec::as_slice)
+        self.store.get(&kind.input(param)).map(bytemuck::cast_slice)
     }
 
     /// Every tensor: kind, parameter, elements.
     pub fn tensors(&self) -> impl Iterator<Item = (StateKind, &str, &[f32])> {
-        self.tensors.iter().map(|((kind, param), values)| (*kind, param.as_str(), &values[..]))
+        self.inputs.iter().map(|((kind, param), input)| {
+            let values = self.store.get(input).expect("each is written when it is named");
+            (*kind, param.as_str(), bytemuck::cast_slice(values))
+        })
     }
 
-    pub(crate) fn get_mut(&mut self, kind: StateKind, param: &str) -> Option<&mut Vec<f32>> {
-        self.tensors.get_mut(&(kind, param.to_string()))
+    pub(crate) fn get_mut(&mut self, kind: StateKind, param: &str) -> Option<&mut [f32]> {
+        self.store.get_mut(&kind.input(param)).map(bytemuck::cast_slice_mut)
+    }
+
+    /// Makes a stored weight of its master.
+    ///
+    /// # Errors
+    /// [`Error::State`] if that is not there.
+    pub(crate) fn store_weight(&mut self, weight: &Stored) -> Result<(), Error> {
+        let master = self.get(StateKind::Master, &weight.param);
+        let master = master.ok_or_else(|| {
+            Error::State(format!("`{}` is not of this model and options", weight.param))
+        })?;
+        let ty = TensorType::new(weight.dtype, [master.len()])?;
+        let values = master.iter().map(|&x| f64::from(x)).collect();
+        let bytes = Tensor::floats(ty, values).rounded().to_bytes();
+        Ok(self.store.write(&weight.input(), &bytes)?)
+    }
+
+    /// What steps run on.
+    pub(crate) fn store_mut(&mut self) -> &mut InputStore {
+        &mut self.store
     }
 
     pub(crate) fn set_step(&mut self, step: u64) {
@@ -101,9 +151,9 @@ impl State {
     /// One update has been made: gradients are summed anew.
     pub(crate) fn advance(&mut self) {
         self.step += 1;
-        for ((kind, _), values) in &mut self.tensors {
+        for ((kind, _), input) in &self.inputs {
             if *kind == StateKind::GradientSum {
-                values.fill(0.0);
+                self.store.get_mut(input).expect("each is written when it is named").fill(0);
             }
         }
     }

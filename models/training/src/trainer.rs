@@ -1,14 +1,14 @@
 //! Compiled steps and the state that goes from one to the next, on this CPU.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use compiler::compile_training;
 use kernels::{Pool, Target};
-use models::Bucket;
-use runtime::{Session, WeightStore};
+use runtime::{Control, Session, WeightStore};
 
-use crate::step::{OPTIMIZER, accumulation_step, training_step, update_step};
-use crate::{Error, Model, Options, Program, State, StateKind};
+use crate::step::OPTIMIZER;
+use crate::stored::Stored;
+use crate::{Error, Model, Objective, Options, PlannedStep, Program, State, StateKind};
 
 /// Which of a trainer's buckets a batch is of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,22 +35,25 @@ pub struct Machine {
     pub target: Target,
     /// The threads of `target`.
     pub pool: Arc<Pool>,
-    /// Most bytes of a step's arena and frozen weights: what would not fit is made again in the backward
+    /// Most bytes of a step's arena, state and frozen weights: what would not fit is made again in the backward
     /// pass. `None` for no limit.
     pub memory: Option<usize>,
 }
 
 /// A model in training.
 #[derive(Debug)]
-pub struct Trainer {
-    model: Model,
+pub struct Trainer<O = Model> {
+    objective: O,
     options: Options,
     machine: Machine,
     /// Where frozen parameters come from.
     weights: WeightStore,
     state: State,
+    /// The weights that buckets read in other types than those of masters, and whether they are of the masters
+    /// as those are now.
+    stored: BTreeMap<Stored, bool>,
     buckets: Vec<Compiled>,
-    /// The update by summed gradients, if batches are accumulated.
+    /// The update by summed gradients, if batches are accumulated and there is a bucket.
     update: Option<Compiled>,
 }
 
@@ -59,55 +62,64 @@ pub struct Trainer {
 struct Compiled {
     program: Program,
     session: Session,
-    /// The state that it reads: kind, parameter, name of the input.
-    read: Vec<(StateKind, String, String)>,
+    reads: BTreeSet<Stored>,
+    makes: BTreeSet<Stored>,
 }
 
-impl Trainer {
-    /// A trainer at `state`, which is of the same model and options. `weights` has the parameters that
+impl<O: Objective> Trainer<O> {
+    /// A trainer at `state`, which is of the same objective and options. `weights` has the parameters that
     /// are not trained.
     ///
     /// # Errors
     /// Refuses options that no step can have.
     pub fn new(
-        model: Model,
+        objective: O,
         options: Options,
         state: State,
         weights: WeightStore,
         machine: Machine,
-    ) -> Result<Trainer, Error> {
-        let mut trainer =
-            Trainer { model, options, machine, weights, state, buckets: Vec::new(), update: None };
-        if trainer.options.micro_batches > 1 {
-            let program = update_step(&trainer.model, &trainer.options)?;
-            trainer.update = Some(trainer.compiled(program)?);
-        }
-        Ok(trainer)
+    ) -> Result<Trainer<O>, Error> {
+        options.check()?;
+        let (stored, buckets, update) = (BTreeMap::new(), Vec::new(), None);
+        Ok(Trainer { objective, options, machine, weights, state, stored, buckets, update })
     }
 
     /// Compiles the step for batches of `bucket`.
     ///
     /// # Errors
-    /// As [`training_step`], and what compiler and runtime refuse.
-    pub fn compile(&mut self, bucket: &Bucket) -> Result<BucketId, Error> {
-        let build = if self.update.is_some() { accumulation_step } else { training_step };
-        let program = build(&self.model, bucket, &self.options)?;
-        let compiled = self.compiled(program)?;
+    /// As [`crate::training_step`], and what compiler and runtime refuse.
+    pub fn compile(&mut self, bucket: &O::Bucket) -> Result<BucketId, Error> {
+        let Machine { target, memory, .. } = &self.machine;
+        let step = PlannedStep::of_bucket(&self.objective, bucket, &self.options, target, *memory)?;
+        self.add(step)
+    }
+
+    /// Takes over a step that was planned for the objective, options and target of this trainer.
+    ///
+    /// # Errors
+    /// What compiler and runtime refuse.
+    pub fn add(&mut self, step: PlannedStep) -> Result<BucketId, Error> {
+        let compiled = self.bound(step)?;
+        let n_stored = self.stored.len();
+        for weight in &compiled.reads {
+            self.stored.entry(weight.clone()).or_insert(false);
+        }
+        if self.options.micro_batches > 1 && (self.update.is_none() || self.stored.len() > n_stored)
+        {
+            // It makes what all buckets read.
+            let Trainer { objective, options, machine: Machine { target, .. }, .. } = self;
+            let update = PlannedStep::of_update(objective, options, target, self.stored.keys())?;
+            self.update = update.map(|update| self.bound(update)).transpose()?;
+        }
         self.buckets.push(compiled);
         Ok(BucketId(self.buckets.len() - 1))
     }
 
-    fn compiled(&self, program: Program) -> Result<Compiled, Error> {
-        let graph = program.graph.clone();
-        let plan =
-            Arc::new(compile_training(graph, &self.machine.target, self.machine.memory)?.plan);
-        let read = self.state.tensors().filter_map(|(kind, param, _)| {
-            let name = kind.input(param);
-            plan.inputs.iter().any(|port| *port.name == *name).then(|| (kind, param.into(), name))
-        });
-        let read = read.collect();
-        let session = Session::new(plan, &self.weights, Arc::clone(&self.machine.pool))?;
-        Ok(Compiled { program, session, read })
+    fn bound(&self, step: PlannedStep) -> Result<Compiled, Error> {
+        let PlannedStep { program, training, reads, makes } = step;
+        let pool = Arc::clone(&self.machine.pool);
+        let session = Session::new(Arc::new(training.plan), &self.weights, pool)?;
+        Ok(Compiled { program, session, reads, makes })
     }
 
     /// The state between two updates.
@@ -116,7 +128,7 @@ impl Trainer {
     }
 
     /// One update at learning rate `lr` by [`Options::micro_batches`] batches of compiled buckets; what
-    /// inputs there are, [`training_step`] says.
+    /// inputs there are, the objective says.
     ///
     /// # Errors
     /// Refuses another number of batches, and inputs that are missing, unknown or of another size. After
@@ -140,10 +152,10 @@ impl Trainer {
                 Error::State(format!("bucket {index} is of another trainer; compile it first"))
             })?;
             let mut inputs = batch.to_vec();
-            if self.update.is_none() {
+            if expected == 1 {
                 inputs.push((OPTIMIZER, coefficients));
             }
-            compiled.run(&inputs, &mut self.state)?;
+            compiled.run(&inputs, &mut self.state, &mut self.stored)?;
             let Program { loss: place, row_losses: rows, grad_norm: norm, .. } = compiled.program;
             let output = |place: Option<usize>| place.map(|at| compiled.session.output_f32(at));
             loss += output(place).map_or(0.0, |values| f64::from(values[0]));
@@ -151,7 +163,7 @@ impl Trainer {
             grad_norm = output(norm).map(|values| values[0]);
         }
         if let Some(update) = &mut self.update {
-            update.run(&[(OPTIMIZER, coefficients)], &mut self.state)?;
+            update.run(&[(OPTIMIZER, coefficients)], &mut self.state, &mut self.stored)?;
             let place = update.program.grad_norm;
             grad_norm = place.map(|at| update.session.output_f32(at)[0]);
         }
@@ -162,22 +174,24 @@ impl Trainer {
 }
 
 impl Compiled {
-    /// Runs on `inputs` and `state`, and takes over new state. This is the one place where state is
-    /// copied, in and out.
-    fn run(&mut self, inputs: &[(&str, &[u8])], state: &mut State) -> Result<(), Error> {
-        let mut all = inputs.to_vec();
-        for (kind, param, name) in &self.read {
-            let values = state.get(*kind, param).expect("it was in the state when compiled");
-            all.push((name, bytemuck::cast_slice(values)));
+    /// Runs on `inputs` and `state`, in whose place the new state is then.
+    fn run(
+        &mut self,
+        inputs: &[(&str, &[u8])],
+        state: &mut State,
+        stored: &mut BTreeMap<Stored, bool>,
+    ) -> Result<(), Error> {
+        for (weight, is_current) in stored.iter_mut() {
+            if !*is_current && self.reads.contains(weight) {
+                state.store_weight(weight)?;
+                *is_current = true;
+            }
         }
-        self.session.run(&all)?;
-        for carry in &self.program.carries {
-            let new = self.session.output_f32(carry.output);
-            let old = state.get_mut(carry.kind, &carry.param);
-            let old = old.filter(|old| old.len() == new.len()).ok_or_else(|| {
-                Error::State(format!("`{}` is not of this model and options", carry.input()))
-            })?;
-            old.copy_from_slice(new);
+        self.session.run_on(state.store_mut(), inputs, Control::default())?;
+        if self.program.carries.iter().any(|carry| carry.kind == StateKind::Master) {
+            for (weight, is_current) in stored {
+                *is_current = self.makes.contains(weight);
+            }
         }
         Ok(())
     }

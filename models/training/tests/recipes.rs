@@ -2,7 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use diffusion::schedule::Precision;
-use training::{LrSchedule, Model, PUBLISHED, Recipe, Weighting, find};
+use models::Bucket;
+use models::vae::{FrameBucket, LATENT_SCALE};
+use ops::DType;
+use training::{
+    LrSchedule, Model, Objective as _, PUBLISHED, Param, Recipe, Subject, Text, Weighting, find,
+    training_step, update_step,
+};
 
 #[test]
 fn published_recipes_are_whole() {
@@ -59,14 +65,24 @@ fn open_sora_1_0_scales_positions() {
     }
 }
 
+/// Adapting trains the projections of attention, as the recipe's comments say.
 #[test]
 fn a_recipe_may_adapt_weights() {
-    let (_, text) = PUBLISHED.iter().find(|(name, _)| *name == "opensora-1.1-stage3").unwrap();
-    let lora = "[lora]\nrank = 16\nalpha = 32\ntargets = [\"attn.qkv\", \"mlp\"]\n[run]";
-    let recipe = Recipe::parse(&text.replacen("[run]", lora, 1)).unwrap();
-    let lora = recipe.options().unwrap().lora.unwrap();
-    assert_eq!((lora.rank, lora.alpha, lora.seed), (16, 32.0, 42));
-    assert_eq!(lora.targets, ["attn.qkv", "mlp"]);
+    let recipe = find("opensora-1.1-lora").unwrap();
+    let (model, options) = (recipe.model().unwrap(), recipe.options().unwrap());
+    let lora = options.lora.clone().unwrap();
+    assert_eq!((lora.rank, lora.alpha, lora.seed), (32, 32.0, 42));
+    let n_params = |params: &[Param]| -> usize {
+        params.iter().map(|param| param.shape.iter().product::<usize>()).sum()
+    };
+    let all = model.parameters(&options).unwrap();
+    let trained = update_step(&model, &options).unwrap().trained;
+    let n_trained: usize = trained.iter().map(|(_, ty)| ty.count()).sum();
+    assert_eq!((n_params(&all) / 100_000, n_trained / 100_000), (7682, 196));
+    // Every projection of every attention, two factors each.
+    let is_adapted = |param: &&Param| param.name.contains("attn") && param.shape.len() == 2;
+    let n_adapted = all.iter().filter(is_adapted).count();
+    assert_eq!((n_adapted, trained.len()), (28 * 7, 2 * n_adapted));
 }
 
 #[test]
@@ -83,11 +99,78 @@ fn fine_tuning_warms_up_and_anneals() {
     assert_eq!(find("brickfilm-360p-64f-stage1").unwrap().optimizer.lr, 1e-5);
 }
 
+/// What two cores sustain in training, in FLOP/s: little of what they can, as the layers of small models are small.
+const SUSTAINED: f64 = 150e9;
+
+/// The recipes of the embedded model from nothing: what they make fits together, and is made in three hours.
+#[test]
+fn the_embedded_model_is_made_in_three_hours() {
+    let vae = find("flare-vae").unwrap();
+    let Subject::Autoencoder(autoencoder) = vae.subject().unwrap() else { panic!("autoencoder") };
+    assert_eq!((autoencoder.l1, autoencoder.mse, autoencoder.kl), (1.0, 1.0, 1e-4));
+    let size = vae.fixed.as_ref().unwrap();
+    let (frames, height, width) = (size.frames * size.batch, size.height, size.width);
+    let images = FrameBucket { dtype: DType::F32, frames, height, width };
+    let step = training_step(&autoencoder, &images, &vae.options().unwrap()).unwrap();
+    let work = step.graph.flops() as f64 * vae.run.steps.unwrap() as f64;
+
+    let flare = find("flare").unwrap();
+    let (model, options) = (flare.model().unwrap(), flare.options().unwrap());
+    let size = flare.fixed.as_ref().unwrap();
+    assert_eq!(model.common().in_channels, autoencoder.config.latent_channels);
+    let down = autoencoder.config.downscale();
+    let latent = [size.frames, size.height / down, size.width / down];
+    let pixels = [size.height as f64, size.width as f64];
+    let tokens = model.common().model_max_length;
+    let bucket = Bucket { frame_mask: true, ..Bucket::new(size.batch, latent, pixels, tokens) };
+    let step = training_step(&model, &bucket, &options).unwrap();
+    let work = work + step.graph.flops() as f64 * flare.run.steps.unwrap() as f64;
+    let hours = work / SUSTAINED / 3600.0;
+    assert!((1.5..3.0).contains(&hours), "{hours} hours for {work:e} FLOPs");
+    for recipe in [&vae, &flare] {
+        // The rate is low when the run ends.
+        let last = recipe.run.steps.unwrap() - 1;
+        let rate = recipe.lr_schedule().unwrap().rate(recipe.optimizer.lr, last);
+        assert!(rate < 2e-5, "{rate}");
+    }
+
+    // A first frame that is given is continued.
+    let share = |name: &str| {
+        flare.masks.iter().filter(|mask| mask.name == name).map(|mask| mask.share).sum::<f64>()
+    };
+    assert!(share("image_head") >= 0.1 && share("identity") >= 0.5);
+    assert!(options.caption_dropout);
+    let Text::Encoder { config, lr_factor: _ } = &options.text else { panic!("an encoder") };
+    assert_eq!(config.d_model, model.common().caption_channels);
+}
+
+/// What a run makes of a pipeline's folder.
+#[test]
+fn parts_have_what_is_trained() {
+    let flare = find("flare").unwrap();
+    let parts = flare.parts().unwrap();
+    let folders: Vec<&str> = parts.iter().map(|part| part.folder).collect();
+    assert_eq!(folders, ["transformer", "text_encoder"]);
+    let names = parts.iter().flat_map(|part| &part.params).map(|param| param.name.clone());
+    let model = flare.model().unwrap();
+    let all = model.parameters(&flare.options().unwrap()).unwrap();
+    assert!(names.eq(all.into_iter().map(|param| param.name)));
+    assert_eq!(parts[1].config["d_model"], 128);
+    assert_eq!(parts[0].config["patch_size"], serde_json::json!([1, 2, 2]));
+    let parts = find("flare-vae").unwrap().parts().unwrap();
+    let [part] = &parts[..] else { panic!("one part") };
+    assert_eq!((part.folder, part.file), ("vae", "diffusion_pytorch_model.safetensors"));
+    assert_eq!(part.config["scaling_factor"], LATENT_SCALE);
+    assert_eq!(find("tiny-flare").unwrap().parts().unwrap().len(), 1);
+}
+
 /// Each line is replaced in a recipe that is right.
 #[test]
 fn wrong_recipes_are_refused_with_the_place() {
     let stage3 = PUBLISHED.iter().find(|(name, _)| *name == "opensora-1.1-stage3").unwrap().1;
     let flare = PUBLISHED.iter().find(|(name, _)| *name == "tiny-flare").unwrap().1;
+    let joint = PUBLISHED.iter().find(|(name, _)| *name == "flare").unwrap().1;
+    let vae = PUBLISHED.iter().find(|(name, _)| *name == "flare-vae").unwrap().1;
     for (text, old, new, expected) in [
         (stage3, "lr = 2e-05", "lrr = 2e-05", "unknown key `optimizer.lrr`; did you mean `lr`?"),
         (stage3, "[schedule]", "[shedule]", "unknown key `shedule`; did you mean `schedule`?"),
@@ -120,8 +203,49 @@ fn wrong_recipes_are_refused_with_the_place() {
         (flare, "betas = [0.9, 0.999]", "betas = [0.9, 1.0]", "`betas`: 1"),
         (flare, "betas = [0.9, 0.999]", "freeze = \"txt\"", "`freeze`: `txt`"),
         (flare, "[run]", "[lora]\nrank = 0\nalpha = 1.0\ntargets = [\"attn\"]\n[run]", "lora.rank"),
+        (
+            flare,
+            "[run]",
+            "[lora]\nrank = 2\nalpha = 1.0\ntargets = [\"attn\", \"mlp.fc3\"]\n[run]",
+            "did you mean one of `mlp.fc1`, `mlp.fc2`,",
+        ),
+        (
+            joint,
+            "[run]",
+            "[lora]\nrank = 2\nalpha = 1.0\ntargets = [\"attn\"]\n[run]",
+            "lora adapts the transformer alone",
+        ),
+        (
+            vae,
+            "[run]",
+            "[lora]\nrank = 2\nalpha = 1.0\ntargets = [\"conv1\"]\n[run]",
+            "`sd-vae` is an autoencoder: leave `lora` out",
+        ),
         (flare, "[run]", "[lora]\nrnk = 4\n[run]", "unknown key `lora.rnk`; did you mean `rank`?"),
         (flare, "steps = 5441\nend", "steps = 0\nend", "0 steps"),
+        (flare, "tables = \"f32\"", "", "loss.tables is missing with kind Iddpm"),
+        (flare, "tables = \"f32\"", "tables = \"f32\"\nkl = 0.1", "loss.kl has no effect"),
+        (flare, "caption_dropout = 0.1", "caption_dropout = 1.0", "expected 0 to below 1"),
+        (flare, "\"stdit2-xl\"", "\"sd-vae\"", "config key `caption_channels`"),
+        (joint, "\"t5-large\"", "\"t5-larg\"", "did you mean `t5-large`?"),
+        (joint, "\"t5-large\"", "\"sd-vae\"", "text.architecture `sd-vae` cannot be trained"),
+        (joint, "d_model = 128", "d_model = 64", "features are 64 wide, the transformer reads 128"),
+        (joint, "num_layers = 2", "num_layers = 0", "config key `num_layers`"),
+        (joint, "lr_factor = 1.0", "lr_factor = -1.0", "`text.lr_factor`: -1"),
+        (joint, "lr_factor = 1.0", "lr_facto = 1.0", "did you mean `lr_factor`?"),
+        (vae, "kl = 0.0001", "", "loss.kl is missing with kind Reconstruction"),
+        (vae, "kl = 0.0001", "kl = -1.0", "`loss.kl`: -1"),
+        (vae, "kl = 0.0001", "kl = 0.0001\ncaption_dropout = 0.1", "caption_dropout has no effect"),
+        (vae, "l1 = 1.0\nmse = 1.0", "", "nothing tells images apart"),
+        (vae, "\"reconstruction\"", "\"iddpm\"", "loss.tables is missing"),
+        (
+            vae,
+            "kind = \"reconstruction\"\nl1 = 1.0\nmse = 1.0\nkl = 0.0001",
+            "kind = \"iddpm\"\ntables = \"f32\"",
+            "loss.kind Iddpm is not of model.architecture `sd-vae`; expected Reconstruction",
+        ),
+        (vae, "workers = 2", "workers = 2\nvae_micro_batch = 4", "vae_micro_batch has no effect"),
+        (vae, "norm_num_groups = 8", "norm_num_groups = 5", "do not split into 5 groups"),
     ] {
         assert!(text.contains(old), "{old}");
         let error = Recipe::parse(&text.replacen(old, new, 1)).expect_err(new).to_string();

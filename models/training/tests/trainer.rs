@@ -10,11 +10,11 @@ use std::sync::Arc;
 use kernels::{Isa, Pool, Target};
 use models::Bucket;
 use ops::{DType, Tensor, TensorType};
-use runtime::{WeightSource, WeightStore};
+use runtime::{Session, WeightSource, WeightStore};
 use tiny::{Tensors, bucket, given, model, relative_l2, run};
 use training::{
-    AdamW, Machine, Options, Outcome, State, StateKind, Trainer, accumulation_step, training_step,
-    update_step,
+    AdamW, Lora, Machine, Options, Outcome, PlannedStep, State, StateKind, Trainer,
+    accumulation_step, training_step, update_step,
 };
 
 /// Kernels sum in another order than the interpreter; a step's direction is that of rounding where a
@@ -43,7 +43,11 @@ fn weights(options: &Options) -> Weights {
 }
 
 fn trainer(options: &Options, threads: usize) -> Trainer {
-    let target = Target {
+    trainer_within(options, threads, None)
+}
+
+fn target(threads: usize) -> Target {
+    Target {
         isa: Isa::detect(),
         threads,
         l1_bytes: 48 << 10,
@@ -51,11 +55,15 @@ fn trainer(options: &Options, threads: usize) -> Trainer {
         l3_bytes: 32 << 20,
         gpu: None,
         tiles: None,
-    };
+    }
+}
+
+fn trainer_within(options: &Options, threads: usize, memory: Option<usize>) -> Trainer {
+    let target = target(threads);
     let weights = weights(options);
     let state = State::new(&model(), options, &weights).unwrap();
     let pool = Arc::new(Pool::new(threads).unwrap());
-    let machine = Machine { target, pool, memory: None };
+    let machine = Machine { target, pool, memory };
     let store = WeightStore::new(weights);
     Trainer::new(model(), options.clone(), state, store, machine).unwrap()
 }
@@ -171,6 +179,26 @@ fn updates_do_not_depend_on_threads_and_repeat() {
     assert!(first == after(1), "a second run gives other bits");
 }
 
+/// Within a limit, however high, masters are cast where they are used; without, when they change.
+#[test]
+fn weights_are_the_cast_masters_wherever_they_are_cast() {
+    let half = Bucket { dtype: DType::Bf16, ..bucket() };
+    for (micro_batches, order) in [(1, [0, 0, 0]), (1, [0, 1, 0]), (2, [1, 0, 0])] {
+        let options = Options { micro_batches, ..Options::default() };
+        let after = |memory: Option<usize>| {
+            let mut trainer = trainer_within(&options, 2, memory);
+            let buckets = [&half, &bucket()].map(|bucket| trainer.compile(bucket).unwrap());
+            let batch = batch(&options);
+            let outcomes = order.map(|first| {
+                let mixed = [buckets[first], buckets[0]];
+                update(&mut trainer, &mixed[..micro_batches], &batch)
+            });
+            (outcomes, trainer.state().clone())
+        };
+        assert!(after(None) == after(Some(usize::MAX)), "{micro_batches}, {order:?}");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let options = Options { micro_batches: 2, ..Options::default() };
@@ -189,4 +217,31 @@ fn what_does_not_fit_is_refused() {
     assert!(state(&source).contains("`blocks.0.mlp.fc1.weight`: is f32[2], expected"));
     source.0.remove(name);
     assert!(state(&source).contains("`blocks.0.mlp.fc1.weight`: missing"));
+}
+
+/// What a plan says of frozen weights is what a store holds for all steps together.
+#[test]
+fn steps_share_frozen_weights() {
+    let targets = vec!["attn.qkv".into()];
+    let lora = Lora { rank: 2, alpha: 2.0, targets, seed: 1 };
+    let options = Options { lora: Some(lora), ..Options::default() };
+    let store = WeightStore::new(weights(&Options { lora: None, ..options.clone() }));
+    let pool = Arc::new(Pool::new(1).unwrap());
+    let mut steps = vec![];
+    let mut sessions = vec![];
+    for dtype in [DType::F32, DType::Bf16] {
+        for frames in [3, 2] {
+            let bucket = Bucket { dtype, latent: [frames, 4, 4], ..bucket() };
+            let step =
+                PlannedStep::of_bucket(&model(), &bucket, &options, &target(1), None).unwrap();
+            let plan = Arc::new(step.plan().clone());
+            sessions.push(Session::new(plan, &store, Arc::clone(&pool)).unwrap());
+            steps.push(step);
+            assert_eq!(PlannedStep::frozen_bytes_of(&steps), store.bytes());
+        }
+    }
+    let sum: usize = steps.iter().map(PlannedStep::frozen_bytes).sum();
+    let all = PlannedStep::frozen_bytes_of(&steps);
+    // Two of each type; weights that are adapted are f32 in all four.
+    assert!(all < sum / 2, "{all} of {sum}");
 }

@@ -3,7 +3,7 @@
 //!
 //! Operands: `x` `[N, spatial.., C]` (channels last, `groups` divides C), `weight` `[C]`, `bias`
 //! `[C]`; these may be f32 beside an `x` of another float type, which is the result's. Composite,
-//! computed in f32 for half types.
+//! computed in f32 for half types, with a gradient of its own.
 
 use crate::op::{arity, check_eps, float, float_or_f32, shaped};
 use crate::{Attr, AttrReader, Builder, DType, Error, Example, OpDef, TensorType, ValueId};
@@ -75,6 +75,64 @@ impl OpDef for GroupNorm {
         Some(self.build(b, args))
     }
 
+    /// Sums over positions stay sums of channels, which lie side by side, and groups are summed from those:
+    /// no value has an axis for the few channels of a group but a list of channels.
+    fn vjp(
+        &self,
+        b: &mut Builder,
+        args: &[ValueId],
+        _: ValueId,
+        grad: ValueId,
+    ) -> Result<Vec<Option<ValueId>>, Error> {
+        let [x_type, weight_type, bias_type] = [0, 1, 2].map(|i| b.ty(args[i]).dtype());
+        let x = b.cast(args[0], DType::F32)?;
+        let grad = b.cast(grad, DType::F32)?;
+        let weight = b.cast(args[1], DType::F32)?;
+        let shape = b.shape(x).to_vec();
+        let mut one_row = vec![1; shape.len()];
+        one_row[shape.len() - 1] = shape[shape.len() - 1];
+        let weight = b.reshape(weight, &one_row)?;
+
+        let sums = sum_positions(b, x)?;
+        let mean = self.mean_of_groups(b, sums, &shape)?;
+        let deviation = b.sub(x, mean)?;
+        let squares = b.square(deviation)?;
+        let sums = sum_positions(b, squares)?;
+        let variance = self.mean_of_groups(b, sums, &shape)?;
+        let variance = b.add_scalar(variance, self.eps)?;
+        let scale = b.rsqrt(variance)?;
+
+        // By weight and bias, for each sample.
+        let by_bias = sum_positions(b, grad)?;
+        let moment = b.mul(grad, deviation)?;
+        let moment = sum_positions(b, moment)?;
+        let by_weight = b.mul(moment, scale)?;
+
+        // scale * (weight * grad - mean(weight * grad) - y * mean(weight * grad * y)), y = deviation * scale.
+        let weighted = b.mul(by_bias, weight)?;
+        let center = self.mean_of_groups(b, weighted, &shape)?;
+        let weighted = b.mul(by_weight, weight)?;
+        let slope = self.mean_of_groups(b, weighted, &shape)?;
+        let gain = b.mul(weight, scale)?;
+        let shift = b.mul(center, scale)?;
+        let slope = b.mul(slope, scale)?;
+        let slope = b.mul(slope, scale)?;
+        let by_x = b.mul(grad, gain)?;
+        let tilt = b.mul(deviation, slope)?;
+        let by_x = b.sub(by_x, tilt)?;
+        let by_x = b.sub(by_x, shift)?;
+        let by_x = b.cast(by_x, x_type)?;
+
+        let mut channels = |by: ValueId, dtype: DType| {
+            let sum = b.reduce_sum(by, &[0])?;
+            let sum = b.reshape(sum, &one_row[shape.len() - 1..])?;
+            b.cast(sum, dtype)
+        };
+        let by_weight = channels(by_weight, weight_type)?;
+        let by_bias = channels(by_bias, bias_type)?;
+        Ok(vec![Some(by_x), Some(by_weight), Some(by_bias)])
+    }
+
     fn flops(&self, args: &[&TensorType], _: &TensorType) -> u64 {
         // Sum, difference, square, sum, product; then weight and bias.
         7 * args[0].count() as u64
@@ -105,6 +163,31 @@ impl GroupNorm {
         let y = b.reshape(y, ty.shape())?;
         b.cast(y, ty.dtype())
     }
+
+    /// For each channel the mean of its group, from sums over positions, `[N, 1.., C]` both; `shape` is what
+    /// was summed.
+    fn mean_of_groups(
+        &self,
+        b: &mut Builder,
+        sums: ValueId,
+        shape: &[usize],
+    ) -> Result<ValueId, Error> {
+        let (n, channels) = (shape[0], shape[shape.len() - 1]);
+        let per_group = channels / self.groups;
+        let n_terms = shape.iter().product::<usize>() / n / self.groups;
+        let x = b.reshape(sums, &[n, self.groups, per_group])?;
+        let x = b.reduce_sum(x, &[2])?;
+        let x = b.mul_scalar(x, 1.0 / n_terms as f64)?;
+        let x = b.broadcast(x, &[n, self.groups, per_group])?;
+        let out = b.shape(sums).to_vec();
+        b.reshape(x, &out)
+    }
+}
+
+/// Sums of `[N, spatial.., C]` over its spatial axes, which stay as dims of 1.
+fn sum_positions(b: &mut Builder, x: ValueId) -> Result<ValueId, Error> {
+    let axes: Vec<usize> = (1..b.shape(x).len() - 1).collect();
+    if axes.is_empty() { Ok(x) } else { b.reduce_sum(x, &axes) }
 }
 
 impl Builder {

@@ -1,6 +1,8 @@
 //! `layer_norm {eps}`: `(x - mean) / sqrt(variance + eps)` over the last axis, with the biased
 //! variance and without an affine map. Composite, computed in f32 for half types. Rank 1 or more.
+//! Gradient: `norm_grad`.
 
+use crate::defs::norm_grad::NormGrad;
 use crate::op::{arity, check_eps, float};
 use crate::{Attr, AttrReader, Builder, DType, Error, Example, OpDef, TensorType, ValueId};
 
@@ -51,6 +53,17 @@ impl OpDef for LayerNorm {
 
     fn decompose(&self, b: &mut Builder, args: &[ValueId]) -> Option<Result<ValueId, Error>> {
         Some(decompose(b, args[0], self.eps))
+    }
+
+    fn vjp(
+        &self,
+        b: &mut Builder,
+        args: &[ValueId],
+        _: ValueId,
+        grad: ValueId,
+    ) -> Result<Vec<Option<ValueId>>, Error> {
+        let op = NormGrad { eps: self.eps, centered: true };
+        Ok(vec![Some(b.op(op, &[args[0], grad])?)])
     }
 
     fn flops(&self, args: &[&TensorType], _: &TensorType) -> u64 {

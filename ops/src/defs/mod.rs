@@ -15,6 +15,7 @@ pub mod gather;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod matmul;
+pub mod norm_grad;
 pub mod normal;
 pub mod pad;
 pub mod permute;

@@ -4,7 +4,7 @@
 //! Operands: `x` `[.., S, H, D]`, `angles` f32 `[S, D/2]`, in radians; the result is like `x`. With
 //! `a = angles[s, i]` the pair `(x[2i], x[2i+1])` becomes
 //! `(x[2i] cos a - x[2i+1] sin a, x[2i+1] cos a + x[2i] sin a)`. Composite, computed in f32 for half
-//! types.
+//! types. Gradient: the rotation back.
 
 use crate::op::{arity, float};
 use crate::{AttrReader, Builder, DType, Error, Example, OpDef, TensorType, ValueId};
@@ -56,13 +56,32 @@ impl OpDef for Rope {
         Some(decompose(b, args[0], args[1]))
     }
 
+    fn vjp(
+        &self,
+        b: &mut Builder,
+        args: &[ValueId],
+        out: ValueId,
+        grad: ValueId,
+    ) -> Result<Vec<Option<ValueId>>, Error> {
+        let back = b.neg(args[1])?;
+        let by_x = b.rope(grad, back)?;
+        // A larger angle moves each pair at a right angle to where it is.
+        let ([first, second], [by_first, by_second]) = (pairs(b, out)?, pairs(b, grad)?);
+        let (along, against) = (b.mul(by_second, first)?, b.mul(by_first, second)?);
+        let by_angle = b.sub(along, against)?;
+        let by_angle = b.reduce_sum(by_angle, &[0, 2, 4])?;
+        let shape = b.shape(args[1]).to_vec();
+        Ok(vec![Some(by_x), Some(b.reshape(by_angle, &shape)?)])
+    }
+
     fn flops(&self, args: &[&TensorType], _: &TensorType) -> u64 {
         // Two products and a sum per element; sine and cosine per angle.
         3 * args[0].count() as u64 + 2 * args[1].count() as u64
     }
 }
 
-fn decompose(b: &mut Builder, x: ValueId, angles: ValueId) -> Result<ValueId, Error> {
+/// First and second elements of all pairs of `x` `[.., S, H, D]`, f32 `[.., S, H, D/2, 1]` with one axis before S.
+fn pairs(b: &mut Builder, x: ValueId) -> Result<[ValueId; 2], Error> {
     let ty = b.ty(x).clone();
     let &[.., s, h, d] = ty.shape() else {
         return Err(Error::operand("rope", 0, &ty, "[.., S, H, D]"));
@@ -70,10 +89,17 @@ fn decompose(b: &mut Builder, x: ValueId, angles: ValueId) -> Result<ValueId, Er
     let outer = ty.count() / (s * h * d);
     let x = b.cast(x, DType::F32)?;
     let pairs = b.reshape(x, &[outer, s, h, d / 2, 2])?;
-    let angles = b.reshape(angles, &[1, s, 1, d / 2, 1])?;
+    Ok([b.slice_axis(pairs, 4, 0, 1)?, b.slice_axis(pairs, 4, 1, 2)?])
+}
+
+fn decompose(b: &mut Builder, x: ValueId, angles: ValueId) -> Result<ValueId, Error> {
+    let ty = b.ty(x).clone();
+    let [first, second] = pairs(b, x)?;
+    let &[s, half] = b.shape(angles) else {
+        return Err(Error::operand("rope", 1, b.ty(angles), "[S, D/2]"));
+    };
+    let angles = b.reshape(angles, &[1, s, 1, half, 1])?;
     let (cos, sin) = (b.cos(angles)?, b.sin(angles)?);
-    let first = b.slice_axis(pairs, 4, 0, 1)?;
-    let second = b.slice_axis(pairs, 4, 1, 2)?;
     let (first_cos, first_sin) = (b.mul(first, cos)?, b.mul(first, sin)?);
     let (second_cos, second_sin) = (b.mul(second, cos)?, b.mul(second, sin)?);
     let first = b.sub(first_cos, second_sin)?;

@@ -281,8 +281,15 @@ mod tests {
                 kernels.push(case.kernel);
             }
         }
-        // The others move bytes, and are taken for `map`; gradients of attention are taken for attention.
-        kernels.push("attention_grad");
+        // The others move bytes, and are taken for `map`; gradients are taken for what they are of, those of tables
+        // for `map`.
+        kernels.extend([
+            "attention_grad",
+            "conv_input_grad",
+            "conv_weight_grad",
+            "norm_grad",
+            "scatter_add",
+        ]);
         let without: Vec<&&str> =
             Kernel::names().iter().filter(|name| !kernels.contains(name)).collect();
         assert_eq!(without, [&"normal", &"pad", &"rope"]);

@@ -8,8 +8,8 @@ use ops::{Builder, Class, DType, Example, Op, Tensor, TensorType, Tolerance};
 use tests::{Rng, relative_l2};
 
 /// Ops without a kernel: only gradients need them.
-const WITHOUT_KERNEL: [&str; 4] =
-    ["attention_grad", "conv_input_grad", "conv_weight_grad", "scatter_add"];
+const WITHOUT_KERNEL: [&str; 5] =
+    ["attention_grad", "conv_input_grad", "conv_weight_grad", "norm_grad", "scatter_add"];
 
 /// Whether integers are computed with, not only copied or cast to floats: no model does, and no GPU
 /// kernel takes it.

@@ -95,11 +95,15 @@ pub const GROUNDS: [(&str, [u8; 3]); 4] = [
 
 /// What a clip shows, as indices into the lists above.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Subject {
-    pub(super) creature: usize,
-    pub(super) action: usize,
-    pub(super) direction: usize,
-    pub(super) ground: usize,
+pub struct Subject {
+    /// Of [`CREATURES`].
+    pub creature: usize,
+    /// Of [`ACTIONS`].
+    pub action: usize,
+    /// Of [`DIRECTIONS`].
+    pub direction: usize,
+    /// Of [`GROUNDS`].
+    pub ground: usize,
 }
 
 impl Subject {
@@ -111,7 +115,7 @@ impl Subject {
     }
 
     /// Three wordings.
-    pub(super) fn captions(self) -> [String; 3] {
+    pub fn captions(self) -> [String; 3] {
         let creature = CREATURES[self.creature].name;
         let ActionName { verb, participle, .. } = ACTIONS[self.action];
         let direction = DIRECTIONS[self.direction];

@@ -10,8 +10,8 @@ mod captions;
 mod figure;
 mod set;
 
-pub use captions::{ACTIONS, CREATURES, DIRECTIONS, GROUNDS};
-pub use set::{ClipFormat, SetSettings, WrittenSet, find_art, write_set};
+pub use captions::{ACTIONS, CREATURES, DIRECTIONS, GROUNDS, Subject};
+pub use set::{ClipFormat, SetSettings, WrittenSet, captions, find_art, render, write_set};
 
 /// Frames of a clip.
 pub const N_FRAMES: usize = 8;

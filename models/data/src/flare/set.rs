@@ -82,6 +82,41 @@ pub struct SetSettings {
     pub format: ClipFormat,
 }
 
+impl SetSettings {
+    /// The clips that are asked for, in the order of the data set.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for creatures or numbers of directions that there are not.
+    pub fn subjects(&self) -> Result<Vec<Subject>> {
+        let step = match self.n_directions {
+            8 => 1,
+            4 => 2,
+            n => return Err(Error::Setting(format!("there are 4 or 8 directions, not {n}"))),
+        };
+        for name in &self.creatures {
+            if !CREATURES.iter().any(|creature| creature.name == name) {
+                let known = CREATURES.each_ref().map(|creature| creature.name).join(", ");
+                let message = format!("no creature is called `{name}`; expected some of {known}");
+                return Err(Error::Setting(message));
+            }
+        }
+        let is_wanted = |creature: &usize| {
+            let name = CREATURES[*creature].name;
+            self.creatures.is_empty() || self.creatures.iter().any(|wanted| wanted == name)
+        };
+        let mut subjects = Vec::new();
+        for creature in (0..CREATURES.len()).filter(is_wanted) {
+            for action in 0..ACTIONS.len() {
+                for direction in (0..DIRECTIONS.len()).step_by(step) {
+                    let of = |ground| Subject { creature, action, direction, ground };
+                    subjects.extend((0..GROUNDS.len()).map(of));
+                }
+            }
+        }
+        Ok(subjects)
+    }
+}
+
 /// What was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WrittenSet {
@@ -124,50 +159,18 @@ pub fn write_set(
     stop: &AtomicBool,
     each: impl Fn(usize, usize) + Sync,
 ) -> Result<WrittenSet> {
-    let subjects = subjects(settings)?;
+    let subjects = settings.subjects()?;
     media::check_writable(out, Format::Folder)?;
     let folder = PartFolder::create(out).map_err(io(out, "create a folder beside it"))?;
     let clips = folder.path().join("clips");
     std::fs::create_dir(&clips).map_err(io(&clips, "create it"))?;
 
-    let creatures: Vec<&[Subject]> = subjects.chunk_by(|a, b| a.creature == b.creature).collect();
-    let (next, n_done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    // The first creature that failed. Those before it go on, so that which failure is told does not depend on threads.
-    let failed_at = AtomicUsize::new(usize::MAX);
-    let write = |index: usize, of_creature: &[Subject]| -> Result<()> {
-        let layers = CREATURES[of_creature[0].creature].layers;
-        let figure = Figure::open(art, layers, &ACTIONS.each_ref().map(|action| action.animation))?;
-        for &subject in of_creature {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
-            if failed_at.load(Ordering::Relaxed) < index {
-                return Ok(());
-            }
-            write_clip(&figure, subject, settings.format, &clips)?;
-            each(n_done.fetch_add(1, Ordering::Relaxed) + 1, subjects.len());
-        }
+    let n_done = AtomicUsize::new(0);
+    render(art, &subjects, n_threads, stop, |subject, rgb| {
+        write_clip(subject, rgb, settings.format, &clips)?;
+        each(n_done.fetch_add(1, Ordering::Relaxed) + 1, subjects.len());
         Ok(())
-    };
-    let work = || -> Option<(usize, Error)> {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = write(index, creatures.get(index)?) {
-                failed_at.fetch_min(index, Ordering::Relaxed);
-                return Some((index, error));
-            }
-        }
-    };
-    let failures: Vec<Option<(usize, Error)>> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..n_threads.max(1)).map(|_| scope.spawn(work)).collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Option<(usize, Error)>>| {
-            thread.join().unwrap_or(Some((0, Error::Interrupted)))
-        };
-        threads.into_iter().map(join).collect()
-    });
-    if let Some((_, error)) = failures.into_iter().flatten().min_by_key(|(index, _)| *index) {
-        return Err(error);
-    }
+    })?;
 
     let (held_out, train): (Vec<Subject>, Vec<Subject>) =
         subjects.iter().copied().partition(|&subject| is_held_out(subject));
@@ -184,44 +187,73 @@ pub fn write_set(
     Ok(WrittenSet { n_train: train.len(), n_held_out: held_out.len() })
 }
 
-/// The clips that `settings` ask for, in the order of the data set.
-fn subjects(settings: &SetSettings) -> Result<Vec<Subject>> {
-    let step = match settings.n_directions {
-        8 => 1,
-        4 => 2,
-        n => return Err(Error::Setting(format!("there are 4 or 8 directions, not {n}"))),
-    };
-    for name in &settings.creatures {
-        if !CREATURES.iter().any(|creature| creature.name == name) {
-            let known = CREATURES.each_ref().map(|creature| creature.name).join(", ");
-            let message = format!("no creature is called `{name}`; expected some of {known}");
-            return Err(Error::Setting(message));
+/// Draws clips of art below `art` with `n_threads` threads: `each` gets RGB `[T, H, W, 3]` of every subject. Creatures
+/// come in any order, and several at once; clips of one come in the order of `subjects`, where they follow each other.
+///
+/// # Errors
+/// [`Error::Flare`], [`Error::Media`], [`Error::Io`], [`Error::Interrupted`], and what `each` returns.
+pub fn render(
+    art: &Path,
+    subjects: &[Subject],
+    n_threads: usize,
+    stop: &AtomicBool,
+    each: impl Fn(Subject, &[u8]) -> Result<()> + Sync,
+) -> Result<()> {
+    let creatures: Vec<&[Subject]> = subjects.chunk_by(|a, b| a.creature == b.creature).collect();
+    let next = AtomicUsize::new(0);
+    // The first creature that failed. Those before it go on, so that which failure is told does not depend on threads.
+    let failed_at = AtomicUsize::new(usize::MAX);
+    let draw = |index: usize, of_creature: &[Subject]| -> Result<()> {
+        let layers = CREATURES[of_creature[0].creature].layers;
+        let figure = Figure::open(art, layers, &ACTIONS.each_ref().map(|action| action.animation))?;
+        for &subject in of_creature {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            if failed_at.load(Ordering::Relaxed) < index {
+                return Ok(());
+            }
+            let color = GROUNDS[subject.ground].1;
+            let animation = ACTIONS[subject.action].animation;
+            each(subject, &figure.clip(animation, subject.direction, color)?)?;
         }
-    }
-    let is_wanted = |creature: &usize| {
-        let name = CREATURES[*creature].name;
-        settings.creatures.is_empty() || settings.creatures.iter().any(|wanted| wanted == name)
+        Ok(())
     };
-    let mut subjects = Vec::new();
-    for creature in (0..CREATURES.len()).filter(is_wanted) {
-        for action in 0..ACTIONS.len() {
-            for direction in (0..DIRECTIONS.len()).step_by(step) {
-                let of = |ground| Subject { creature, action, direction, ground };
-                subjects.extend((0..GROUNDS.len()).map(of));
+    let work = || -> Option<(usize, Error)> {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = draw(index, creatures.get(index)?) {
+                failed_at.fetch_min(index, Ordering::Relaxed);
+                return Some((index, error));
             }
         }
+    };
+    let failures: Vec<Option<(usize, Error)>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..n_threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, Option<(usize, Error)>>| {
+            thread.join().unwrap_or(Some((0, Error::Interrupted)))
+        };
+        threads.into_iter().map(join).collect()
+    });
+    match failures.into_iter().flatten().min_by_key(|(index, _)| *index) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
     }
-    Ok(subjects)
+}
+
+/// The captions of every clip that there can be, in the order of the data set: three wordings of each.
+pub fn captions() -> Vec<[String; 3]> {
+    let all = SetSettings { creatures: vec![], n_directions: 8, format: ClipFormat::Folder };
+    let subjects = all.subjects().expect("nothing is asked for that there is not");
+    subjects.into_iter().map(Subject::captions).collect()
 }
 
 fn is_held_out(subject: Subject) -> bool {
     subject.index().is_multiple_of(HELD_OUT_EVERY)
 }
 
-fn write_clip(figure: &Figure, subject: Subject, format: ClipFormat, folder: &Path) -> Result<()> {
-    let color = GROUNDS[subject.ground].1;
-    let rgb = figure.clip(ACTIONS[subject.action].animation, subject.direction, color)?;
-    let clip = Clip::new(N_FRAMES, SIDE, SIDE, &rgb, Fps::new(FPS, 1)?)?;
+fn write_clip(subject: Subject, rgb: &[u8], format: ClipFormat, folder: &Path) -> Result<()> {
+    let clip = Clip::new(N_FRAMES, SIDE, SIDE, rgb, Fps::new(FPS, 1)?)?;
     let mut metadata = Metadata::new();
     let [caption, ..] = subject.captions();
     metadata.push("prompt", &caption)?;
@@ -282,16 +314,16 @@ mod tests {
     #[test]
     fn the_split_is_that_of_the_embedded_model() {
         let four = settings(&["zombie", "minotaur", "fire ant", "hobgoblin"], 4);
-        let subjects = subjects(&four).unwrap();
+        let subjects = four.subjects().unwrap();
         let n_held_out = subjects.iter().filter(|&&subject| is_held_out(subject)).count();
         assert_eq!((subjects.len(), n_held_out), (256, 12));
     }
 
     #[test]
     fn what_there_is_not_is_refused() {
-        let error = subjects(&settings(&["zombi"], 8)).unwrap_err().to_string();
+        let error = settings(&["zombi"], 8).subjects().unwrap_err().to_string();
         assert!(error.contains("`zombi`; expected some of goblin, zombie"), "{error}");
-        assert!(subjects(&settings(&[], 5)).unwrap_err().is_usage());
+        assert!(settings(&[], 5).subjects().unwrap_err().is_usage());
         let folder = tempfile::tempdir().unwrap();
         let error = find_art(Some(folder.path())).unwrap_err().to_string();
         assert!(error.contains("apt-get install flare-game"), "{error}");
@@ -299,7 +331,7 @@ mod tests {
 
     #[test]
     fn tables_can_be_read() {
-        let subjects = subjects(&settings(&[], 8)).unwrap();
+        let subjects = settings(&[], 8).subjects().unwrap();
         let csv = table(&subjects, ClipFormat::Mp4);
         let table = Table::parse(csv.as_bytes(), Path::new("data.csv"), None).unwrap();
         assert_eq!(table.rows().len(), 1280);

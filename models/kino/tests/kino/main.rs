@@ -13,9 +13,17 @@ mod failures;
 #[cfg(all(feature = "compile", feature = "cuda"))]
 mod gpu;
 mod look;
+#[cfg(feature = "train")]
+mod lora;
 mod measure;
 mod plan;
 mod profile;
 mod program;
 mod roofline;
 mod sample;
+#[cfg(feature = "train")]
+mod train;
+#[cfg(feature = "train")]
+mod train_lora;
+#[cfg(feature = "train")]
+mod train_report;

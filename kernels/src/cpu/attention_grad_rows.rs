@@ -1,0 +1,292 @@
+//! How the rows of a (batch, head) pair become words on their way into the gradients of attention, and how
+//! their gradients become rows of the result.
+//!
+//! Keys and values are packed once per pair, queries, results and cotangents once per block. What is missing to
+//! a whole word is zero.
+
+use crate::attention_site::Side;
+use crate::head_rows::HeadRows;
+use crate::program::store;
+use crate::simd::Simd;
+
+use super::attention_grad::AttentionGrad;
+use super::attention_grad_area::Area;
+use super::attention_softmax::Packed;
+use super::lanes::{copy, load_from, load_from_bf16, prefetch_row};
+use super::shared::Shared;
+use super::transpose::transpose_in;
+
+// Positions in [`AttentionGrad::rows`].
+pub(super) const ROWS_Q: usize = 0;
+pub(super) const ROWS_K: usize = 1;
+pub(super) const ROWS_V: usize = 2;
+pub(super) const ROWS_OUT: usize = 3;
+pub(super) const ROWS_GRAD: usize = 4;
+
+/// One head of one batch entry.
+pub(super) struct Pair<'a, A> {
+    pub(super) kernel: &'a AttentionGrad,
+    pub(super) arithmetic: A,
+    pub(super) shared: Shared<'a>,
+    pub(super) area: Area,
+    /// First element of the rows of each operand.
+    pub(super) starts: [usize; 5],
+    /// The same of the pair that comes next, if its rows are to be asked for.
+    pub(super) next: Option<[usize; 5]>,
+    pub(super) mask_start: usize,
+    pub(super) result_start: usize,
+    pub(super) n_kept: usize,
+}
+
+/// `n` elements from element `i` on of a row of words that start at `row`; zero elsewhere.
+///
+/// # Safety
+/// The row is readable for the elements.
+#[inline(always)]
+pub(super) unsafe fn load_elements<S: Simd, A: Packed>(
+    s: S,
+    row: *const f32,
+    i: usize,
+    n: usize,
+) -> S::F {
+    // SAFETY: the caller's promise; a word of two elements has bf16.
+    unsafe {
+        if A::ELEMENTS == 1 {
+            return load_from(s, row)(i, n);
+        }
+        load_from_bf16(s, row.cast())(i, n)
+    }
+}
+
+impl<A: Packed> Pair<'_, A> {
+    /// Lists the keys that take part.
+    ///
+    /// # Safety
+    /// As [`crate::KernelDef::run`], like all that follow.
+    pub(super) unsafe fn keep_keys(&mut self) {
+        let kept = self.area.kept;
+        for key in 0..self.kernel.sk {
+            let takes_part = match &self.kernel.mask {
+                None => true,
+                Some(Side { operand, layout }) => {
+                    let stride = layout.strides[layout.rank() - 1];
+                    let flags = self.shared.operand(*operand);
+                    // SAFETY: the mask has a flag for every key.
+                    unsafe { *flags.add(self.mask_start + key * stride) != 0 }
+                }
+            };
+            if takes_part {
+                // SAFETY: `kept` has room for every key.
+                unsafe { *kept.add(self.n_kept) = key as u32 };
+                self.n_kept += 1;
+            }
+        }
+    }
+
+    /// Asks for the rows of one operand of the next pair.
+    pub(super) fn prefetch_next(&self, operand: usize) {
+        let Some(next) = self.next else { return };
+        let rows = &self.kernel.rows[operand];
+        let size = rows.layout.dtype.size();
+        let count = rows.layout.shape[rows.layout.rank() - 3];
+        for position in 0..count {
+            let at = next[operand] + position * rows.seq_stride();
+            prefetch_row(rows.operand_element(self.shared, at), self.kernel.d * size);
+        }
+    }
+
+    /// Where row `position` of an operand is stored.
+    fn stored(&self, operand: usize, position: usize) -> *const u8 {
+        let rows = &self.kernel.rows[operand];
+        let at = self.starts[operand] + position * rows.seq_stride();
+        rows.operand_element(self.shared, at)
+    }
+
+    /// Packs row `position` of an operand in words of head dims.
+    ///
+    /// # Safety
+    /// See `keep_keys`; `to` has room for the words.
+    #[inline(always)]
+    unsafe fn pack_row<S: Simd>(&self, s: S, operand: usize, position: usize, to: *mut f32) {
+        let rows: &HeadRows = &self.kernel.rows[operand];
+        let d = self.kernel.d;
+        // SAFETY: passed on.
+        unsafe {
+            if self.kernel.stored[operand] {
+                copy(s, self.stored(operand, position).cast(), self.kernel.depth(), to);
+                return;
+            }
+            let at = self.starts[operand] + position * rows.seq_stride();
+            rows.row(
+                s,
+                self.shared,
+                (at, position),
+                &[],
+                self.area.made,
+                #[inline(always)]
+                |i, x, n| self.arithmetic.put(s, to, i, x, n),
+            );
+            if !d.is_multiple_of(A::ELEMENTS) {
+                to.cast::<u16>().add(d).write(0);
+            }
+        }
+    }
+
+    /// `n` elements from element `at` on of the rows that start at `row` and `stride` words further, in words
+    /// of both; zeros where there is no second row.
+    ///
+    /// # Safety
+    /// See `keep_keys`; the rows are words of head dims.
+    #[inline(always)]
+    unsafe fn join_rows<S: Simd>(
+        &self,
+        s: S,
+        (row, stride, has_second): (*const f32, usize, bool),
+        at: usize,
+        n: usize,
+    ) -> S::F {
+        // SAFETY: passed on.
+        unsafe {
+            let low = load_elements::<S, A>(s, row, at, n);
+            let high = if A::ELEMENTS > 1 && has_second {
+                load_elements::<S, A>(s, row.add(stride), at, n)
+            } else {
+                s.splat(0.0)
+            };
+            self.arithmetic.join(s, low, high)
+        }
+    }
+
+    /// Packs the keys that take part and their values.
+    ///
+    /// # Safety
+    /// See `keep_keys`.
+    #[inline(always)]
+    pub(super) unsafe fn read_keys<S: Simd>(&self, s: S) {
+        let Area { keys, values, key_pairs, kept, .. } = self.area;
+        let (d, depth) = (self.kernel.d, self.kernel.depth());
+        // SAFETY: there is room for all keys.
+        unsafe {
+            for i in 0..self.n_kept {
+                let key = *kept.add(i) as usize;
+                self.pack_row(s, ROWS_K, key, keys.add(i * depth));
+                self.pack_row(s, ROWS_V, key, values.add(i * depth));
+            }
+            if A::ELEMENTS == 1 {
+                return;
+            }
+            for i in (0..self.n_kept).step_by(A::ELEMENTS) {
+                let rows = (keys.add(i * depth).cast_const(), depth, i + 1 < self.n_kept);
+                let to = key_pairs.add(i / A::ELEMENTS * d);
+                for at in (0..d).step_by(S::LANES) {
+                    let n = S::LANES.min(d - at);
+                    s.store_n(to.add(at), self.join_rows(s, rows, at, n), n);
+                }
+            }
+        }
+    }
+
+    /// Rows `start..start + count` of an operand: transposed to `[D, lanes]` in words of head dims, and by
+    /// groups of head dims in words of rows.
+    ///
+    /// # Safety
+    /// See `keep_keys`.
+    #[inline(always)]
+    pub(super) unsafe fn read_block<S: Simd>(
+        &self,
+        s: S,
+        operand: usize,
+        (start, count, lanes): (usize, usize, usize),
+        transposed: *mut f32,
+        grouped: Option<*mut f32>,
+    ) {
+        let (d, depth, rows) = (self.kernel.d, self.kernel.depth(), self.area.rows);
+        // SAFETY: the parts have room for a block.
+        unsafe {
+            let (from, stride) = if self.kernel.stored[operand] {
+                let stride = self.kernel.rows[operand].seq_stride() / A::ELEMENTS;
+                (self.stored(operand, start).cast::<f32>(), stride)
+            } else {
+                for i in 0..count {
+                    self.pack_row(s, operand, start + i, rows.add(i * depth));
+                }
+                (rows.cast_const(), depth)
+            };
+            if count < lanes {
+                for i in (0..depth * lanes).step_by(S::LANES) {
+                    s.store(transposed.add(i), s.splat(0.0));
+                }
+            }
+            transpose_in(s, (count, depth), from, stride, transposed, lanes);
+            let Some(mut to) = grouped else { return };
+            let mut first = 0;
+            for vectors in self.kernel.groups() {
+                for i in (0..count).step_by(A::ELEMENTS) {
+                    let rows = (from.add(i * stride), stride, i + 1 < count);
+                    for v in 0..vectors {
+                        let at = first + v * S::LANES;
+                        let n = S::LANES.min(d - at);
+                        s.store(to, self.join_rows(s, rows, at, n));
+                        to = to.add(S::LANES);
+                    }
+                }
+                let words = self.kernel.block() / A::ELEMENTS - count.div_ceil(A::ELEMENTS);
+                to = to.add(words * vectors * S::LANES);
+                first += vectors * S::LANES;
+            }
+        }
+    }
+
+    /// Writes row `position` of the result.
+    ///
+    /// # Safety
+    /// See `keep_keys`; `row` has a row.
+    #[inline(always)]
+    pub(super) unsafe fn write<S: Simd>(&self, s: S, position: usize, row: *const f32) {
+        let result = &self.kernel.result;
+        let stride = result.strides[result.rank() - 3];
+        let size = result.dtype.size();
+        // SAFETY: passed on.
+        unsafe {
+            let to = self.shared.result().add((self.result_start + position * stride) * size);
+            store(s, result.dtype, row, self.kernel.d, to);
+        }
+    }
+
+    /// Writes the rows of keys and values, zeros where a key takes no part.
+    ///
+    /// # Safety
+    /// See `keep_keys`.
+    #[inline(always)]
+    pub(super) unsafe fn write_keys<S: Simd>(&self, s: S) {
+        let AttentionGrad { sq, sk, d, .. } = *self.kernel;
+        let Area { by_keys, by_values, kept, rows, .. } = self.area;
+        for (part, sums) in [(0, by_keys), (1, by_values)] {
+            let mut next = 0;
+            for key in 0..sk {
+                // SAFETY: there are sums for all kept keys, in whole vectors; `rows` has room for a row.
+                unsafe {
+                    let is_kept = next < self.n_kept && *kept.add(next) as usize == key;
+                    let mut group = sums;
+                    let mut first = 0;
+                    for vectors in self.kernel.groups() {
+                        let width = vectors * S::LANES;
+                        for at in (0..width.min(d - first)).step_by(S::LANES) {
+                            let x = if is_kept {
+                                s.load(group.add(next * width + at))
+                            } else {
+                                s.splat(0.0)
+                            };
+                            let n = S::LANES.min(d - first - at);
+                            s.store_n(rows.add(first + at), x, n);
+                        }
+                        group = group.add(sk * width);
+                        first += width;
+                    }
+                    self.write(s, sq + part * sk + key, rows);
+                    next += usize::from(is_kept);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The loss of a recipe: a noise process, or images that are compared.
+
+use diffusion::schedule::Precision;
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::fail;
+use crate::{Error, Weighting};
+
+/// The loss: its kind, and the numbers that the kind reads.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LossSection {
+    /// Process and weights, or images.
+    pub kind: LossKind,
+    /// Precision of the process's tables: `f64` as 1.0, `f32` as 1.1.
+    #[serde(default)]
+    pub tables: Option<TablePrecision>,
+    /// Share of the captions that are replaced by the null caption.
+    #[serde(default)]
+    pub caption_dropout: f64,
+    /// What the absolute error of a reconstruction counts; absent for 0.
+    #[serde(default)]
+    pub l1: Option<f64>,
+    /// What the squared error of a reconstruction counts; absent for 0.
+    #[serde(default)]
+    pub mse: Option<f64>,
+    /// What the divergence of an autoencoder's posterior counts.
+    #[serde(default)]
+    pub kl: Option<f64>,
+}
+
+/// What is made smaller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossKind {
+    /// The hybrid loss of a transformer's noise process.
+    Iddpm,
+    /// The same, with timesteps drawn and weighted by their noise.
+    IddpmSpeed,
+    /// The error of an autoencoder's images, and the divergence of its posterior.
+    Reconstruction,
+}
+
+/// Precision of the tables of a noise process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TablePrecision {
+    /// Open-Sora 1.0.
+    F64,
+    /// Open-Sora 1.1.
+    F32,
+}
+
+impl LossSection {
+    /// How timesteps are weighted; a reconstruction has none.
+    pub(crate) fn weighting(&self) -> Weighting {
+        match self.kind {
+            LossKind::Iddpm | LossKind::Reconstruction => Weighting::Uniform,
+            LossKind::IddpmSpeed => Weighting::Speed,
+        }
+    }
+
+    /// Precision of the process's tables.
+    pub(crate) fn precision(&self) -> Precision {
+        match self.tables {
+            Some(TablePrecision::F64) => Precision::F64,
+            Some(TablePrecision::F32) | None => Precision::F32,
+        }
+    }
+
+    /// Fails for numbers that the kind needs and lacks, or has and does not read.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let is_process = self.kind != LossKind::Reconstruction;
+        let dropout = self.caption_dropout;
+        if !(0.0..1.0).contains(&dropout) {
+            return fail(format!("loss.caption_dropout {dropout}, expected 0 to below 1"));
+        }
+        for (key, is_given, is_read, is_needed) in [
+            ("tables", self.tables.is_some(), is_process, is_process),
+            ("caption_dropout", dropout > 0.0, is_process, false),
+            ("l1", self.l1.is_some(), !is_process, false),
+            ("mse", self.mse.is_some(), !is_process, false),
+            ("kl", self.kl.is_some(), !is_process, !is_process),
+        ] {
+            let what = match (is_given, is_read, is_needed) {
+                (true, false, _) => "has no effect",
+                (false, _, true) => "is missing",
+                _ => continue,
+            };
+            return fail(format!("loss.{key} {what} with kind {:?}", self.kind));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! Norms over an axis and over groups, and their gradients.
+
+use ops::DType;
+use ops::defs::norm_grad::NormGrad;
+
+use super::{BF16, F32, check_body, check_body_in};
+
+#[test]
+fn norms_run_with_code_before_and_after() {
+    for n in [1, 8, 17, 72, 1152] {
+        let x: &[usize] = &[2, 3, n];
+        let types: [(&[usize], DType); 4] =
+            [(x, F32), (&[2, 1, n], F32), (&[2, 1, n], F32), (&[1, 1, n], F32)];
+        check_body("modulate", "norm", &types, &[3], |b, args| {
+            let y = b.layer_norm(args[0], 1e-6)?;
+            let y = b.mul(y, args[3])?;
+            let scale = b.add_scalar(args[1], 1.0)?;
+            let y = b.mul(y, scale)?;
+            b.add(y, args[2])
+        });
+        check_body(
+            "weighted rms of a sum",
+            "norm",
+            &[(x, BF16), (x, BF16), (&[n], F32)],
+            &[2],
+            |b, args| {
+                let sum = b.add(args[0], args[1])?;
+                let y = b.rms_norm(sum, 1e-6)?;
+                let weight = b.reshape(args[2], &[1, 1, n])?;
+                let y = b.cast(y, F32)?;
+                b.mul(y, weight)
+            },
+        );
+        check_body("softmax", "norm", &[(x, F32)], &[], |b, args| b.softmax(args[0], 2));
+        check_body("softmax of columns", "norm", &[(x, F32)], &[], |b, args| b.softmax(args[0], 1));
+    }
+}
+
+#[test]
+fn gradients_of_norms_run_with_code_before_and_after() {
+    for (rows, n, centered) in [(5, 72, true), (3, 1153, true), (70, 72, false), (2, 1, false)] {
+        let shape: &[usize] = &[rows, n];
+        let types = [(shape, BF16), (shape, F32), (&[1, n], F32), (shape, F32)];
+        check_body("gradient of a norm", "norm_grad", &types, &[], |b, args| {
+            let x = b.cast(args[0], F32)?;
+            let grad = b.mul(args[1], args[2])?;
+            let by_x = b.op(NormGrad { eps: 1e-6, centered }, &[x, grad])?;
+            b.add(args[3], by_x)
+        });
+    }
+}
+
+#[test]
+fn norms_keep_their_accuracy_under_a_large_mean() {
+    // 1000 +- 1: the mean is some 2000 deviations, of which raw squares in f32 would leave nothing.
+    let x: &[usize] = &[2, 300, 64];
+    let types = [(x, F32), (&[64], F32), (&[64], F32)];
+    let range = (999.0, 1001.0);
+    check_body_in(range, "far layer_norm", "norm", &types[..1], &[], |b, args| {
+        b.layer_norm(args[0], 1e-6)
+    });
+    check_body_in(range, "far group_norm", "group_norm", &types, &[1, 2], |b, args| {
+        let y = b.group_norm(args[0], args[1], args[2], 4, 1e-6)?;
+        let bias = b.reshape(args[2], &[1, 1, 64])?;
+        b.sub(y, bias)
+    });
+}
+
+#[test]
+fn group_norms_run_with_an_activation() {
+    for (shape, groups) in [
+        (&[1, 9, 7, 32][..], 32),
+        (&[2, 33, 40, 48], 4),
+        (&[2, 300, 128], 32),
+        (&[1, 3, 100, 6], 3),
+    ] {
+        let channels = &shape[shape.len() - 1..];
+        let types = [(shape, F32), (channels, F32), (channels, F32)];
+        check_body("group_norm silu", "group_norm", &types, &[1, 2], |b, args| {
+            let y = b.group_norm(args[0], args[1], args[2], groups, 1e-6)?;
+            b.silu(y)
+        });
+    }
+}
