@@ -29,7 +29,9 @@ pub(crate) fn step_ticks(n_steps: usize) -> Vec<usize> {
 pub(crate) fn round_step(most: f64, count: f64) -> f64 {
     let raw = most / count;
     let decade = 10f64.powf(raw.max(f64::MIN_POSITIVE).log10().floor());
-    [1.0, 2.0, 5.0, 10.0].map(|n| n * decade).into_iter().find(|step| *step >= raw).unwrap_or(1.0)
+    // A power of ten is rounded, and must not fall below what it stands for.
+    let least = raw * (1.0 - 1e-12);
+    [1.0, 2.0, 5.0, 10.0].map(|n| n * decade).into_iter().find(|step| *step >= least).unwrap_or(1.0)
 }
 
 /// Text as the content of an element or between the quotes of an attribute.
