@@ -20,18 +20,20 @@ use serde_json::{Value as Json, json};
 use crate::inputs::{self, Input};
 use crate::{Error, work};
 
-/// Answers one line of JSON on `answers` for each on `requests`, until that ends.
+/// Answers one line of JSON on `answers` for each on `requests`, until that ends. Arena and weights of a row take at
+/// most `memory` bytes.
 ///
 /// # Errors
 /// Those of the two streams; what goes wrong in between is an answer `{"error": TEXT}`.
 pub fn serve(
     target: &Target,
+    memory: Option<usize>,
     requests: impl BufRead,
     mut answers: impl Write,
 ) -> std::io::Result<()> {
     let mut ready = None;
     for line in requests.lines() {
-        let answer = answer(&line?, target, &mut ready)
+        let answer = answer(&line?, target, memory, &mut ready)
             .unwrap_or_else(|error| json!({ "error": error.to_string() }));
         writeln!(answers, "{answer}")?;
         answers.flush()?;
@@ -39,12 +41,17 @@ pub fn serve(
     Ok(())
 }
 
-fn answer(line: &str, target: &Target, ready: &mut Option<Ready>) -> Result<Json, Error> {
+fn answer(
+    line: &str,
+    target: &Target,
+    memory: Option<usize>,
+    ready: &mut Option<Ready>,
+) -> Result<Json, Error> {
     let request: Json =
         serde_json::from_str(line).map_err(|error| protocol(format!("no JSON: {error}")))?;
     let name = text(&request, "request")?;
     if name == "prepare" {
-        let (made, answer) = Ready::prepare(&request, target)?;
+        let (made, answer) = Ready::prepare(&request, target, memory)?;
         *ready = Some(made);
         return Ok(answer);
     }
@@ -75,7 +82,11 @@ struct Ready {
 }
 
 impl Ready {
-    fn prepare(request: &Json, target: &Target) -> Result<(Ready, Json), Error> {
+    fn prepare(
+        request: &Json,
+        target: &Target,
+        memory: Option<usize>,
+    ) -> Result<(Ready, Json), Error> {
         let name = text(request, "name")?;
         let work = work::find(name).ok_or_else(|| protocol(format!("no work called {name}")))?;
         let dtype = match text(request, "dtype")? {
@@ -88,9 +99,9 @@ impl Ready {
         let inputs = inputs::read(&graph, Path::new(text(paths, "inputs")?))?;
         let start = Instant::now();
         let plan = Arc::new(if work.trains() {
-            compiler::compile_training(graph, target, None)?.plan
+            compiler::compile_training(graph, target, memory)?.plan
         } else {
-            compiler::compile(graph, target)?
+            compiler::compile_with(graph, target, &compiler::Options { memory })?
         });
         let compile_seconds = start.elapsed().as_secs_f64();
         let pool = Arc::new(Pool::new(target.threads).map_err(Error::Threads)?);

@@ -20,7 +20,7 @@ use ops::DType;
 use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
-use crate::{VERSION, machine, progress};
+use crate::{VERSION, machine, progress, settings};
 
 /// What to measure.
 #[derive(Args, Debug)]
@@ -55,6 +55,9 @@ pub(crate) struct BenchOptions {
     /// Threads of every side [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Most memory of our arena and weights together, such as 900MiB [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<String>,
     /// Keep made-up weights in this folder and use those that are there [default: a temporary folder]
     #[arg(long, value_name = "FOLDER")]
     weights: Option<PathBuf>,
@@ -87,8 +90,10 @@ pub(crate) fn run(
     interrupt: &AtomicBool,
 ) -> Outcome<()> {
     let target = machine::target(forced_isa, options.threads)?;
+    let memory = options.memory.as_deref().map(settings::parse_memory).transpose()?;
     if options.serve {
-        return Ok(benches::ours::serve(&target, io::stdin().lock(), io::stdout().lock())?);
+        let (input, output) = (io::stdin().lock(), io::stdout().lock());
+        return Ok(benches::ours::serve(&target, memory, input, output)?);
     }
     if options.list {
         list(options.json);
@@ -116,6 +121,7 @@ pub(crate) fn run(
         ours: &|| {
             let mut command = Command::new(&program);
             command.args(["bench", "--serve", "--threads", &threads]);
+            command.args(memory.iter().flat_map(|bytes| ["--memory".into(), bytes.to_string()]));
             command
         },
         peers,
