@@ -10,12 +10,15 @@ use models::vae::{self, FrameBucket};
 use ops::{Builder, DType, Graph, TensorType, ValueId};
 
 use crate::means::row_means;
-use crate::{Error, Objective, Operands, Options, Param, initial};
+use crate::{Distribution, Error, Objective, Operands, Options, Param, initial};
 
 /// Names of a batch's inputs.
 const IMAGES: &str = "x";
 const NOISE: &str = "noise";
 const WEIGHT: &str = "weight";
+
+/// What is added to means and logarithms of variances last.
+const POSTERIOR_BIAS: &str = "quant_conv.bias";
 
 /// An autoencoder and how its reconstruction is measured.
 ///
@@ -34,6 +37,9 @@ pub struct Autoencoder {
     /// What the divergence of the posterior from the normal distribution counts. Both are sums over an image, divided
     /// by the number of its elements, so that upstream's 1e-6 means the same at any size.
     pub kl: f64,
+    /// The deviation that posteriors begin with, where upstream's first weights make it about 1: more than the first
+    /// means differ by, so that many updates pass before anything is seen in them.
+    pub initial_std: f64,
     /// Whether errors of pixels are multiplied by the input `weight`.
     pub weighted: bool,
 }
@@ -45,6 +51,10 @@ impl Autoencoder {
             if !(number >= 0.0 && number.is_finite()) {
                 return Err(Error::option(name, format!("{number}, expected 0 or more")));
             }
+        }
+        if !(self.initial_std > 0.0 && self.initial_std.is_finite()) {
+            let reason = format!("{}, expected above 0", self.initial_std);
+            return Err(Error::option("loss.initial_std", reason));
         }
         if self.l1 == 0.0 && self.mse == 0.0 {
             return Err(Error::option("loss.l1", "0, as is loss.mse: nothing tells images apart"));
@@ -141,7 +151,13 @@ impl Objective for Autoencoder {
         let param = |(name, shape): (String, Vec<usize>)| {
             let module = name.rsplit_once('.').map_or("", |(module, _)| module);
             let fan_in = of_modules.get(module).copied().unwrap_or_else(|| products(&shape));
-            let initial = initial::autoencoder(&name, fan_in);
+            let initial = match initial::autoencoder(&name, fan_in) {
+                // The later half of its channels are logarithms of variances.
+                Distribution::Uniform { bound } if name == POSTERIOR_BIAS => {
+                    Distribution::HalfShifted { bound, shift: 2.0 * self.initial_std.ln() }
+                }
+                initial => initial,
+            };
             Param { name, shape, initial }
         };
         Ok(params.into_iter().map(param).collect())

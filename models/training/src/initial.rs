@@ -32,6 +32,13 @@ pub enum Distribution {
         /// The largest element.
         bound: f64,
     },
+    /// Uniform between `-bound` and `bound`, and the later half of all elements moved by `shift`.
+    HalfShifted {
+        /// The largest distance from the middle.
+        bound: f64,
+        /// The middle of the later half.
+        shift: f64,
+    },
     /// Normal with mean 0.
     Normal {
         /// The deviation.
@@ -51,6 +58,11 @@ impl Distribution {
             Distribution::Uniform { bound } => {
                 let element = |i| (bound * (2.0 * uniform(seed, stream, i) - 1.0)) as f32;
                 (0..count).map(element).collect()
+            }
+            Distribution::HalfShifted { bound, shift } => {
+                let mut values = Distribution::Uniform { bound }.values(seed, name, count);
+                values[count / 2..].iter_mut().for_each(|x| *x += shift as f32);
+                values
             }
             Distribution::Normal { std } => {
                 let mut values = vec![0f32; count];

@@ -26,6 +26,9 @@ pub struct LossSection {
     /// What the divergence of an autoencoder's posterior counts.
     #[serde(default)]
     pub kl: Option<f64>,
+    /// The deviation that an autoencoder's posteriors begin with; absent for 1, as upstream's first weights make it.
+    #[serde(default)]
+    pub initial_std: Option<f64>,
 }
 
 /// What is made smaller.
@@ -80,6 +83,7 @@ impl LossSection {
             ("l1", self.l1.is_some(), !is_process, false),
             ("mse", self.mse.is_some(), !is_process, false),
             ("kl", self.kl.is_some(), !is_process, !is_process),
+            ("initial_std", self.initial_std.is_some(), !is_process, false),
         ] {
             let what = match (is_given, is_read, is_needed) {
                 (true, false, _) => "has no effect",

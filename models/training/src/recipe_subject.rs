@@ -138,7 +138,9 @@ impl Recipe {
             Architecture::AutoencoderKl(config) if is_reconstruction => {
                 let count = |number: Option<f64>| number.unwrap_or_default();
                 let (l1, mse, kl) = (count(loss.l1), count(loss.mse), count(loss.kl));
-                Subject::Autoencoder(Autoencoder { config, l1, mse, kl, weighted: false })
+                let initial_std = loss.initial_std.unwrap_or(1.0);
+                let weighted = false;
+                Subject::Autoencoder(Autoencoder { config, l1, mse, kl, initial_std, weighted })
             }
             Architecture::Stdit1(_)
             | Architecture::Stdit2(_)

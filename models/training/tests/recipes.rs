@@ -107,7 +107,7 @@ const SUSTAINED: f64 = 150e9;
 fn the_embedded_model_is_made_in_three_hours() {
     let vae = find("flare-vae").unwrap();
     let Subject::Autoencoder(autoencoder) = vae.subject().unwrap() else { panic!("autoencoder") };
-    assert_eq!((autoencoder.l1, autoencoder.mse, autoencoder.kl), (1.0, 1.0, 1e-4));
+    assert_eq!((autoencoder.l1, autoencoder.mse, autoencoder.kl), (1.0, 1.0, 1e-6));
     let size = vae.fixed.as_ref().unwrap();
     let (frames, height, width) = (size.frames * size.batch, size.height, size.width);
     let images = FrameBucket { dtype: DType::F32, frames, height, width };
@@ -233,14 +233,14 @@ fn wrong_recipes_are_refused_with_the_place() {
         (joint, "num_layers = 2", "num_layers = 0", "config key `num_layers`"),
         (joint, "lr_factor = 1.0", "lr_factor = -1.0", "`text.lr_factor`: -1"),
         (joint, "lr_factor = 1.0", "lr_facto = 1.0", "did you mean `lr_factor`?"),
-        (vae, "kl = 0.0001", "", "loss.kl is missing with kind Reconstruction"),
-        (vae, "kl = 0.0001", "kl = -1.0", "`loss.kl`: -1"),
-        (vae, "kl = 0.0001", "kl = 0.0001\ncaption_dropout = 0.1", "caption_dropout has no effect"),
+        (vae, "kl = 1e-06", "", "loss.kl is missing with kind Reconstruction"),
+        (vae, "kl = 1e-06", "kl = -1.0", "`loss.kl`: -1"),
+        (vae, "kl = 1e-06", "kl = 1e-06\ncaption_dropout = 0.1", "caption_dropout has no effect"),
         (vae, "l1 = 1.0\nmse = 1.0", "", "nothing tells images apart"),
         (vae, "\"reconstruction\"", "\"iddpm\"", "loss.tables is missing"),
         (
             vae,
-            "kind = \"reconstruction\"\nl1 = 1.0\nmse = 1.0\nkl = 0.0001",
+            "kind = \"reconstruction\"\nl1 = 1.0\nmse = 1.0\nkl = 1e-06\ninitial_std = 0.02",
             "kind = \"iddpm\"\ntables = \"f32\"",
             "loss.kind Iddpm is not of model.architecture `sd-vae`; expected Reconstruction",
         ),
