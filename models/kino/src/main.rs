@@ -185,7 +185,9 @@ fn run(command: Command) -> Outcome<()> {
         Command::Data(options) => data::run(&options, &*interrupt()?),
         #[cfg(feature = "train")]
         Command::Train(options) => train::run(&options, forced_isa, &calibration, &*interrupt()?),
+        #[cfg(feature = "train")]
         Command::Report(options) => train_report::run(&options),
+        #[cfg(feature = "train")]
         Command::Lora(options) => lora::run(&options),
     }
 }
