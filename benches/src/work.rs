@@ -102,7 +102,7 @@ pub fn all() -> Vec<Work> {
     let t5 = |model, layers| Kind::T5 { model, layers };
     let row = |name, kind, about| Work { name, about, is_slow: false, kind };
     let slow = |name, kind, about| Work { name, about, is_slow: true, kind };
-    vec![
+    let mut rows = vec![
         row("stdit2-block", small(1, 1), "STDiT2-XL/2, one block and the embedders, 16x256x256"),
         row("stdit2-two", small(2, 1), "STDiT2-XL/2, two blocks from end to end, 16x256x256"),
         slow("stdit2-step", small(28, 2), "STDiT2-XL/2, a guided step (batch 2), 16x256x256"),
@@ -135,7 +135,9 @@ pub fn all() -> Vec<Work> {
         row("t5-xl", t5("t5-xl", 24), "T5 v1.1 XL encoder, 120 tokens"),
         row("t5-xxl-4", t5("t5-xxl", 4), "T5 v1.1 XXL encoder, 4 of 24 layers, 120 tokens"),
         slow("t5-xxl", t5("t5-xxl", 24), "T5 v1.1 XXL encoder, 120 tokens"),
-    ]
+    ];
+    rows.retain(|row| cfg!(feature = "training") || !row.trains());
+    rows
 }
 
 /// The row called `name`.
