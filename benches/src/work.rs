@@ -90,7 +90,7 @@ const COMPILE_AUTOCAST: Peer =
 /// Name of the input that holds the gradient of the result, of which all others are made.
 const COTANGENT: &str = "cotangent";
 
-/// Every row, in the order of the table.
+/// Every row of this build, in the order of the table.
 pub fn all() -> Vec<Work> {
     let square = |side: usize| [16, side / 8, side / 8];
     let stdit2 = |depth, rows, latent, pixels| Kind::Stdit2 { depth, rows, latent, pixels };
