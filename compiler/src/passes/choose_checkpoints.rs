@@ -66,6 +66,21 @@ pub fn choose_checkpoints(graph: &Graph, budget: usize) -> Checkpoints {
 /// [`choose_checkpoints`] where carried inputs, and the outputs that are written over them, are not in the arena.
 pub fn choose_checkpoints_beside(graph: &Graph, budget: usize, carries: &[Carry]) -> Checkpoints {
     let facts = Facts::beside(graph, carries);
+    let mut best = drop_towards(&facts, budget);
+    if best.0 > budget {
+        // What frees enough at once is not always what leads further: aiming lower takes another way.
+        let lower = drop_towards(&facts, 0);
+        if lower.0 < best.0 {
+            best = lower;
+        }
+    }
+    let drops = take_back(&facts, best.1, budget);
+    Checkpoints::of(&facts, &drops, &facts.program(&drops))
+}
+
+/// Drops value after value where memory is fullest, until it is at most `budget` bytes or nothing helps: the fewest
+/// bytes on the way, and what is dropped for them.
+fn drop_towards(facts: &Facts<'_>, budget: usize) -> (usize, Drops) {
     let mut drops = Drops::new();
     let mut program = facts.program(&drops);
     let mut best = (usize::MAX, Drops::new());
@@ -78,7 +93,7 @@ pub fn choose_checkpoints_beside(graph: &Graph, budget: usize, carries: &[Carry]
         if bytes <= budget {
             break;
         }
-        let mut candidates = candidates(&facts, &mut drops, program.instances[at].at);
+        let mut candidates = candidates(facts, &mut drops, program.instances[at].at);
         candidates.sort_by(|a, b| b.rank(a));
         // Many at once, because the costs of the others change with each and each takes a walk over the
         // program; where that does not help, one of them.
@@ -106,8 +121,7 @@ pub fn choose_checkpoints_beside(graph: &Graph, budget: usize, carries: &[Carry]
             None => break,
         }
     }
-    let drops = take_back(&facts, best.1, budget);
-    Checkpoints::of(&facts, &drops, &facts.program(&drops))
+    best
 }
 
 /// Makes every stored value again for which `is_dropped` says so and that is read both before and after
