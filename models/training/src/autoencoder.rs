@@ -24,7 +24,7 @@ const POSTERIOR_BIAS: &str = "quant_conv.bias";
 ///
 /// Its bucket is of the encoder: images in place of frames, which may be of any videos. It reads of a batch: `x` f32
 /// `[images, channels, height, width]`, -1 to 1; `noise` standard normal, f32 `[images, latent_channels, h, w]`, smaller by
-/// [`AutoencoderKl::downscale`]; and if it is [`weighted`](Autoencoder::weighted), `weight` f32 `[images, 1, height, width]`.
+/// [`AutoencoderKl::downscale`]; and if [`salient`](Autoencoder::salient) is not 1, `weight` f32 `[images, 1, height, width]`.
 /// Of [`Options`] it takes what is not of noise or captions.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Autoencoder {
@@ -40,11 +40,17 @@ pub struct Autoencoder {
     /// The deviation that posteriors begin with, where upstream's first weights make it about 1: more than the first
     /// means differ by, so that many updates pass before anything is seen in them.
     pub initial_std: f64,
-    /// Whether errors of pixels are multiplied by the input `weight`.
-    pub weighted: bool,
+    /// What errors of salient pixels count, which the host tells by the input `weight`; 1 for as much as others, without
+    /// such an input.
+    pub salient: f64,
 }
 
 impl Autoencoder {
+    /// Whether there is an input `weight`.
+    pub fn is_weighted(&self) -> bool {
+        self.salient != 1.0
+    }
+
     /// Fails for numbers that no loss can have.
     pub(crate) fn check(&self) -> Result<(), Error> {
         for (name, number) in [("loss.l1", self.l1), ("loss.mse", self.mse), ("loss.kl", self.kl)] {
@@ -52,9 +58,12 @@ impl Autoencoder {
                 return Err(Error::option(name, format!("{number}, expected 0 or more")));
             }
         }
-        if !(self.initial_std > 0.0 && self.initial_std.is_finite()) {
-            let reason = format!("{}, expected above 0", self.initial_std);
-            return Err(Error::option("loss.initial_std", reason));
+        for (name, number) in
+            [("loss.initial_std", self.initial_std), ("loss.salient", self.salient)]
+        {
+            if !(number > 0.0 && number.is_finite()) {
+                return Err(Error::option(name, format!("{number}, expected above 0")));
+            }
         }
         if self.l1 == 0.0 && self.mse == 0.0 {
             return Err(Error::option("loss.l1", "0, as is loss.mse: nothing tells images apart"));
@@ -186,7 +195,7 @@ impl Objective for Autoencoder {
         };
         b.scope("loss", |b| {
             let mut errors = self.append_errors(b, images, out[0])?;
-            if self.weighted {
+            if self.is_weighted() {
                 let pixels = TensorType::new(DType::F32, [frames, 1, height, width])?;
                 let weight = b.input(WEIGHT, pixels);
                 errors = b.mul(errors, weight)?;

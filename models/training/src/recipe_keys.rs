@@ -78,6 +78,7 @@ fn template() -> toml::Value {
             l1: Some(0.0),
             mse: Some(0.0),
             kl: Some(0.0),
+            salient: Some(1.0),
             initial_std: Some(1.0),
         },
         optimizer: OptimizerSection {

@@ -26,6 +26,10 @@ pub struct LossSection {
     /// What the divergence of an autoencoder's posterior counts.
     #[serde(default)]
     pub kl: Option<f64>,
+    /// What a reconstruction's errors count where a pixel differs from the image's median color by more than an eighth
+    /// of the range in some channel; absent for 1, as much as elsewhere.
+    #[serde(default)]
+    pub salient: Option<f64>,
     /// The deviation that an autoencoder's posteriors begin with; absent for 1, as upstream's first weights make it.
     #[serde(default)]
     pub initial_std: Option<f64>,
@@ -83,6 +87,7 @@ impl LossSection {
             ("l1", self.l1.is_some(), !is_process, false),
             ("mse", self.mse.is_some(), !is_process, false),
             ("kl", self.kl.is_some(), !is_process, !is_process),
+            ("salient", self.salient.is_some(), !is_process, false),
             ("initial_std", self.initial_std.is_some(), !is_process, false),
         ] {
             let what = match (is_given, is_read, is_needed) {

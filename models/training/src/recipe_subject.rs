@@ -139,8 +139,8 @@ impl Recipe {
                 let count = |number: Option<f64>| number.unwrap_or_default();
                 let (l1, mse, kl) = (count(loss.l1), count(loss.mse), count(loss.kl));
                 let initial_std = loss.initial_std.unwrap_or(1.0);
-                let weighted = false;
-                Subject::Autoencoder(Autoencoder { config, l1, mse, kl, initial_std, weighted })
+                let salient = loss.salient.unwrap_or(1.0);
+                Subject::Autoencoder(Autoencoder { config, l1, mse, kl, initial_std, salient })
             }
             Architecture::Stdit1(_)
             | Architecture::Stdit2(_)

@@ -25,7 +25,7 @@ fn autoencoder() -> Autoencoder {
         "block_out_channels": [4, 8], "norm_num_groups": 2, "latent_channels": 2,
     });
     let config = AutoencoderKl::from_json(&file).unwrap();
-    Autoencoder { config, l1: 0.7, mse: 1.3, kl: 0.2, initial_std: 1.0, weighted: true }
+    Autoencoder { config, l1: 0.7, mse: 1.3, kl: 0.2, initial_std: 1.0, salient: 2.0 }
 }
 
 /// Two images of 8x6.
@@ -219,6 +219,7 @@ fn what_is_no_autoencoder_is_refused() {
     for (objective, bucket, expected) in [
         (Autoencoder { kl: -1.0, ..good() }, bucket(), "`loss.kl`: -1"),
         (Autoencoder { initial_std: 0.0, ..good() }, bucket(), "`loss.initial_std`: 0"),
+        (Autoencoder { salient: f64::NAN, ..good() }, bucket(), "`loss.salient`: NaN"),
         (Autoencoder { l1: 0.0, mse: 0.0, ..good() }, bucket(), "nothing tells images apart"),
         (good(), FrameBucket { height: 7, ..bucket() }, "images of 7x6, expected multiples of 2"),
         (good(), FrameBucket { frames: 0, ..bucket() }, "empty axis"),

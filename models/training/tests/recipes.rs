@@ -240,7 +240,7 @@ fn wrong_recipes_are_refused_with_the_place() {
         (vae, "\"reconstruction\"", "\"iddpm\"", "loss.tables is missing"),
         (
             vae,
-            "kind = \"reconstruction\"\nl1 = 1.0\nmse = 1.0\nkl = 1e-06\ninitial_std = 0.02",
+            "kind = \"reconstruction\"\nl1 = 1.0\nmse = 1.0\nkl = 1e-06\nsalient = 4.0\ninitial_std = 0.02",
             "kind = \"iddpm\"\ntables = \"f32\"",
             "loss.kind Iddpm is not of model.architecture `sd-vae`; expected Reconstruction",
         ),

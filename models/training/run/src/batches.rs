@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use bytemuck::cast_slice;
 use data::{BucketId, CacheReader, Epoch, MaskRatios, Replaced};
-use training::{Autoencoder, Model, Subject, TimestepSampler};
+use training::{Model, Subject, TimestepSampler};
 
 use crate::Result;
 use crate::draws::Draws;
@@ -19,6 +19,9 @@ use crate::samples::{BadRows, Samples, extents};
 
 /// Batches that wait ready, besides the one that is being made.
 const N_READY: usize = 2;
+
+/// How far a pixel is from an image's median color that is salient: an eighth of the range from -1 to 1.
+const SALIENT: f32 = 0.25;
 
 /// Inputs of a step by name, dense little-endian.
 pub(crate) type Inputs = Vec<(&'static str, Vec<u8>)>;
@@ -202,17 +205,37 @@ impl Source {
                 }
             }
         }
-        let latent = match &conditions.subject {
-            Subject::Autoencoder(Autoencoder { config, .. }) => {
-                let step = config.downscale();
-                config.latent_channels * (height / step) * (width / step)
-            }
-            Subject::Transformer(_) => unreachable!("a transformer is trained on features"),
+        let Subject::Autoencoder(autoencoder) = &conditions.subject else {
+            unreachable!("a transformer is trained on features")
         };
+        let step = autoencoder.config.downscale();
+        let latent = autoencoder.config.latent_channels * (height / step) * (width / step);
         let noise = draws.noise(rows.len() * frames * latent);
-        let inputs = vec![("x", floats(&images)), ("noise", floats(&noise))];
+        let mut inputs = vec![("x", floats(&images)), ("noise", floats(&noise))];
+        if autoencoder.is_weighted() {
+            let weights = images.chunks_exact(3 * height * width);
+            let weights = weights.flat_map(|image| pixel_weights(image, autoencoder.salient));
+            inputs.push(("weight", floats(&weights.collect::<Vec<f32>>())));
+        }
         Ok(Prepared { bucket: batch.bucket, rows, inputs, replaced })
     }
+}
+
+/// What each pixel of an image `[3, height, width]` counts: `salient` where it differs from the median color by more
+/// than [`SALIENT`] in some channel, else 1.
+fn pixel_weights(image: &[f32], salient: f64) -> Vec<f32> {
+    let plane = image.len() / 3;
+    let mut weights = vec![1.0; plane];
+    for channel in image.chunks_exact(plane) {
+        let mut sorted = channel.to_vec();
+        let (_, &mut median, _) = sorted.select_nth_unstable_by(plane / 2, f32::total_cmp);
+        for (weight, value) in weights.iter_mut().zip(channel) {
+            if (value - median).abs() > SALIENT {
+                *weight = salient as f32;
+            }
+        }
+    }
+    weights
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {
@@ -222,4 +245,18 @@ fn floats(values: &[f32]) -> Vec<u8> {
 /// The buckets of `batches` of an epoch, in order.
 pub(crate) fn buckets_of(epoch: &Epoch, batches: Range<usize>) -> BTreeSet<BucketId> {
     batches.map(|number| epoch.batch(number, 0, 1).bucket).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pixel_weights;
+
+    #[test]
+    fn pixels_unlike_the_ground_count() {
+        // Three channels of 2x3; the fifth pixel differs in the last channel, the second by less than an eighth.
+        let mut image = vec![0.5; 6];
+        image.extend([-0.2; 6]);
+        image.extend([0.0, 0.2, 0.0, 0.0, -0.3, 0.0]);
+        assert_eq!(pixel_weights(&image, 4.0), [1.0, 1.0, 1.0, 1.0, 4.0, 1.0]);
+    }
 }
