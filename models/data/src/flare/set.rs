@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! clips/zombie_run_left_green-grass/frame_0000.png ...     or .mp4
-//! data.csv, train.csv, held_out.csv
+//! data.csv, train.csv, held_out.csv, frames.csv
 //! buckets.toml
 //! README.md
 //! ```
@@ -55,7 +55,8 @@ const README: &str = "\
 
 Creatures of the Flare game, each in every action, direction and on every ground: 8 frames of 64x64 at 8 a
 second. `data.csv` lists all clips with three wordings of their captions, `train.csv` and `held_out.csv` the two
-parts; paths are below this folder. Every 20th clip is held out.
+parts; paths are below this folder. Every 20th clip is held out. Of clips that are folders, `frames.csv` lists each
+frame to train with as an image.
 
 Derived from art of the Flare project (Clint Bellanger and contributors, https://flarerpg.org), CC-BY-SA 3.0 or
 later: scaled, brightened and put on plain grounds. The clips are under the same license, and so is what is
@@ -180,6 +181,9 @@ pub fn write_set(
         let path = folder.path().join(name);
         media::write_file(&path, table(part, settings.format).as_bytes())?;
     }
+    if settings.format == ClipFormat::Folder {
+        media::write_file(&folder.path().join("frames.csv"), frames(&train).as_bytes())?;
+    }
     for (name, text) in [("buckets.toml", BUCKETS), ("README.md", README)] {
         media::write_file(&folder.path().join(name), text.as_bytes())?;
     }
@@ -296,6 +300,19 @@ fn table(subjects: &[Subject], format: ClipFormat) -> String {
     csv
 }
 
+/// The table of the frames of some clips that are folders. An image has no rate.
+fn frames(subjects: &[Subject]) -> String {
+    let mut csv = "path,text,num_frames,height,width\n".to_string();
+    for &subject in subjects {
+        let [caption, ..] = subject.captions();
+        for frame in 0..N_FRAMES {
+            let path = format!("clips/{}/frame_{frame:04}.png", subject.slug());
+            csv += &format!("{path},\"{caption}\",1,{SIDE},{SIDE}\n");
+        }
+    }
+    csv
+}
+
 fn io<'a>(path: &'a Path, action: &'static str) -> impl Fn(std::io::Error) -> Error + 'a {
     move |source| Error::Io { path: path.to_owned(), action, source }
 }
@@ -339,6 +356,11 @@ mod tests {
         assert_eq!(row.path, Path::new("clips/goblin_stand_left_green-grass.mp4"));
         assert_eq!(row.text, "a goblin stands facing left on green grass");
         assert_eq!((row.fps, table.sizes().unwrap()[9].width), (Some(8.0), 64));
+        let csv = frames(&subjects[..2]);
+        let images = Table::parse(csv.as_bytes(), Path::new("frames.csv"), None).unwrap();
+        assert_eq!(images.rows().len(), 2 * N_FRAMES);
+        let frame = &images.rows()[7].path;
+        assert_eq!(frame, Path::new("clips/goblin_stand_left_green-grass/frame_0007.png"));
         let file = crate::BucketFile::parse(BUCKETS).unwrap();
         let taken = file.buckets.assign(table.sizes().unwrap()[5], file.frame_interval, 3);
         assert!(taken.is_some(), "the buckets of the set take its clips");
