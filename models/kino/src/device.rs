@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use cuda::{Device, Driver, Emulated, EngineBackend, OpenDevice, Products};
+use cuda::{Context, Device, Driver, Emulated, EngineBackend, OpenDevice, Products};
 use engine::{Arch, Engine};
 use kernels::cuda::Gpu;
 use ops::DType;
@@ -48,7 +48,9 @@ pub(crate) fn open(
     let threads = NonZeroUsize::new(machine::cores()).unwrap_or(NonZeroUsize::MIN);
     let open: Box<OpenDevice> = match place {
         Place::Gpu(index) => {
-            Box::new(move || Ok(Box::new(Driver::open(index)?) as Box<dyn Device>))
+            let context = Context::open(index).map_err(|error| Failure::Run(error.into()))?;
+            let context = Arc::new(context);
+            Box::new(move || Ok(Box::new(Driver::new(Arc::clone(&context))?) as Box<dyn Device>))
         }
         Place::Emulated(arch) => {
             // What the engine is for at best, where nothing else is asked for.

@@ -5,7 +5,7 @@
 //! over launches whose addresses are known, or one launch of a graph. Inputs keep their values on the device from
 //! run to run, and an output can be carried into an input there.
 //!
-//! Nothing but the driver is needed, which is loaded when a [`Driver`] is opened: no toolkit, no compiler, and a
+//! Nothing but the driver is needed, which is loaded when a GPU is opened: no toolkit, no compiler, and a
 //! program that was built with this crate starts on a machine without a GPU. Where the machine has cuBLASLt, it can
 //! compute the products that an engine marks as plain ([`Products`]): [`Multiplier`] makes calls of them.
 //!
@@ -27,7 +27,7 @@ mod weights;
 
 pub use backend::{EngineBackend, OpenDevice};
 pub use device::{Device, GraphId, KernelId, ProductId};
-pub use driver::Driver;
+pub use driver::{Context, Driver};
 pub use emulated::Emulated;
 pub use error::Error;
 pub use multiplier::Multiplier;

@@ -12,6 +12,7 @@ mod staging;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cudarc::driver::result::{self, DriverError};
@@ -33,16 +34,53 @@ const LEAST_VERSION: u32 = 12_000;
 /// Shared memory of a block that needs no consent.
 const DEFAULT_SHARED_BYTES: i32 = 48 << 10;
 
-/// A GPU.
+/// A GPU that is held open. The driver takes a tenth of a second to open one, and closes it when nobody holds it any
+/// more: who runs one program after the other, each on a [`Driver`] of its own, holds it in between.
 #[derive(Debug)]
-pub struct Driver {
+pub struct Context {
     device: sys::CUdevice,
-    context: sys::CUcontext,
-    stream: sys::CUstream,
+    handle: sys::CUcontext,
     name: String,
     arch: Arch,
     /// Most bytes of shared memory of a block, with consent.
     shared_bytes: u32,
+}
+
+// SAFETY: the driver's functions take handles of devices and contexts from any thread; the handle is never changed.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Opens GPU `index`, from 0.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::NoDevice`], or what the driver says.
+    pub fn open(index: usize) -> Result<Context, Error> {
+        let devices = devices()?;
+        let n_devices = devices.len();
+        let chosen = devices.into_iter().nth(index);
+        let chosen = chosen.ok_or(Error::NoDevice { index, n_devices })?;
+        let Found { device, name, arch, shared_bytes } = chosen;
+        let open = failed(format!("open {name}"));
+        // SAFETY: the device comes from the driver; the context is released when the value is dropped.
+        let handle = unsafe { result::primary_ctx::retain(device) }.map_err(open)?;
+        Ok(Context { device, handle, name, arch, shared_bytes })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: it was retained once, when the value was made. Failures cannot be told any more.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Memory, kernels and a stream on a GPU.
+#[derive(Debug)]
+pub struct Driver {
+    context: Arc<Context>,
+    stream: sys::CUstream,
     /// Bytes by first address.
     allocations: BTreeMap<u64, u64>,
     staging: Option<Staging>,
@@ -151,21 +189,17 @@ impl Driver {
     /// # Errors
     /// [`Error::NoDriver`], [`Error::NoDevice`], or what the driver says.
     pub fn open(index: usize) -> Result<Driver, Error> {
-        let devices = devices()?;
-        let n_devices = devices.len();
-        let chosen = devices.into_iter().nth(index);
-        let chosen = chosen.ok_or(Error::NoDevice { index, n_devices })?;
-        let Found { device, name, arch, shared_bytes } = chosen;
-        let open = failed(format!("open {name}"));
-        // SAFETY: the device comes from the driver; the context is released when the value is dropped.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(open)?;
+        Driver::new(Arc::new(Context::open(index)?))
+    }
+
+    /// A driver of an open GPU, without memory or kernels.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn new(context: Arc<Context>) -> Result<Driver, Error> {
         let mut driver = Driver {
-            device,
             context,
             stream: ptr::null_mut(),
-            name,
-            arch,
-            shared_bytes,
             allocations: BTreeMap::new(),
             staging: None,
             kernels: vec![],
@@ -184,7 +218,7 @@ impl Driver {
     /// Makes the context this thread's.
     fn enter(&self) -> Result<(), Error> {
         // SAFETY: the context is retained until the value is dropped.
-        unsafe { result::ctx::set_current(self.context) }.map_err(failed("use the GPU"))
+        unsafe { result::ctx::set_current(self.context.handle) }.map_err(failed("use the GPU"))
     }
 
     /// Checks that a range is inside of one allocation.
@@ -216,15 +250,15 @@ impl Driver {
 
 impl Device for Driver {
     fn name(&self) -> &str {
-        &self.name
+        &self.context.name
     }
 
     fn arch(&self) -> Arch {
-        self.arch
+        self.context.arch
     }
 
     fn shared_bytes(&self) -> u32 {
-        self.shared_bytes
+        self.context.shared_bytes
     }
 
     fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<u64, Error> {
@@ -238,7 +272,7 @@ impl Device for Driver {
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let (free, total) =
                     result::mem_get_info().map_err(failed("ask for free memory"))?;
-                let (free, total, device) = (free as u64, total as u64, self.name.clone());
+                let (free, total, device) = (free as u64, total as u64, self.context.name.clone());
                 Err(Error::OutOfMemory { what, bytes, device, free, total })
             }
             Err(error) => Err(failed(format!("allocate {bytes} bytes for the {what}"))(error)),
@@ -469,7 +503,6 @@ impl Drop for Driver {
             if !self.stream.is_null() {
                 let _ = result::stream::destroy(self.stream);
             }
-            let _ = result::primary_ctx::release(self.device);
         }
     }
 }
