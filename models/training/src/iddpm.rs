@@ -13,13 +13,19 @@ use ops::{Builder, DType, Error, Tensor, TensorType, ValueId};
 use crate::means::{frame_axis, row_means};
 
 /// How the squared error is weighted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub enum Weighting {
     /// All timesteps alike.
     #[default]
     Uniform,
     /// By `1 / (1 + snr)` of the timestep: `iddpm-speed`.
     Speed,
+    /// By `min(snr, gamma) / snr` of the timestep: "Efficient Diffusion Training via Min-SNR Weighting Strategy" (Hang
+    /// et al., 2023), section 3.4.
+    MinSnr {
+        /// The signal-to-noise ratio from which on errors count less.
+        gamma: f64,
+    },
 }
 
 /// The training process: a table of coefficients by timestep.
@@ -117,6 +123,10 @@ impl Iddpm {
             row[WEIGHT] = match weighting {
                 Weighting::Uniform => 1.0,
                 Weighting::Speed => speed.weights[t],
+                Weighting::MinSnr { gamma } => {
+                    let snr = (row[SIGNAL] / row[LEVEL]).powi(2);
+                    snr.min(gamma) / snr
+                }
             };
             values.extend(row);
         }
@@ -162,7 +172,7 @@ impl Iddpm {
 
         let error = b.sub(sample.noise, prediction)?;
         let mut squares = b.square(error)?;
-        if self.weighting == Weighting::Speed {
+        if self.weighting != Weighting::Uniform {
             squares = c.scaled(b, WEIGHT, squares)?;
         }
         let mse = row_means(b, squares, sample.frame_mask)?;

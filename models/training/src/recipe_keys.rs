@@ -75,6 +75,7 @@ fn template() -> toml::Value {
             kind: LossKind::Iddpm,
             tables: Some(TablePrecision::F32),
             caption_dropout: 0.0,
+            min_snr_gamma: Some(1.0),
             l1: Some(0.0),
             mse: Some(0.0),
             kl: Some(0.0),

@@ -17,6 +17,9 @@ pub struct LossSection {
     /// Share of the captions that are replaced by the null caption.
     #[serde(default)]
     pub caption_dropout: f64,
+    /// The signal-to-noise ratio from which on errors of the noise count less; absent where all timesteps count alike.
+    #[serde(default)]
+    pub min_snr_gamma: Option<f64>,
     /// What the absolute error of a reconstruction counts; absent for 0.
     #[serde(default)]
     pub l1: Option<f64>,
@@ -60,9 +63,10 @@ pub enum TablePrecision {
 impl LossSection {
     /// How timesteps are weighted; a reconstruction has none.
     pub(crate) fn weighting(&self) -> Weighting {
-        match self.kind {
-            LossKind::Iddpm | LossKind::Reconstruction => Weighting::Uniform,
-            LossKind::IddpmSpeed => Weighting::Speed,
+        match (self.kind, self.min_snr_gamma) {
+            (LossKind::IddpmSpeed, _) => Weighting::Speed,
+            (LossKind::Iddpm, Some(gamma)) => Weighting::MinSnr { gamma },
+            (LossKind::Iddpm | LossKind::Reconstruction, _) => Weighting::Uniform,
         }
     }
 
@@ -81,9 +85,16 @@ impl LossSection {
         if !(0.0..1.0).contains(&dropout) {
             return fail(format!("loss.caption_dropout {dropout}, expected 0 to below 1"));
         }
+        if let Some(gamma) = self.min_snr_gamma
+            && !(gamma > 0.0 && gamma.is_finite())
+        {
+            return fail(format!("loss.min_snr_gamma {gamma}, expected a number above 0"));
+        }
+        let is_plain = self.kind == LossKind::Iddpm;
         for (key, is_given, is_read, is_needed) in [
             ("tables", self.tables.is_some(), is_process, is_process),
             ("caption_dropout", dropout > 0.0, is_process, false),
+            ("min_snr_gamma", self.min_snr_gamma.is_some(), is_plain, false),
             ("l1", self.l1.is_some(), !is_process, false),
             ("mse", self.mse.is_some(), !is_process, false),
             ("kl", self.kl.is_some(), !is_process, !is_process),

@@ -29,10 +29,12 @@ impl TimestepSampler {
     /// # Errors
     /// As [`Tables::linear`].
     pub fn new(precision: Precision, weighting: Weighting) -> Result<TimestepSampler, Error> {
-        if weighting == Weighting::Uniform {
-            return Ok(TimestepSampler::Uniform);
-        }
-        Ok(TimestepSampler::speed(&SpeedTables::new(&Tables::linear("", precision)?)))
+        Ok(match weighting {
+            Weighting::Uniform | Weighting::MinSnr { .. } => TimestepSampler::Uniform,
+            Weighting::Speed => {
+                TimestepSampler::speed(&SpeedTables::new(&Tables::linear("", precision)?))
+            }
+        })
     }
 
     /// The distribution of these tables.

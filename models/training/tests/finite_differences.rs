@@ -71,7 +71,7 @@ fn gradients_of_two_blocks_are_differences() {
 /// variance the bound, also at timestep 0 and beyond the outer bins.
 #[test]
 fn gradients_of_the_loss_are_differences() {
-    for weighting in [Weighting::Uniform, Weighting::Speed] {
+    for weighting in [Weighting::Uniform, Weighting::Speed, Weighting::MinSnr { gamma: 0.5 }] {
         let process = Iddpm::new(Precision::F64, weighting).unwrap();
         let mut b = Builder::new("loss");
         let ty = |shape: &[usize]| TensorType::new(DType::F32, shape).unwrap();

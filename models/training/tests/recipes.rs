@@ -226,6 +226,8 @@ fn wrong_recipes_are_refused_with_the_place() {
         (flare, "tables = \"f32\"", "", "loss.tables is missing with kind Iddpm"),
         (flare, "tables = \"f32\"", "tables = \"f32\"\nkl = 0.1", "loss.kl has no effect"),
         (flare, "caption_dropout = 0.1", "caption_dropout = 1.0", "expected 0 to below 1"),
+        (joint, "min_snr_gamma = 1.0", "min_snr_gamma = 0.0", "expected a number above 0"),
+        (joint, "kind = \"iddpm\"", "kind = \"iddpm-speed\"", "min_snr_gamma has no effect"),
         (flare, "\"stdit2-xl\"", "\"sd-vae\"", "config key `caption_channels`"),
         (joint, "\"t5-large\"", "\"t5-larg\"", "did you mean `t5-large`?"),
         (joint, "\"t5-large\"", "\"sd-vae\"", "text.architecture `sd-vae` cannot be trained"),
