@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use ops::DType;
+
 use crate::attention_site::Side;
 use crate::head_rows::HeadRows;
 use crate::program::store;
@@ -14,7 +16,7 @@ use crate::simd::Simd;
 use super::attention_grad::AttentionGrad;
 use super::attention_grad_area::Area;
 use super::attention_softmax::Packed;
-use super::lanes::{copy, load_from, load_from_bf16, prefetch_row, store_as};
+use super::lanes::{copy, load_from, load_from_bf16, prefetch_row};
 use super::shared::Shared;
 use super::transpose::transpose_in;
 
@@ -57,6 +59,25 @@ pub(super) unsafe fn load_elements<S: Simd, A: Packed>(
             return load_from(s, row)(i, n);
         }
         load_from_bf16(s, row.cast())(i, n)
+    }
+}
+
+/// Stores the first `n <= LANES` lanes as floats of type `dtype`.
+///
+/// # Safety
+/// `to` is writable for the elements.
+#[inline(always)]
+unsafe fn store_as<S: Simd>(s: S, dtype: DType, to: *mut u8, x: S::F, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (dtype, n == S::LANES) {
+            (DType::Bf16, true) => s.store_bf16(to.cast(), x),
+            (DType::Bf16, false) => s.store_bf16_n(to.cast(), x, n),
+            (DType::F16, true) => s.store_f16(to.cast(), x),
+            (DType::F16, false) => s.store_f16_n(to.cast(), x, n),
+            (_, true) => s.store(to.cast(), x),
+            (_, false) => s.store_n(to.cast(), x, n),
+        }
     }
 }
 

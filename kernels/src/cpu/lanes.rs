@@ -144,25 +144,6 @@ pub(crate) unsafe fn load_as_f32<S: Simd>(s: S, dtype: DType, from: *const u8, n
     }
 }
 
-/// Stores the first `n <= LANES` lanes as floats of type `dtype`.
-///
-/// # Safety
-/// `to` is writable for the elements.
-#[inline(always)]
-pub(crate) unsafe fn store_as<S: Simd>(s: S, dtype: DType, to: *mut u8, x: S::F, n: usize) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (dtype, n == S::LANES) {
-            (DType::Bf16, true) => s.store_bf16(to.cast(), x),
-            (DType::Bf16, false) => s.store_bf16_n(to.cast(), x, n),
-            (DType::F16, true) => s.store_f16(to.cast(), x),
-            (DType::F16, false) => s.store_f16_n(to.cast(), x, n),
-            (_, true) => s.store(to.cast(), x),
-            (_, false) => s.store_n(to.cast(), x, n),
-        }
-    }
-}
-
 /// Words of pairs of bf16, exact: both are f32 that bf16 holds, `low` goes to the lower half.
 #[inline(always)]
 pub(crate) fn join_halves<S: Simd>(s: S, low: S::F, high: S::F) -> S::F {

@@ -267,6 +267,7 @@ pub(super) struct Moments<S: Simd> {
 
 impl<S: Simd> Moments<S> {
     /// Those of no row.
+    #[cfg(feature = "training")]
     #[inline(always)]
     pub(super) fn none(s: S) -> Moments<S> {
         Moments { high: s.splat(0.0), low: s.splat(0.0), scale: s.splat(0.0) }
