@@ -560,7 +560,13 @@ unsafe fn load<S: Simd>(
             }
             (stride, _) => {
                 let step = stride * dtype.size() as isize;
-                for i in 0..n {
+                let mut i = 0;
+                // Halves of pairs, as those that a rotation turns.
+                while (stride, dtype) == (2, DType::F32) && i + S::LANES <= n {
+                    s.store(to.add(i), s.load_alternate(from.ptr.cast::<f32>().add(2 * i)));
+                    i += S::LANES;
+                }
+                for i in i..n {
                     *to.add(i) = element(dtype, from.ptr.offset(i as isize * step));
                 }
             }

@@ -53,6 +53,7 @@ impl DType {
     }
 
     /// Bytes of one element.
+    #[inline]
     pub fn size(self) -> usize {
         match self {
             DType::F32 | DType::I32 => 4,

@@ -452,6 +452,25 @@ fn reductions_fold_any_axes_with_code_around_them() {
 }
 
 #[test]
+fn halves_of_pairs_are_reduced_where_they_lie() {
+    // The gradient by the angles of a rotation: the last element of the operand ends a row.
+    for (tokens, heads, pairs) in [(40, 7, 36), (3, 2, 8), (5, 33, 17)] {
+        let shape: &[usize] = &[tokens, heads, pairs, 2];
+        let types = [(shape, F32), (shape, F32)];
+        for axes in [&[0, 1][..], &[1], &[2]] {
+            check_body("pairs", "reduce", &types, &[], |b, args| {
+                let half = |b: &mut Builder, x, i| b.slice_axis(x, 3, i, i + 1);
+                let (x, y) = (half(b, args[0], 0)?, half(b, args[1], 1)?);
+                let (z, w) = (half(b, args[0], 1)?, half(b, args[1], 0)?);
+                let (a, c) = (b.mul(x, y)?, b.mul(z, w)?);
+                let turned = b.sub(a, c)?;
+                b.reduce_sum(turned, axes)
+            });
+        }
+    }
+}
+
+#[test]
 fn few_results_of_many_elements_are_folded_in_parts() {
     // Rows into a strip, one row, rows of several; parts that end within a row.
     let cases: [(&[usize], &[usize]); 3] =

@@ -1,10 +1,11 @@
 //! `attention_grad`: gradients of queries, keys and values, never holding weights of `[Sq, Sk]`.
 //!
 //! A block of queries, transposed, meets the keys twice, block by block: first for the reference and sum of
-//! its softmax, then for its weights again, their gradients, and all three results (Dao et al.,
-//! `FlashAttention`, algorithm 4, without a stored log-sum-exp: that is one product more for a value less).
-//! All six products are the register tile of `attention`: queries are lanes where weights are made, head dims
-//! where keys and values collect over queries. Masked keys are left out and get zeros.
+//! its softmax, then for the gradients of its weights, and all three results (Dao et al., `FlashAttention`,
+//! algorithm 4, without a stored log-sum-exp). Weights of a block wait for the second time in the second-level
+//! cache; where there are too many keys for that, they are made again, one product more. All products are the
+//! register tile of `attention`: queries are lanes where weights are made, head dims where keys and values
+//! collect over queries. Masked keys are left out and get zeros.
 //!
 //! Arithmetic: f32, or, where the operands are bf16 and the CPU has the instruction, products of bf16 pairs
 //! summed in f32. A word has two neighbors of the axis that a product sums over, so keys are packed in words of
@@ -33,9 +34,12 @@ use super::shared::Shared;
 
 /// Tasks to aim at: enough to share evenly, few enough that the next pair is mostly of the same task.
 const TASKS: usize = 32;
-/// Largest rows of a pair that are asked for while the pair before it is worked on: they lie in the
-/// second-level cache beside those in use.
+/// Most bytes of rows that are asked for before they are needed, those of the next pair and those that a pair
+/// ends with: they lie in the second-level cache beside those in use.
 const AHEAD_BYTES: usize = 128 << 10;
+/// Most weights of a block of queries that are kept, in bytes of f32: they lie in the second-level cache beside
+/// sums of all keys and values.
+const KEPT_BYTES: usize = 128 << 10;
 
 /// Gradients of attention.
 #[derive(Clone, Debug)]
@@ -116,6 +120,11 @@ impl AttentionGrad {
         self.sq.div_ceil(self.lanes()).min(self.most_vectors()) * self.lanes()
     }
 
+    /// Whether all weights of a block of queries are kept until they are needed again.
+    pub(super) fn keeps_weights(&self) -> bool {
+        4 * self.block() * self.sk <= KEPT_BYTES
+    }
+
     /// Words of a row of head dims.
     pub(super) fn depth(&self) -> usize {
         self.d.div_ceil(self.words.depths())
@@ -133,6 +142,11 @@ impl AttentionGrad {
         let heads = self.result.shape[self.result.rank() - 2];
         let pairs = self.pairs.n_rows().div_ceil(TASKS);
         if pairs < heads { pairs } else { pairs / heads * heads }
+    }
+
+    /// Whether the rows of all keys and values are asked for before they are written.
+    pub(super) fn writes_ahead(&self) -> bool {
+        2 * self.sk * self.d * self.result.dtype.size() <= AHEAD_BYTES
     }
 
     /// Whether rows of the next pair are asked for early.

@@ -24,7 +24,10 @@ pub(super) struct Area {
     pub(super) grad_rows: *mut f32,
     /// `[D, block]`, f32: gradients of the queries; before, the attention's result in words of head dims.
     pub(super) by_queries: *mut f32,
-    /// `[KEY_BLOCK, block]` in words of queries: weights.
+    /// `[KEY_BLOCK or Sk, block]`, f32: weights before they are normalized.
+    pub(super) raw: *mut f32,
+    /// `[KEY_BLOCK, block]` in words of queries: weights; null where a word is one element, whose weights are
+    /// normalized in place.
     pub(super) weights: *mut f32,
     /// `[KEY_BLOCK, block]` in words of keys: gradients of scores.
     pub(super) by_scores: *mut f32,
@@ -43,7 +46,7 @@ pub(super) struct Area {
 }
 
 /// Parts of a worker's scratch.
-const PARTS: usize = 19;
+const PARTS: usize = 20;
 
 impl Area {
     /// Offsets of the parts, in the order of the fields, and the size of all.
@@ -66,7 +69,8 @@ impl Area {
             block * whole / elements,
             block * whole / elements,
             d * block,
-            scores,
+            if kernel.keeps_weights() { sk } else { KEY_BLOCK } * block,
+            second(scores),
             scores,
             second(scores),
             block,
@@ -104,15 +108,16 @@ impl Area {
             query_rows: part(7),
             grad_rows: part(8),
             by_queries: part(9),
-            weights: part(10),
-            by_scores: part(11),
-            by_score_rows: if is_single { part(11) } else { part(12) },
-            reference: part(13),
-            sum: part(14),
-            delta: part(15),
-            rows: part(16),
-            made: part(17),
-            kept: part(18).cast(),
+            raw: part(10),
+            weights: if is_single { std::ptr::null_mut() } else { part(11) },
+            by_scores: part(12),
+            by_score_rows: if is_single { part(12) } else { part(13) },
+            reference: part(14),
+            sum: part(15),
+            delta: part(16),
+            rows: part(17),
+            made: part(18),
+            kept: part(19).cast(),
         }
     }
 }

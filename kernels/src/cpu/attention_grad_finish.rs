@@ -2,20 +2,18 @@
 
 use crate::simd::Simd;
 
-use super::attention_grad_rows::load_elements;
 use super::attention_softmax::{Packed, store_words};
 use super::attention_tile::Finish;
 
-/// Scores to weights, with a known reference and sum.
+/// Scores to weights relative to a known reference.
 #[derive(Clone, Copy)]
 pub(super) struct WeighAgain<A> {
     pub(super) arithmetic: A,
     /// Factor of the products, times log2 e.
     pub(super) factor: f32,
-    /// `[lanes]` each: what scores are relative to, and what weights are multiplied with.
+    /// `[lanes]`.
     pub(super) reference: *const f32,
-    pub(super) scale: *const f32,
-    /// `[keys, lanes]` in words of lanes.
+    /// `[keys, lanes]`, f32.
     pub(super) weights: *mut f32,
 }
 
@@ -30,29 +28,31 @@ impl<A: Packed> Finish for WeighAgain<A> {
         scores: [[S::F; V]; R],
     ) {
         let factor = s.splat(self.factor);
-        for (r, scores) in scores.into_iter().enumerate() {
-            for (v, score) in scores.into_iter().enumerate() {
+        for (r, scores) in scores.iter().enumerate() {
+            for (v, &score) in scores.iter().enumerate() {
                 let lane = v * S::LANES;
                 // SAFETY: the caller's promise.
                 unsafe {
                     let x = s.mul_add(score, factor, s.neg(s.load(self.reference.add(lane))));
-                    let weight = self.arithmetic.exp2(s, x);
-                    let weight = s.mul(weight, s.load(self.scale.add(lane)));
-                    let to = self.weights.add((row + r) * V * S::LANES / A::ELEMENTS);
-                    self.arithmetic.put(s, to, lane, weight, S::LANES);
+                    let to = self.weights.add((row + r) * V * S::LANES + lane);
+                    s.store(to, self.arithmetic.exp2(s, x));
                 }
             }
         }
     }
 }
 
-/// Gradients of weights to those of scores.
+/// Normalizes weights, and turns their gradients into those of scores.
 #[derive(Clone, Copy)]
 pub(super) struct ByScores<A> {
     pub(super) arithmetic: A,
     pub(super) scale: f32,
-    /// `[keys, lanes]` in words of lanes.
-    pub(super) weights: *const f32,
+    /// `[keys, lanes]`, f32: weights before they are normalized.
+    pub(super) raw: *const f32,
+    /// `[lanes]`: what they are multiplied with.
+    pub(super) normalizer: *const f32,
+    /// `[keys, lanes]` in words of lanes; may be `raw` where a word is one element.
+    pub(super) weights: *mut f32,
     /// `[lanes]`: the sum of cotangent times result.
     pub(super) delta: *const f32,
     /// `[keys, lanes]` in words of keys.
@@ -75,10 +75,13 @@ impl<A: Packed> Finish for ByScores<A> {
         for (r, by_weights) in by_weights.iter_mut().enumerate() {
             for (v, by_weight) in by_weights.iter_mut().enumerate() {
                 let lane = v * S::LANES;
-                let at = (row + r) * V * S::LANES / A::ELEMENTS;
+                let at = (row + r) * V * S::LANES;
                 // SAFETY: the caller's promise.
                 unsafe {
-                    let weight = load_elements::<S, A>(s, self.weights.add(at), lane, S::LANES);
+                    let weight = s.load(self.raw.add(at + lane));
+                    let weight = s.mul(weight, s.load(self.normalizer.add(lane)));
+                    let at = at / A::ELEMENTS;
+                    self.arithmetic.put(s, self.weights.add(at), lane, weight, S::LANES);
                     let difference = s.sub(*by_weight, s.load(self.delta.add(lane)));
                     *by_weight = s.mul(s.mul(weight, scale), difference);
                     if A::ELEMENTS > 1 {

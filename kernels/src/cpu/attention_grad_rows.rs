@@ -4,6 +4,10 @@
 //! Keys and values are packed once per pair, queries, results and cotangents once per block. What is missing to
 //! a whole word is zero.
 
+use std::ops::Range;
+
+use ops::DType;
+
 use crate::attention_site::Side;
 use crate::head_rows::HeadRows;
 use crate::program::store;
@@ -55,6 +59,25 @@ pub(super) unsafe fn load_elements<S: Simd, A: Packed>(
             return load_from(s, row)(i, n);
         }
         load_from_bf16(s, row.cast())(i, n)
+    }
+}
+
+/// Stores the first `n <= LANES` lanes as floats of type `dtype`.
+///
+/// # Safety
+/// `to` is writable for the elements.
+#[inline(always)]
+unsafe fn store_as<S: Simd>(s: S, dtype: DType, to: *mut u8, x: S::F, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (dtype, n == S::LANES) {
+            (DType::Bf16, true) => s.store_bf16(to.cast(), x),
+            (DType::Bf16, false) => s.store_bf16_n(to.cast(), x, n),
+            (DType::F16, true) => s.store_f16(to.cast(), x),
+            (DType::F16, false) => s.store_f16_n(to.cast(), x, n),
+            (_, true) => s.store(to.cast(), x),
+            (_, false) => s.store_n(to.cast(), x, n),
+        }
     }
 }
 
@@ -237,19 +260,39 @@ impl<A: Packed> Pair<'_, A> {
         }
     }
 
+    /// Where row `position` of the result goes.
+    ///
+    /// # Safety
+    /// See `keep_keys`; the result has the row.
+    unsafe fn result_row(&self, position: usize) -> *mut u8 {
+        let result = &self.kernel.result;
+        let at = self.result_start + position * result.strides[result.rank() - 3];
+        // SAFETY: passed on.
+        unsafe { self.shared.result().add(at * result.dtype.size()) }
+    }
+
     /// Writes row `position` of the result.
     ///
     /// # Safety
     /// See `keep_keys`; `row` has a row.
     #[inline(always)]
     pub(super) unsafe fn write<S: Simd>(&self, s: S, position: usize, row: *const f32) {
-        let result = &self.kernel.result;
-        let stride = result.strides[result.rank() - 3];
-        let size = result.dtype.size();
         // SAFETY: passed on.
         unsafe {
-            let to = self.shared.result().add((self.result_start + position * stride) * size);
-            store(s, result.dtype, row, self.kernel.d, to);
+            let to = self.result_row(position);
+            store(s, self.kernel.result.dtype, row, self.kernel.d, to);
+        }
+    }
+
+    /// Asks for rows of the result that are written soon.
+    ///
+    /// # Safety
+    /// See `keep_keys`; the result has the rows.
+    pub(super) unsafe fn prefetch_result(&self, positions: Range<usize>) {
+        let bytes = self.kernel.d * self.kernel.result.dtype.size();
+        for position in positions {
+            // SAFETY: passed on.
+            prefetch_row(unsafe { self.result_row(position) }, bytes);
         }
     }
 
@@ -260,32 +303,33 @@ impl<A: Packed> Pair<'_, A> {
     #[inline(always)]
     pub(super) unsafe fn write_keys<S: Simd>(&self, s: S) {
         let AttentionGrad { sq, sk, d, .. } = *self.kernel;
-        let Area { by_keys, by_values, kept, rows, .. } = self.area;
-        for (part, sums) in [(0, by_keys), (1, by_values)] {
-            let mut next = 0;
-            for key in 0..sk {
-                // SAFETY: there are sums for all kept keys, in whole vectors; `rows` has room for a row.
-                unsafe {
-                    let is_kept = next < self.n_kept && *kept.add(next) as usize == key;
-                    let mut group = sums;
-                    let mut first = 0;
-                    for vectors in self.kernel.groups() {
-                        let width = vectors * S::LANES;
+        let Area { by_keys, by_values, kept, .. } = self.area;
+        let dtype = self.kernel.result.dtype;
+        let size = dtype.size();
+        for (part, mut sums) in [(0, by_keys), (1, by_values)] {
+            let mut first = 0;
+            for vectors in self.kernel.groups() {
+                let width = vectors * S::LANES;
+                let mut next = 0;
+                for key in 0..sk {
+                    // SAFETY: there are sums for all kept keys, in whole vectors.
+                    unsafe {
+                        let is_kept = next < self.n_kept && *kept.add(next) as usize == key;
+                        let to = self.result_row(sq + part * sk + key).add(first * size);
                         for at in (0..width.min(d - first)).step_by(S::LANES) {
                             let x = if is_kept {
-                                s.load(group.add(next * width + at))
+                                s.load(sums.add(next * width + at))
                             } else {
                                 s.splat(0.0)
                             };
                             let n = S::LANES.min(d - first - at);
-                            s.store_n(rows.add(first + at), x, n);
+                            store_as(s, dtype, to.add(at * size), x, n);
                         }
-                        group = group.add(sk * width);
-                        first += width;
+                        next += usize::from(is_kept);
                     }
-                    self.write(s, sq + part * sk + key, rows);
-                    next += usize::from(is_kept);
                 }
+                sums = sums.wrapping_add(sk * width);
+                first += width;
             }
         }
     }

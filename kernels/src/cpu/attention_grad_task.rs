@@ -131,8 +131,8 @@ impl<A: Packed> Pair<'_, A> {
     /// See `keep_keys`.
     #[inline(always)]
     unsafe fn queries<S: Simd, const N: usize>(&self, s: S, start: usize, count: usize) {
-        let AttentionGrad { d, scale, .. } = *self.kernel;
-        let Area { keys, values, key_pairs, queries, grads, by_queries, weights, .. } = self.area;
+        let AttentionGrad { sq, sk, d, scale, .. } = *self.kernel;
+        let Area { keys, values, key_pairs, queries, grads, by_queries, raw, .. } = self.area;
         let Area { query_rows, grad_rows, reference, sum, by_keys, by_values, .. } = self.area;
         let Area { delta, by_scores, by_score_rows, rows, .. } = self.area;
         let arithmetic = self.arithmetic;
@@ -142,16 +142,23 @@ impl<A: Packed> Pair<'_, A> {
         let is_first = start == 0;
         // SAFETY: each part of the area has the sizes that `Area::layout` gives.
         unsafe {
+            self.prefetch_result(start..start + count);
+            if start + count == sq && self.kernel.writes_ahead() {
+                self.prefetch_result(sq..sq + 2 * sk);
+            }
             // The attention's result is needed for one sum per query only.
             self.read_block(s, ROWS_OUT, block, by_queries, None);
             self.read_block(s, ROWS_GRAD, block, grads, Some(grad_rows));
-            for v in (0..lanes).step_by(S::LANES) {
-                let mut products = s.splat(0.0);
-                for i in 0..depth {
-                    let at = i * lanes + v;
+            let mut products = [s.splat(0.0); N];
+            for i in 0..depth {
+                for (v, products) in products.iter_mut().enumerate() {
+                    let at = i * lanes + v * S::LANES;
                     let (out, grad) = (s.load(by_queries.add(at)), s.load(grads.add(at)));
-                    products = arithmetic.multiply_add(s, out, grad, products);
+                    *products = arithmetic.multiply_add(s, out, grad, *products);
                 }
+            }
+            for (v, &products) in products.iter().enumerate() {
+                let v = v * S::LANES;
                 s.store(delta.add(v), products);
                 s.store(reference.add(v), s.splat(LOWEST));
                 s.store(sum.add(v), s.splat(0.0));
@@ -174,20 +181,19 @@ impl<A: Packed> Pair<'_, A> {
                 terms: depth,
                 start: std::ptr::null(),
             };
-            for first in (0..self.n_kept).step_by(KEY_BLOCK) {
-                let n = KEY_BLOCK.min(self.n_kept - first);
-                let weigh = Weigh {
-                    arithmetic,
-                    factor,
-                    bias: std::ptr::null(),
-                    weights: std::ptr::null_mut(),
-                    reference,
-                    sum,
-                    outputs: std::ptr::null_mut(),
-                    output_rows: 0,
-                };
-                product::<S, _, _, N, false>(s, arithmetic, scores(first), n, weigh);
-            }
+            let keeps_weights = self.kernel.keeps_weights();
+            let weigh = Weigh {
+                arithmetic,
+                kept: Single,
+                factor,
+                bias: std::ptr::null(),
+                weights: if keeps_weights { raw } else { std::ptr::null_mut() },
+                reference,
+                sum,
+                outputs: std::ptr::null_mut(),
+                output_rows: 0,
+            };
+            product::<S, _, _, N, false>(s, arithmetic, scores(0), self.n_kept, weigh);
             for v in (0..lanes).step_by(S::LANES) {
                 s.store(sum.add(v), s.div(s.splat(1.0), s.load(sum.add(v))));
             }
@@ -196,12 +202,25 @@ impl<A: Packed> Pair<'_, A> {
             }
             for first in (0..self.n_kept).step_by(KEY_BLOCK) {
                 let n = KEY_BLOCK.min(self.n_kept - first);
-                let weigh = WeighAgain { arithmetic, factor, reference, scale: sum, weights };
-                product::<S, _, _, N, false>(s, arithmetic, scores(first), n, weigh);
+                let raw = if keeps_weights {
+                    raw.add(first * lanes)
+                } else {
+                    let weigh = WeighAgain { arithmetic, factor, reference, weights: raw };
+                    product::<S, _, _, N, false>(s, arithmetic, scores(first), n, weigh);
+                    raw
+                };
+                let weights = if A::ELEMENTS == 1 { raw } else { self.area.weights };
                 let by_weights = Factors { a: values.add(first * depth), b: grads, ..scores(0) };
-                let scale = scale as f32;
-                let finish =
-                    ByScores { arithmetic, scale, weights, delta, by_scores, by_score_rows };
+                let finish = ByScores {
+                    arithmetic,
+                    scale: scale as f32,
+                    raw,
+                    normalizer: sum,
+                    weights,
+                    delta,
+                    by_scores,
+                    by_score_rows,
+                };
                 product::<S, _, _, N, false>(s, arithmetic, by_weights, n, finish);
                 let by_query = Factors {
                     a: key_pairs.add(first / A::ELEMENTS * d),

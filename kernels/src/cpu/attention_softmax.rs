@@ -120,10 +120,11 @@ pub(super) unsafe fn store_words<S: Simd, A: Packed, const R: usize, const V: us
     }
 }
 
-/// Turns the scores of a block of keys into weights.
+/// Turns the scores of a block of keys into weights, which are kept in words of `K`.
 #[derive(Clone, Copy)]
-pub(super) struct Weigh<A> {
+pub(super) struct Weigh<A, K = A> {
     pub(super) arithmetic: A,
+    pub(super) kept: K,
     /// Factor of the products, times log2 e; not negative.
     pub(super) factor: f32,
     /// `[keys, lanes]`, times log2 e; null for none.
@@ -140,7 +141,7 @@ pub(super) struct Weigh<A> {
     pub(super) output_rows: usize,
 }
 
-impl<A: Packed> Finish for Weigh<A> {
+impl<A: Packed, K: Packed> Finish for Weigh<A, K> {
     /// # Safety
     /// The pointers are valid for the rows and lanes that they are documented with.
     #[inline(always)]
@@ -180,7 +181,7 @@ impl<A: Packed> Finish for Weigh<A> {
                 for (v, &top) in tops.iter().enumerate() {
                     s.store(lanes.as_mut_ptr().add(v * S::LANES), top);
                 }
-                self.arithmetic.outline(s, Raise::<A, V> { weigh: self, row, tops: &lanes });
+                self.arithmetic.outline(s, Raise::<A, K, V> { weigh: self, row, tops: &lanes });
                 reference = std::array::from_fn(|v| s.load(self.reference.add(v * S::LANES)));
             }
             let mut sums = [s.splat(0.0); V];
@@ -193,7 +194,7 @@ impl<A: Packed> Finish for Weigh<A> {
                 s.store(to, s.add(s.load(to), sum));
             }
             if !self.weights.is_null() {
-                store_words(s, self.arithmetic, row, &scores, self.weights);
+                store_words(s, self.kept, row, &scores, self.weights);
             }
         }
     }
@@ -219,20 +220,20 @@ fn weigh<S: Simd, A: Packed, const V: usize>(
 }
 
 /// Brings the references up to `tops`, and with them all that was weighed so far.
-struct Raise<'a, A, const V: usize> {
-    weigh: Weigh<A>,
+struct Raise<'a, A, K, const V: usize> {
+    weigh: Weigh<A, K>,
     /// Keys of the block that have weights.
     row: usize,
     tops: &'a [f32],
 }
 
-impl<A: Packed, const V: usize> SimdJob for Raise<'_, A, V> {
+impl<A: Packed, K: Packed, const V: usize> SimdJob for Raise<'_, A, K, V> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Raise { weigh, row, tops } = self;
-        let Weigh { arithmetic, weights, reference, sum, outputs, output_rows, .. } = weigh;
+        let Weigh { kept, weights, reference, sum, outputs, output_rows, .. } = weigh;
         // SAFETY: the caller of `Weigh::finish` promises the rows and lanes.
         unsafe {
             for v in 0..V {
@@ -243,10 +244,10 @@ impl<A: Packed, const V: usize> SimdJob for Raise<'_, A, V> {
                 let scale = vec_math::exp2(s, s.sub(old, new));
                 s.store(sum.add(lane), s.mul(s.load(sum.add(lane)), scale));
                 let rows = if weights.is_null() { 0 } else { row };
-                for words in 0..rows.div_ceil(A::ELEMENTS) {
+                for words in 0..rows.div_ceil(K::ELEMENTS) {
                     let at = weights.add(words * V * S::LANES + lane);
-                    let (low, high) = arithmetic.split(s, s.load(at));
-                    s.store(at, arithmetic.join(s, s.mul(low, scale), s.mul(high, scale)));
+                    let (low, high) = kept.split(s, s.load(at));
+                    s.store(at, kept.join(s, s.mul(low, scale), s.mul(high, scale)));
                 }
                 for row in 0..output_rows {
                     let at = outputs.add(row * V * S::LANES + lane);

@@ -279,6 +279,7 @@ impl<A: Packed> Pair<'_, A> {
                 }
                 let weigh = Weigh {
                     arithmetic: self.arithmetic,
+                    kept: self.arithmetic,
                     factor: (scale.abs() * LOG2_E) as f32,
                     bias: if has_bias { bias } else { std::ptr::null() },
                     weights,

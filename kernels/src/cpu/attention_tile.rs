@@ -158,8 +158,9 @@ impl Finish for Store {
         row: usize,
         sums: [[S::F; V]; R],
     ) {
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (v, sum) in sums.into_iter().enumerate() {
+        // By reference: arrays that are taken apart by value go through the stack.
+        for (r, sums) in sums.iter().enumerate() {
+            for (v, &sum) in sums.iter().enumerate() {
                 // SAFETY: the caller's promise.
                 unsafe { s.store(self.to.add((row + r) * V * S::LANES + v * S::LANES), sum) };
             }

@@ -86,7 +86,10 @@ pub(crate) fn each(n: usize, lanes: usize, f: impl Fn(usize, usize)) {
 /// # Safety
 /// The row has the elements that are asked for.
 #[inline(always)]
-pub(crate) unsafe fn load_from<S: Simd>(s: S, from: *const f32) -> impl Fn(usize, usize) -> S::F {
+pub(crate) unsafe fn load_from<S: Simd>(
+    s: S,
+    from: *const f32,
+) -> impl Fn(usize, usize) -> S::F + Copy {
     // SAFETY: the caller's promise.
     #[inline(always)]
     move |i, n| unsafe {

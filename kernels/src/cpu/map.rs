@@ -19,14 +19,13 @@ use crate::{Isa, Layout};
 
 use super::copy::Copy;
 use super::exact::Exact;
+use super::joined_rows::JoinedRows;
 use super::shared::{Shared, aligned};
 use crate::body::{Elementwise, Leaf, compile_elementwise, operand_view};
 use crate::nest::{Cursor, Nest};
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 14;
-/// Longest rows that are joined: for longer ones the way into a program does not count.
-const MAX_JOINED: usize = CHUNK / 4;
 
 /// An elementwise group or a copy.
 #[derive(Clone, Debug)]
@@ -51,10 +50,7 @@ struct Rows {
     rows_per_item: usize,
     /// Bytes of a result element.
     result_size: usize,
-    /// How many rows run as one.
-    joined: usize,
-    /// Leaves that joined rows share.
-    repeated: Vec<usize>,
+    joined: JoinedRows,
 }
 
 impl Rows {
@@ -63,9 +59,9 @@ impl Rows {
             std::iter::once(result).chain(leaves.iter().map(|leaf| &leaf.layout)).collect();
         let nest = Nest::new(&layouts)?;
         let rows_per_item = (ITEM / nest.row_len()).max(1);
-        let (joined, repeated) = joined_rows(&nest).unwrap_or((1, vec![]));
+        let joined = JoinedRows::new(&nest, CHUNK);
         let result_size = result.dtype.size();
-        Some(Rows { nest, rows_per_item, result_size, joined, repeated })
+        Some(Rows { nest, rows_per_item, result_size, joined })
     }
 
     /// Parts of one row; more than 1 only if an item is not more than one row.
@@ -76,26 +72,6 @@ impl Rows {
     fn n_items(&self) -> usize {
         self.segments() * self.nest.n_rows().div_ceil(self.rows_per_item)
     }
-}
-
-/// How many rows can run as one, and which leaves they share; layout 0 is the result, `1 + i` leaf `i`.
-fn joined_rows(nest: &Nest) -> Option<(usize, Vec<usize>)> {
-    let n = nest.row_len();
-    let axis = nest.rank().checked_sub(2)?;
-    let strides = |layout: usize| (nest.stride(axis, layout), nest.row_stride(layout));
-    if n > MAX_JOINED || strides(0) != (n, 1) {
-        return None;
-    }
-    let mut repeated = vec![];
-    for leaf in 0..nest.n_layouts() - 1 {
-        match strides(1 + leaf) {
-            (0, 0) => {}
-            (outer, 1) if outer == n => {}
-            (0, 1) => repeated.push(leaf),
-            _ => return None,
-        }
-    }
-    Some(((CHUNK / n).min(nest.dim(axis)), repeated))
 }
 
 impl Map {
@@ -131,7 +107,7 @@ impl Map {
             // what is repeated.
             Code::Program { body, rows } => {
                 let program = aligned(4 * body.program.scratch_len());
-                (1 + rows.repeated.len()) * aligned(CHUNK * 8) + program
+                aligned(CHUNK * 8) + program + rows.joined.bytes()
             }
             Code::Exact { body, rows: _ } => aligned(body.scratch_bytes()),
         }
@@ -226,7 +202,7 @@ impl SimdJob for ProgramItem<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let ProgramItem { map, body, rows, shared, item, worker } = self;
-        if rows.joined > 1 {
+        if rows.joined.any() {
             // SAFETY: as below.
             unsafe { self.run_joined(s) };
             return;
@@ -271,41 +247,28 @@ impl ProgramItem<'_> {
     #[inline(always)]
     unsafe fn run_joined<S: Simd>(&self, s: S) {
         let ProgramItem { map, body, rows, shared, item, worker } = *self;
-        let Rows { nest, repeated, .. } = rows;
-        let (n, period) = (nest.row_len(), nest.dim(nest.rank() - 2));
-        let part = aligned(CHUNK * 8);
+        let Rows { nest, joined, .. } = rows;
         let last = nest.n_rows().min((item + 1) * rows.rows_per_item);
         let mut row = item * rows.rows_per_item;
         let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
-        // Which rows the repeated leaves were repeated for.
-        let mut known = None;
+        let slots = &mut slots[..body.leaves.len()];
+        let mut known = [std::ptr::null(); MAX_SLOTS];
         // SAFETY: positions of a nest lie within its layouts; scratch has one part per worker.
         unsafe {
             let own = shared.scratch().add(worker * map.worker_bytes());
-            let copies = own.add(part);
-            let scratch = copies.add(repeated.len() * part).cast::<f32>();
+            let copies = own.add(aligned(CHUNK * 8));
+            let scratch = copies.add(joined.bytes()).cast::<f32>();
             while row < last {
-                let count = rows.joined.min(last - row).min(period - row % period);
+                let count = joined.count(row, last);
                 let cursor = nest.at(row);
-                for (i, leaf) in body.leaves.iter().enumerate() {
+                for (i, (slot, leaf)) in slots.iter_mut().zip(&body.leaves).enumerate() {
                     let (at, stride) = (cursor.position(1 + i), nest.row_stride(1 + i));
-                    slots[i] = shared.slot(leaf, at, stride, std::ptr::null());
+                    *slot = shared.slot(leaf, at, stride, std::ptr::null());
                 }
-                for (i, &leaf) in repeated.iter().enumerate() {
-                    let to = copies.add(i * part);
-                    let bytes = n * body.leaves[leaf].layout.dtype.size();
-                    if known != Some(row / period) {
-                        for copy in 0..rows.joined {
-                            let to = to.add(copy * bytes);
-                            std::ptr::copy_nonoverlapping(slots[leaf].ptr, to, bytes);
-                        }
-                    }
-                    slots[leaf].ptr = to.cast_const();
-                }
-                known = Some(row / period);
+                let sizes = body.program.slots().iter().map(|dtype| dtype.size());
+                joined.repeat(0, sizes, slots, copies, &mut known);
                 let dst = shared.result().add(cursor.position(0) * rows.result_size);
-                let slots = &slots[..body.leaves.len()];
-                body.program.run_row_in(s, count * n, slots, dst, scratch);
+                body.program.run_row_in(s, count * nest.row_len(), slots, dst, scratch);
                 row += count;
             }
         }

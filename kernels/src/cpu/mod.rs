@@ -38,6 +38,7 @@ pub mod fused_matmul;
 pub mod gather;
 pub mod group_norm;
 mod group_stats;
+mod joined_rows;
 mod lanes;
 pub mod map;
 pub mod matmul;

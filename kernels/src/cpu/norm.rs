@@ -3,7 +3,8 @@
 //! One pass over memory: a row is read (or computed) once, its statistics and its normalized form
 //! are made in L1, and the epilogue (affine map, modulation, residual) writes the result. Sums are
 //! compensated and the variance is that of the centered row, so the error is that of the last few
-//! roundings. Roofline: memory bandwidth. Where a product follows, its prologue does this instead.
+//! roundings. Short rows, as those of heads, run through the code before and after several as one. Roofline:
+//! memory bandwidth. Where a product follows, its prologue does this instead.
 
 use ops::{Attr, DType, Op, ValueId};
 
@@ -13,8 +14,10 @@ use crate::simd::{Simd, SimdJob, dispatch};
 use crate::vec_math;
 use crate::{Isa, Layout};
 
+use super::joined_rows::{JOINED, JoinedRows, Known};
+use super::lanes::load_from;
 use super::shared::{Shared, aligned};
-use super::sum::{max_of, sum_of};
+use super::sum::{max_of, sum_each, sum_of};
 use crate::body::{Elementwise, Source, compile_elementwise};
 use crate::nest::{Cursor, Nest};
 
@@ -50,6 +53,7 @@ pub struct Norm {
     epilogue: Elementwise,
     /// Layout 0 is the result, then the prologue's leaves, then the epilogue's.
     nest: Nest,
+    joined: JoinedRows,
 }
 
 impl Norm {
@@ -83,17 +87,18 @@ impl Norm {
             layouts.push(if is_scratch { site.result } else { &leaf.layout });
         }
         let nest = Nest::with_row(&layouts, axis)?;
+        let joined = JoinedRows::new(&nest, JOINED);
         let result = site.result.clone();
-        Some(Norm { isa: site.target.isa, norm, result, prologue, epilogue, nest })
+        Some(Norm { isa: site.target.isa, norm, result, prologue, epilogue, nest, joined })
     }
 
     fn rows_per_item(&self) -> usize {
         (ITEM / self.nest.row_len()).max(1)
     }
 
-    /// Bytes of one row in f32.
+    /// Bytes of the rows at a time in f32.
     fn row_bytes(&self) -> usize {
-        aligned(4 * self.nest.row_len())
+        aligned(4 * self.joined.elements())
     }
 
     fn program_bytes(&self) -> usize {
@@ -101,9 +106,9 @@ impl Norm {
         aligned(4 * len)
     }
 
-    /// Two rows in f32, one of the result, and the programs' scratch.
+    /// What is read and its norm in f32, some of the result, copies of what rows share, and the programs' scratch.
     fn worker_bytes(&self) -> usize {
-        3 * self.row_bytes() + self.program_bytes()
+        3 * self.row_bytes() + self.joined.bytes() + self.program_bytes()
     }
 }
 
@@ -126,7 +131,7 @@ impl KernelDef for Norm {
     }
 
     fn may_alias(&self, operand: usize) -> bool {
-        // A whole row is read before its first element is written.
+        // Whole rows are read before their first element is written.
         let reads = |code: &Elementwise| {
             code.leaves.iter().any(|leaf| leaf.source == Source::Operand(operand))
         };
@@ -161,19 +166,35 @@ impl SimdJob for Item<'_> {
         let first = item * norm.rows_per_item();
         let last = norm.nest.n_rows().min(first + norm.rows_per_item());
         let mut cursor = norm.nest.at(first);
-        for _ in first..last {
+        let mut known = [std::ptr::null(); MAX_SLOTS];
+        let mut at = first;
+        while at < last {
+            let count = norm.joined.count(at, last);
             // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
             // scratch with one part per worker.
-            unsafe { row(s, norm, shared, &cursor, worker) };
-            cursor.advance();
+            unsafe { rows(s, norm, shared, (&cursor, count), &mut known, worker) };
+            for _ in 0..count {
+                cursor.advance();
+            }
+            at += count;
         }
     }
 }
 
+/// Makes `count` rows from the cursor's on, which join.
+///
 /// # Safety
-/// The buffers of `shared` hold the layouts; the scratch has one part per worker.
+/// The buffers of `shared` hold the layouts; the scratch has one part per worker, and there `known` says what
+/// was copied.
 #[inline(always)]
-unsafe fn row<S: Simd>(s: S, norm: &Norm, shared: Shared<'_>, cursor: &Cursor<'_>, worker: usize) {
+unsafe fn rows<S: Simd>(
+    s: S,
+    norm: &Norm,
+    shared: Shared<'_>,
+    (cursor, count): (&Cursor<'_>, usize),
+    known: &mut Known,
+    worker: usize,
+) {
     let nest = &norm.nest;
     let n = nest.row_len();
     let size = norm.result.dtype.size();
@@ -183,9 +204,10 @@ unsafe fn row<S: Simd>(s: S, norm: &Norm, shared: Shared<'_>, cursor: &Cursor<'_
         let computed = scratch.cast::<f32>();
         let normalized = scratch.add(norm.row_bytes()).cast::<f32>();
         let staged = scratch.add(2 * norm.row_bytes());
-        let program_scratch = scratch.add(3 * norm.row_bytes()).cast::<f32>();
+        let copies = scratch.add(3 * norm.row_bytes());
+        let program_scratch = copies.add(norm.joined.bytes()).cast::<f32>();
         let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
-        let fill = |slots: &mut [SlotPtr; MAX_SLOTS], code: &Elementwise, base: usize| {
+        let mut fill = |slots: &mut [SlotPtr; MAX_SLOTS], code: &Elementwise, base: usize| {
             for (i, leaf) in code.leaves.iter().enumerate() {
                 slots[i] = match leaf.source {
                     Source::Frontier(_) => SlotPtr { ptr: normalized.cast(), stride: 1 },
@@ -195,6 +217,8 @@ unsafe fn row<S: Simd>(s: S, norm: &Norm, shared: Shared<'_>, cursor: &Cursor<'_
                     }
                 };
             }
+            let sizes = code.program.slots().iter().map(|dtype| dtype.size());
+            norm.joined.repeat(base - 1, sizes, slots, copies, known);
         };
         fill(&mut slots, &norm.prologue, 1);
         let direct = norm.prologue.program.is_copy()
@@ -204,22 +228,26 @@ unsafe fn row<S: Simd>(s: S, norm: &Norm, shared: Shared<'_>, cursor: &Cursor<'_
             slots[0].ptr.cast::<f32>()
         } else {
             let program = &norm.prologue.program;
-            program.run_row_in(s, n, &slots, computed.cast(), program_scratch);
+            program.run_row_in(s, count * n, &slots, computed.cast(), program_scratch);
             computed.cast_const()
         };
         let step = nest.row_stride(0);
         let dst = shared.result().add(cursor.position(0) * size);
         let is_plain = norm.epilogue.is_frontier_copy();
-        if is_plain && norm.result.dtype == DType::F32 && step == 1 {
-            normalize(s, norm.norm, x, n, dst.cast());
+        let is_made = is_plain && norm.result.dtype == DType::F32 && step == 1;
+        let y = if is_made { dst.cast() } else { normalized };
+        for row in 0..count {
+            normalize(s, norm.norm, x.add(row * n), n, y.add(row * n));
+        }
+        if is_made {
             return;
         }
-        normalize(s, norm.norm, x, n, normalized);
         fill(&mut slots, &norm.epilogue, 1 + norm.prologue.leaves.len());
         let program = &norm.epilogue.program;
         if step == 1 {
-            program.run_row_in(s, n, &slots, dst, program_scratch);
+            program.run_row_in(s, count * n, &slots, dst, program_scratch);
         } else {
+            // Only rows that lie side by side join: this is one.
             program.run_row_in(s, n, &slots, staged, program_scratch);
             for i in 0..n {
                 std::ptr::copy_nonoverlapping(staged.add(i * size), dst.add(i * step * size), size);
@@ -228,71 +256,75 @@ unsafe fn row<S: Simd>(s: S, norm: &Norm, shared: Shared<'_>, cursor: &Cursor<'_
     }
 }
 
-/// Writes the norm of `x` to `y`; returns what it multiplied with last.
+/// What a row is normalized with: `(x - high - low) scale`. The mean is in two parts, so that one far above the
+/// deviation costs no accuracy.
+#[derive(Clone, Copy)]
+pub(super) struct Moments<S: Simd> {
+    high: S::F,
+    low: S::F,
+    pub(super) scale: S::F,
+}
+
+impl<S: Simd> Moments<S> {
+    /// Those of no row.
+    #[cfg(feature = "training")]
+    #[inline(always)]
+    pub(super) fn none(s: S) -> Moments<S> {
+        Moments { high: s.splat(0.0), low: s.splat(0.0), scale: s.splat(0.0) }
+    }
+
+    /// Those of the `n` values that `x(i, count)` loads, `count` from `i` on; without a mean unless `centered`.
+    #[inline(always)]
+    pub(super) fn of(
+        s: S,
+        x: impl Fn(usize, usize) -> S::F + Copy,
+        n: usize,
+        centered: bool,
+        eps: f64,
+    ) -> Moments<S> {
+        let mean = if centered { sum_each(s, n, x) / n as f64 } else { 0.0 };
+        let high = s.splat(mean as f32);
+        let low = s.splat((mean - f64::from(mean as f32)) as f32);
+        let squares = sum_each(
+            s,
+            n,
+            #[inline(always)]
+            |i, count| {
+                let d = s.sub(s.sub(x(i, count), high), low);
+                s.mul(d, d)
+            },
+        );
+        let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
+        Moments { high, low, scale }
+    }
+
+    /// The norm of `x`.
+    #[inline(always)]
+    pub(super) fn apply(&self, s: S, x: S::F) -> S::F {
+        s.mul(s.sub(s.sub(x, self.high), self.low), self.scale)
+    }
+}
+
+/// Writes the norm of `x` to `y`.
 ///
 /// # Safety
 /// Both have `n` values; they are the same or do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn normalize<S: Simd>(
-    s: S,
-    norm: RowNorm,
-    x: *const f32,
-    n: usize,
-    y: *mut f32,
-) -> S::F {
+unsafe fn normalize<S: Simd>(s: S, norm: RowNorm, x: *const f32, n: usize, y: *mut f32) {
     // SAFETY: passed on.
     unsafe {
         match norm {
-            RowNorm::Layer { eps } => {
-                let mean = sum_of(
-                    s,
-                    x,
-                    n,
-                    #[inline(always)]
-                    |x| x,
-                ) / n as f64;
-                // In two parts, so that a mean far above the deviation costs no accuracy.
-                let high = s.splat(mean as f32);
-                let low = s.splat((mean - f64::from(mean as f32)) as f32);
-                let squares = sum_of(
-                    s,
-                    x,
-                    n,
-                    #[inline(always)]
-                    |x| {
-                        let d = s.sub(s.sub(x, high), low);
-                        s.mul(d, d)
-                    },
-                );
-                let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
+            RowNorm::Layer { eps } | RowNorm::Rms { eps } => {
+                let centered = matches!(norm, RowNorm::Layer { .. });
+                let moments = Moments::of(s, load_from(s, x), n, centered, eps);
                 each(
                     s,
                     x,
                     n,
                     y,
                     #[inline(always)]
-                    |x| s.mul(s.sub(s.sub(x, high), low), scale),
+                    |x| moments.apply(s, x),
                 );
-                scale
-            }
-            RowNorm::Rms { eps } => {
-                let squares = sum_of(
-                    s,
-                    x,
-                    n,
-                    #[inline(always)]
-                    |x| s.mul(x, x),
-                );
-                let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
-                each(
-                    s,
-                    x,
-                    n,
-                    y,
-                    #[inline(always)]
-                    |x| s.mul(x, scale),
-                );
-                scale
             }
             RowNorm::Softmax => {
                 let max = s.splat(max_of(s, x, n));
@@ -321,7 +353,6 @@ pub(crate) unsafe fn normalize<S: Simd>(
                     #[inline(always)]
                     |y| s.mul(y, scale),
                 );
-                scale
             }
         }
     }

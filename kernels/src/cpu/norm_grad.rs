@@ -1,9 +1,9 @@
 //! `norm_grad`: the gradient of `layer_norm` and `rms_norm` of rows, with elementwise code that makes its
 //! operands and that is done to its result.
 //!
-//! One pass over memory: both rows are read (or computed) once, the norm is made again beside its
-//! statistics in L1, and the epilogue (the residual's gradient) writes the result. Sums are compensated.
-//! Roofline: memory bandwidth.
+//! One pass over memory: both rows are read (or computed) once, the norm is made again from its statistics
+//! wherever it is needed, and the epilogue (the residual's gradient) writes the result. Short rows, as those of
+//! heads, run through the code around several as one. Sums are compensated. Roofline: memory bandwidth.
 
 use ops::{Attr, DType, Op, ValueId};
 
@@ -12,22 +12,26 @@ use crate::program::{MAX_SLOTS, SlotPtr};
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
+use super::joined_rows::{JOINED, JoinedRows, Known};
 use super::lanes::{each, load_from};
-use super::norm::{RowNorm, normalize};
+use super::norm::Moments;
 use super::shared::{Shared, aligned};
-use super::sum::{sum_each, sum_of};
+use super::sum::sum_each;
 use crate::body::{Elementwise, Source, compile_elementwise};
 use crate::nest::{Cursor, Nest};
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 14;
+/// Rows that are worked on together.
+const BATCH: usize = 8;
 
 /// The gradient of a norm of every row of a value.
 #[derive(Clone, Debug)]
 pub struct NormGrad {
     isa: Isa,
-    /// With or without a mean.
-    norm: RowNorm,
+    /// Whether the norm has a mean.
+    centered: bool,
+    eps: f64,
     result: Layout,
     /// From operands to the row that was normalized, and to the cotangent of its norm.
     operands: [Elementwise; 2],
@@ -35,6 +39,7 @@ pub struct NormGrad {
     epilogue: Elementwise,
     /// Layout 0 is the result, then the leaves of both operands, then the epilogue's.
     nest: Nest,
+    joined: JoinedRows,
 }
 
 impl NormGrad {
@@ -49,8 +54,7 @@ impl NormGrad {
         if found.next().is_some() || site.body.ty(value).shape() != site.result.shape {
             return None;
         }
-        let eps = op.eps;
-        let norm = if op.centered { RowNorm::Layer { eps } } else { RowNorm::Rms { eps } };
+        let ops::defs::norm_grad::NormGrad { centered, eps } = op;
         let operand =
             |arg: ValueId| Some(compile_elementwise(site.body, arg, &[], site.operands)?.widened());
         let args = &site.body.node(value).args;
@@ -63,27 +67,29 @@ impl NormGrad {
             layouts.push(if is_scratch { site.result } else { &leaf.layout });
         }
         let nest = Nest::with_row(&layouts, site.result.rank() - 1)?;
-        let result = site.result.clone();
-        Some(NormGrad { isa: site.target.isa, norm, result, operands, epilogue, nest })
+        let (isa, result) = (site.target.isa, site.result.clone());
+        let joined = JoinedRows::new(&nest, JOINED);
+        Some(NormGrad { isa, centered, eps, result, operands, epilogue, nest, joined })
     }
 
     fn rows_per_item(&self) -> usize {
         (ITEM / self.nest.row_len()).max(1)
     }
 
-    /// Bytes of one row in f32.
+    /// Bytes of the rows at a time in f32.
     fn row_bytes(&self) -> usize {
-        aligned(4 * self.nest.row_len())
+        aligned(4 * self.joined.elements())
     }
 
     fn codes(&self) -> impl Iterator<Item = &Elementwise> {
         self.operands.iter().chain([&self.epilogue])
     }
 
-    /// Both operands' rows, the norm and the gradient in f32, one row of the result, and the programs' scratch.
+    /// Both operands' rows and the gradient in f32, some of the result, copies of what rows share, and the
+    /// programs' scratch.
     fn worker_bytes(&self) -> usize {
         let program = self.codes().map(|code| code.program.scratch_len()).max().unwrap_or(0);
-        5 * self.row_bytes() + aligned(4 * program)
+        4 * self.row_bytes() + self.joined.bytes() + aligned(4 * program)
     }
 }
 
@@ -93,7 +99,7 @@ impl KernelDef for NormGrad {
     }
 
     fn tunables(&self) -> Vec<(&'static str, Attr)> {
-        let norm = if let RowNorm::Layer { .. } = self.norm { "layer" } else { "rms" };
+        let norm = if self.centered { "layer" } else { "rms" };
         vec![("norm", Attr::Str(norm.to_owned()))]
     }
 
@@ -102,7 +108,7 @@ impl KernelDef for NormGrad {
     }
 
     fn may_alias(&self, operand: usize) -> bool {
-        // A whole row is read before its first element is written, but for elements of the same place.
+        // Whole rows are read before their first element is written, but for elements of the same place.
         let reads = |code: &&Elementwise| {
             code.leaves.iter().any(|leaf| leaf.source == Source::Operand(operand))
         };
@@ -135,11 +141,17 @@ impl SimdJob for Item<'_> {
         let first = item * kernel.rows_per_item();
         let last = kernel.nest.n_rows().min(first + kernel.rows_per_item());
         let mut cursor = kernel.nest.at(first);
-        for _ in first..last {
+        let mut known = [std::ptr::null(); MAX_SLOTS];
+        let mut at = first;
+        while at < last {
+            let count = kernel.joined.count(at, last);
             // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
             // scratch with one part per worker.
-            unsafe { kernel.row(s, shared, &cursor, worker) };
-            cursor.advance();
+            unsafe { kernel.rows(s, shared, (&cursor, count), &mut known, worker) };
+            for _ in 0..count {
+                cursor.advance();
+            }
+            at += count;
         }
     }
 }
@@ -172,46 +184,67 @@ impl NormGrad {
         slots
     }
 
-    /// Makes one row.
+    /// Makes `count` rows from the cursor's on, which join.
     ///
     /// # Safety
-    /// As [`KernelDef::run`].
+    /// As [`KernelDef::run`]; `known` says what was copied to the worker's scratch.
     #[inline(always)]
-    unsafe fn row<S: Simd>(&self, s: S, shared: Shared<'_>, cursor: &Cursor<'_>, worker: usize) {
+    unsafe fn rows<S: Simd>(
+        &self,
+        s: S,
+        shared: Shared<'_>,
+        (cursor, count): (&Cursor<'_>, usize),
+        known: &mut Known,
+        worker: usize,
+    ) {
         let n = self.nest.row_len();
         let size = self.result.dtype.size();
         // SAFETY: positions of a nest lie within its layouts; parts of the scratch are disjoint.
         unsafe {
             let scratch = shared.scratch().add(worker * self.worker_bytes());
             let part = |i: usize| scratch.add(i * self.row_bytes()).cast::<f32>();
-            let (normed, by_x, staged, program_scratch) = (part(2), part(3), part(4), part(5));
-            let mut rows = [std::ptr::null::<f32>(); 2];
+            let (by_x, staged, copies) = (part(2), part(3), part(4).cast::<u8>());
+            let program_scratch = copies.add(self.joined.bytes()).cast::<f32>();
+            let mut slots = |code: &Elementwise, base: usize, frontier: *const f32| {
+                let mut slots = self.slots(shared, code, cursor, base, frontier);
+                let sizes = code.program.slots().iter().map(|dtype| dtype.size());
+                self.joined.repeat(base - 1, sizes, &mut slots, copies, known);
+                slots
+            };
+            let mut operands = [std::ptr::null::<f32>(); 2];
             let mut base = 1;
             for (i, code) in self.operands.iter().enumerate() {
-                let slots = self.slots(shared, code, cursor, base, std::ptr::null());
+                let slots = slots(code, base, std::ptr::null());
                 let is_stored = code.program.is_copy() && code.program.slots() == [DType::F32];
-                rows[i] = if is_stored && slots[0].stride == 1 {
+                operands[i] = if is_stored && slots[0].stride == 1 {
                     slots[0].ptr.cast()
                 } else {
-                    code.program.run_row_in(s, n, &slots, part(i).cast(), program_scratch);
-                    part(i).cast_const()
+                    let to = part(i);
+                    code.program.run_row_in(s, count * n, &slots, to.cast(), program_scratch);
+                    to.cast_const()
                 };
                 base += code.leaves.len();
             }
             let step = self.nest.row_stride(0);
             let dst = shared.result().add(cursor.position(0) * size);
             let is_plain = self.epilogue.is_frontier_copy() && self.result.dtype == DType::F32;
-            if is_plain && step == 1 {
-                by_row(s, self.norm, rows, n, normed, dst.cast());
+            let is_made = is_plain && step == 1;
+            let to = if is_made { dst.cast() } else { by_x };
+            for first in (0..count).step_by(BATCH) {
+                let at = first * n;
+                let batch = BATCH.min(count - first);
+                self.by_rows(s, operands.map(|x| x.add(at)), (batch, n), to.add(at));
+            }
+            if is_made {
                 return;
             }
-            by_row(s, self.norm, rows, n, normed, by_x);
-            let slots = self.slots(shared, &self.epilogue, cursor, base, by_x);
+            let slots = slots(&self.epilogue, base, by_x);
             let program = &self.epilogue.program;
             if step == 1 {
-                program.run_row_in(s, n, &slots, dst, program_scratch);
+                program.run_row_in(s, count * n, &slots, dst, program_scratch);
                 return;
             }
+            // Only rows that lie side by side join: this is one.
             program.run_row_in(s, n, &slots, staged.cast(), program_scratch);
             for i in 0..n {
                 let from = staged.cast::<u8>().add(i * size);
@@ -219,59 +252,65 @@ impl NormGrad {
             }
         }
     }
-}
 
-/// Writes the gradient by `x`, whose norm has the cotangent `grad`, to `by_x`: `scale (grad - mean(grad) - y
-/// mean(grad y))`. `y` is for the norm.
-///
-/// # Safety
-/// All have `n` values; `by_x` may be `x` or `grad`, nothing else overlaps.
-#[inline(always)]
-unsafe fn by_row<S: Simd>(
-    s: S,
-    norm: RowNorm,
-    [x, grad]: [*const f32; 2],
-    n: usize,
-    y: *mut f32,
-    by_x: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let scale = normalize(s, norm, x, n, y);
-        let (load_y, load_grad) = (load_from(s, y.cast_const()), load_from(s, grad));
-        let along = sum_each(
-            s,
-            n,
-            #[inline(always)]
-            |i, count| s.mul(load_grad(i, count), load_y(i, count)),
-        );
-        let along = s.splat((along / n as f64) as f32);
-        let mean = match norm {
-            RowNorm::Layer { .. } => {
-                let sum = sum_of(
-                    s,
-                    grad,
-                    n,
-                    #[inline(always)]
-                    |grad| grad,
-                );
-                sum / n as f64
-            }
-            RowNorm::Rms { .. } | RowNorm::Softmax => 0.0,
-        };
-        // In two parts, so that a mean far above the deviation costs no accuracy.
-        let high = s.splat(mean as f32);
-        let low = s.splat((mean - f64::from(mean as f32)) as f32);
-        each(
-            n,
-            S::LANES,
-            #[inline(always)]
-            |i, count| {
-                let across = s.sub(s.sub(load_grad(i, count), high), low);
-                let made = s.mul(s.neg_mul_add(load_y(i, count), along, across), scale);
-                let to = by_x.add(i);
-                if count == S::LANES { s.store(to, made) } else { s.store_n(to, made, count) }
-            },
-        );
+    /// Writes the gradients by `count` rows `x`, whose norms `y` have the cotangents `grad`, to `by_x`:
+    /// `scale (grad - mean(grad) - y mean(grad y))`. What a row waits for takes longer than what it computes, so
+    /// each step is taken by all of them before the next.
+    ///
+    /// # Safety
+    /// All have `count` rows of `n` values, one after the other; `count` is at most [`BATCH`]; `by_x` may be `x`
+    /// or `grad`, nothing else overlaps.
+    #[inline(always)]
+    unsafe fn by_rows<S: Simd>(
+        &self,
+        s: S,
+        [x, grad]: [*const f32; 2],
+        (count, n): (usize, usize),
+        by_x: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        let of_row = |of: *const f32, row: usize| unsafe { load_from(s, of.add(row * n)) };
+        let mut moments = [Moments::none(s); BATCH];
+        for (row, moments) in moments.iter_mut().enumerate().take(count) {
+            *moments = Moments::of(s, of_row(x, row), n, self.centered, self.eps);
+        }
+        // The means of `grad y` and of `grad`, the latter in two parts, so that a mean far above the deviation
+        // costs no accuracy.
+        let mut means = [[0f32; 3]; BATCH];
+        for (row, (means, moments)) in means.iter_mut().zip(&moments).enumerate().take(count) {
+            let (x, grad) = (of_row(x, row), of_row(grad, row));
+            let along = sum_each(
+                s,
+                n,
+                #[inline(always)]
+                |i, count| s.mul(grad(i, count), moments.apply(s, x(i, count))),
+            );
+            let mean = if self.centered { sum_each(s, n, grad) / n as f64 } else { 0.0 };
+            let low = (mean - f64::from(mean as f32)) as f32;
+            *means = [(along / n as f64) as f32, mean as f32, low];
+        }
+        for (row, (means, moments)) in means.iter().zip(&moments).enumerate().take(count) {
+            let (x, grad) = (of_row(x, row), of_row(grad, row));
+            let [along, high, low] = means.map(|mean| s.splat(mean));
+            each(
+                n,
+                S::LANES,
+                #[inline(always)]
+                |i, count| {
+                    let across = s.sub(s.sub(grad(i, count), high), low);
+                    let y = moments.apply(s, x(i, count));
+                    let made = s.mul(s.neg_mul_add(y, along, across), moments.scale);
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let to = by_x.add(row * n + i);
+                        if count == S::LANES {
+                            s.store(to, made);
+                        } else {
+                            s.store_n(to, made, count);
+                        }
+                    }
+                },
+            );
+        }
     }
 }

@@ -3,7 +3,8 @@
 //! A task computes a strip of results that lie in a row. Where the innermost axis is reduced, each
 //! result is folded from rows of the operand; else whole rows are folded into the strip. Sums are
 //! compensated, in a fixed order. Few results of many elements are folded in parts, which depend on the
-//! sizes alone, and the parts in order. Integers are folded one by one, wrapping. Roofline: memory bandwidth.
+//! sizes alone, and the parts in order. Short rows that lie side by side run through the code before several as
+//! one. Integers are folded one by one, wrapping. Roofline: memory bandwidth.
 
 use ops::{Attr, DType, Op};
 

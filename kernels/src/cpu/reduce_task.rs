@@ -5,6 +5,7 @@ use ops::DType;
 use crate::program::{CHUNK, MAX_SLOTS, SlotPtr};
 use crate::simd::{Simd, SimdJob};
 
+use super::joined_rows::{JOINED, MAX_JOINED};
 use super::lanes::{copy, prefetch_row};
 use super::reduce::{Around, Code, Fold, Reduce};
 use super::reduce_rows::{ROWS, Rows};
@@ -240,6 +241,15 @@ impl Reduce {
         }
     }
 
+    /// Whether short rows along the kept row go on from one to the next along the reduced row, in all of the
+    /// prologue's leaves: then it runs through several as one.
+    fn rows_join(&self, first: usize) -> bool {
+        let n = self.kept.row_len();
+        n <= MAX_JOINED
+            && (0..self.reduced.n_layouts())
+                .all(|leaf| self.reduced.row_stride(leaf) == n * self.kept.row_stride(first + leaf))
+    }
+
     /// Folds rows along the kept row into a strip of results.
     ///
     /// # Safety
@@ -264,6 +274,8 @@ impl Reduce {
         // Rows that are floats side by side are folded where they are.
         let is_plain = program.is_copy() && program.slots()[0].is_float();
         let in_place = is_plain && self.kept.row_stride(first) == 1;
+        let joins = !in_place && n == self.kept.row_len() && self.rows_join(first);
+        let batch = if joins { JOINED / n } else { ROWS };
         // SAFETY: strips of scratch hold CHUNK values, a multiple of every vector.
         unsafe {
             for i in (0..CHUNK).step_by(S::LANES) {
@@ -276,8 +288,8 @@ impl Reduce {
                 let from = at % len;
                 let end = len.min(from + terms.1 - at);
                 at += end - from;
-                for step in (from..end).step_by(ROWS) {
-                    let count = ROWS.min(end - step);
+                for step in (from..end).step_by(batch) {
+                    let count = batch.min(end - step);
                     let mut slots = self.slots(
                         shared,
                         &prologue.leaves,
@@ -292,12 +304,26 @@ impl Reduce {
                         next[leaf] = self.reduced.row_stride(leaf) * size;
                         slot.ptr = slot.ptr.add(step * next[leaf]);
                         // Rows are far apart: without this, each waits for memory by itself.
-                        let ahead = if slot.stride == 1 { ROWS..2 * ROWS } else { 0..0 };
+                        let is_far = slot.stride == 1 && !joins;
+                        let ahead = if is_far { ROWS..2 * ROWS } else { 0..0 };
                         for row in ahead {
                             prefetch_row(slot.ptr.wrapping_add(row * next[leaf]), n * size);
                         }
                     }
                     let mut strip = Rows { from: [std::ptr::null(); ROWS], dtype: DType::F32, n };
+                    if joins {
+                        program.run_row_in(s, count * n, &slots, rows.cast(), area.program);
+                        for made in (0..count).step_by(ROWS) {
+                            strip.from = std::array::from_fn(|row| {
+                                rows.wrapping_add((made + row) * n).cast_const().cast()
+                            });
+                            match self.fold {
+                                Fold::Sum => strip.add_to(s, ROWS.min(count - made), sums, lost),
+                                Fold::Max => strip.raise(s, ROWS.min(count - made), sums),
+                            }
+                        }
+                        continue;
+                    }
                     for row in 0..count {
                         if in_place {
                             strip.from[row] = slots[0].ptr;

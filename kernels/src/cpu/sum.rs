@@ -41,12 +41,6 @@ impl<S: Simd> Sum<S> {
         }
         std::array::from_fn(|lane| f64::from(sums[lane]) + f64::from(losses[lane]))
     }
-
-    /// The sum over all lanes.
-    #[inline(always)]
-    pub(crate) fn total(self, s: S) -> f64 {
-        self.lanes(s).iter().sum()
-    }
 }
 
 /// Sum of `f(x[i])` for `i < n`.
@@ -80,17 +74,38 @@ pub(crate) fn sum_each<S: Simd>(s: S, n: usize, f: impl Fn(usize, usize) -> S::F
         sums[1].add(s, f(i + S::LANES, S::LANES));
         i += 2 * S::LANES;
     }
-    let mut tail = 0.0;
-    while i < n {
-        let count = S::LANES.min(n - i);
-        let mut lanes = [0f32; MAX_LANES];
-        // SAFETY: the array holds MAX_LANES >= LANES values.
-        unsafe { s.store(lanes.as_mut_ptr(), f(i, count)) };
-        // Lanes behind the end may hold anything.
-        tail += lanes[..count].iter().map(|&x| f64::from(x)).sum::<f64>();
-        i += count;
+    if i + S::LANES <= n {
+        sums[0].add(s, f(i, S::LANES));
+        i += S::LANES;
     }
-    sums[0].total(s) + sums[1].total(s) + tail
+    if i < n {
+        // Lanes behind the end may hold anything.
+        sums[1].add(s, first_lanes(s, f(i, n - i), n - i));
+    }
+    let (mut lanes, other) = (sums[0].lanes(s), sums[1].lanes(s));
+    for (lane, other) in lanes.iter_mut().zip(other) {
+        *lane += other;
+    }
+    // Halves are added, so that no lane waits for all before it.
+    let mut half = MAX_LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[half + lane];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The first `n` lanes of `x`, zeros behind them. In registers: what was just stored cannot be loaded again with
+/// a mask before it is in the cache.
+#[inline(always)]
+fn first_lanes<S: Simd>(s: S, x: S::F, n: usize) -> S::F {
+    const NUMBERS: [f32; MAX_LANES] =
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+    // SAFETY: there are MAX_LANES >= LANES numbers.
+    let numbers = unsafe { s.load(NUMBERS.as_ptr()) };
+    s.select(s.lt(numbers, s.splat(n as f32)), x, s.splat(0.0))
 }
 
 /// Largest of `n` values; negative infinity of none.

@@ -91,6 +91,15 @@ impl Simd for Avx512 {
         unsafe { _mm512_maskz_loadu_ps(prefix_mask(n), p) }
     }
     #[inline(always)]
+    unsafe fn load_alternate(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller promises 2 LANES - 1 readable values, and the mask leaves out the one behind them.
+        unsafe {
+            let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+            let high = _mm512_maskz_loadu_ps(prefix_mask(LANES - 1), p.add(LANES));
+            _mm512_permutex2var_ps(_mm512_loadu_ps(p), even, high)
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m512) {
         // SAFETY: the caller promises LANES writable values.
         unsafe { _mm512_storeu_ps(p, v) }

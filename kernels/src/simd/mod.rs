@@ -79,6 +79,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is readable for `n` f32.
     unsafe fn load_n(self, p: *const f32, n: usize) -> Self::F;
+    /// Reads every second value, the first at `p`; touches no memory behind the last.
+    ///
+    /// # Safety
+    /// `p` is readable for `2 * LANES - 1` f32.
+    #[inline(always)]
+    unsafe fn load_alternate(self, p: *const f32) -> Self::F {
+        let mut buffer = [0f32; MAX_LANES];
+        for (lane, x) in buffer.iter_mut().enumerate().take(Self::LANES) {
+            // SAFETY: the caller's promise.
+            *x = unsafe { p.add(2 * lane).read_unaligned() };
+        }
+        // SAFETY: the buffer holds MAX_LANES >= LANES values.
+        unsafe { self.load(buffer.as_ptr()) }
+    }
     /// Writes [`Simd::LANES`] values.
     ///
     /// # Safety

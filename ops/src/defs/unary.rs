@@ -102,25 +102,21 @@ elementwise! {
     GeluTanh gelu_tanh Row {
         name: "gelu_tanh", flops: 9, range: (-3.0, 3.0),
         f: |x| 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)).tanh()),
-        // With u = c (x + a x^3), t = tanh(u): 0.5 (1 + t) + 0.5 x (1 - t^2) c (1 + 3 a x^2).
+        // With p = 2 c (x + a x^3), s = sigmoid(p) the function is x s, and q = x p' = 2 c (x + 3 a x^3) makes it
+        // s + x s (1 - s) p' = s (1 + q - s q).
         vjp: |b, x, _, g| {
             let x2 = b.square(x)?;
-            let inner = b.mul_scalar(x2, GELU_CUBIC)?;
-            let inner = b.add_scalar(inner, 1.0)?;
-            let inner = b.mul(inner, x)?;
-            let u = b.mul_scalar(inner, SQRT_2_OVER_PI)?;
-            let t = b.tanh(u)?;
-            let du = b.mul_scalar(x2, 3.0 * GELU_CUBIC)?;
-            let du = b.add_scalar(du, 1.0)?;
-            let du = b.mul_scalar(du, SQRT_2_OVER_PI)?;
-            let t2 = b.square(t)?;
-            let dt = b.mul_scalar(t2, -1.0)?;
-            let dt = b.add_scalar(dt, 1.0)?;
-            let rest = b.mul(dt, du)?;
-            let rest = b.mul(rest, x)?;
-            let sum = b.add(t, rest)?;
-            let sum = b.add_scalar(sum, 1.0)?;
-            let d = b.mul_scalar(sum, 0.5)?;
+            let p = b.mul_scalar(x2, 2.0 * SQRT_2_OVER_PI * GELU_CUBIC)?;
+            let p = b.add_scalar(p, 2.0 * SQRT_2_OVER_PI)?;
+            let p = b.mul(p, x)?;
+            let s = b.sigmoid(p)?;
+            let q = b.mul_scalar(x2, 6.0 * SQRT_2_OVER_PI * GELU_CUBIC)?;
+            let q = b.add_scalar(q, 2.0 * SQRT_2_OVER_PI)?;
+            let q = b.mul(q, x)?;
+            let sq = b.mul(s, q)?;
+            let d = b.sub(q, sq)?;
+            let d = b.add_scalar(d, 1.0)?;
+            let d = b.mul(s, d)?;
             b.mul(g, d)
         },
     };

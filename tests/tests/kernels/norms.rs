@@ -51,6 +51,28 @@ fn gradients_of_norms_run_with_code_before_and_after() {
 }
 
 #[test]
+fn norms_of_heads_take_rows_of_several_heads_at_a_time() {
+    // Queries as a product leaves them beside keys and values: heads lie side by side, tokens apart.
+    for (tokens, heads, d) in [(9, 4, 72), (40, 3, 32), (3, 50, 20)] {
+        let (all, own): ([usize; 4], [usize; 4]) =
+            ([2, tokens, 3 * heads, d], [2, tokens, heads, d]);
+        let types: [(&[usize], DType); 3] = [(&all, BF16), (&[1, 1, 1, d], BF16), (&own, BF16)];
+        check_body("norm of heads", "norm", &types[..2], &[1], |b, args| {
+            let x = b.slice_axis(args[0], 2, heads, 2 * heads)?;
+            let y = b.rms_norm(x, 1e-6)?;
+            b.mul(y, args[1])
+        });
+        for centered in [false, true] {
+            check_body("gradient of a norm of heads", "norm_grad", &types, &[], |b, args| {
+                let x = b.slice_axis(args[0], 2, heads, 2 * heads)?;
+                let grad = b.mul(args[2], args[1])?;
+                b.op(NormGrad { eps: 1e-6, centered }, &[x, grad])
+            });
+        }
+    }
+}
+
+#[test]
 fn norms_keep_their_accuracy_under_a_large_mean() {
     // 1000 +- 1: the mean is some 2000 deviations, of which raw squares in f32 would leave nothing.
     let x: &[usize] = &[2, 300, 64];
