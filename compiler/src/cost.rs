@@ -136,7 +136,7 @@ impl CostModel {
         let memory = self.memory_seconds(work);
         let (compute, memory) = match work.shape {
             // The measured rate is that of moving bytes, faster or slower than a plain copy.
-            Shape::Bytes(bytes) => (side, bytes as f64 / rate),
+            Shape::Columns(bytes) | Shape::Bytes(bytes) => (side, bytes as f64 / rate),
             Shape::Product { .. } | Shape::Attention { .. } | Shape::Conv { .. } => {
                 (work.core_flops as f64 / rate + side, memory)
             }
@@ -203,10 +203,16 @@ impl CostModel {
             let same = |sample: &&Sample| sample.kernel == kernel && sample.dtype == dtype;
             self.samples.iter().filter(same).collect()
         };
-        // Kernels that are not measured move bytes as `map` does; a type that is not is taken for
-        // f32, in which every kernel computes.
+        // Kernels that are not measured are taken for what they are gradients or forms of, and others move bytes
+        // as `map` does; a type that is not is taken for f32, in which every kernel computes.
         let name = work.shape.sample_name(work.kernel);
-        let plain = if name == "biased_attention" { "attention" } else { name };
+        let plain = match name {
+            "biased_attention" | "attention_grad" => "attention",
+            "conv_input_grad" | "conv_weight_grad" => "conv",
+            "norm_grad" => "norm",
+            "reduce_columns" => "reduce",
+            name => name,
+        };
         let names = [name, plain].into_iter();
         let choices = names.flat_map(|name| [(name, work.dtype), (name, DType::F32)]);
         let choices = choices.chain([("map", DType::F32)]);
@@ -363,6 +369,30 @@ mod tests {
         assert_eq!(model.rate(&work(true)), 1e11, "without one, it is taken for plain attention");
         model.samples.push(sample("biased_attention", &[16.0, 16.0, 64.0], 2e10));
         assert_eq!((model.rate(&work(true)), model.rate(&work(false))), (2e10, 1e11));
+    }
+
+    #[test]
+    fn gradients_and_columns_have_samples_of_their_own() {
+        let mut model = model();
+        model.samples.push(sample("reduce", &[4096.0], 5e10));
+        let conv = Shape::Conv { positions: 1024, inputs: 64, outputs: 64, taps: 9 };
+        let attention = Shape::Attention { queries: 16, keys: 16, width: 64, is_biased: false };
+        for (kernel, shape, plain) in [
+            ("conv_input_grad", conv, 1e11),
+            ("conv_weight_grad", conv, 1e11),
+            ("attention_grad", attention, 1e11),
+            ("reduce", Shape::Columns(4096), 5e10),
+        ] {
+            let work = Work { kernel, shape, ..product(16, 4096) };
+            assert_eq!(model.rate(&work), plain, "{kernel} without a sample");
+            let name = shape.sample_name(kernel);
+            model.samples.push(sample(name, &shape.coordinates(), 2e10));
+            assert_eq!(model.rate(&work), 2e10, "{kernel}");
+        }
+        // What they are of keeps its own.
+        let rows = Work { kernel: "reduce", shape: Shape::Bytes(4096), ..product(16, 4096) };
+        let forward = Work { kernel: "conv", shape: conv, ..product(16, 4096) };
+        assert_eq!((model.rate(&rows), model.rate(&forward)), (5e10, 1e11));
     }
 
     #[test]

@@ -42,7 +42,9 @@ pub enum Shape {
         /// Elements of the window.
         taps: usize,
     },
-    /// Anything whose time is that of moving its bytes.
+    /// A sum or a maximum down columns: over axes beside which others lie, as gradients of norms and biases have.
+    Columns(u64),
+    /// Anything else, whose time is that of moving its bytes.
     Bytes(u64),
 }
 
@@ -55,19 +57,22 @@ impl Shape {
             Shape::Conv { positions, inputs, outputs, taps } => {
                 vec![positions, inputs, outputs, taps]
             }
-            Shape::Bytes(bytes) => return vec![bytes as f64],
+            Shape::Columns(bytes) | Shape::Bytes(bytes) => return vec![bytes as f64],
         };
         dims.into_iter().map(|dim| dim as f64).collect()
     }
 
     /// What samples of this shape are called, where `kernel` makes it.
     pub fn sample_name(&self, kernel: &'static str) -> &'static str {
-        match self {
-            Shape::Product { .. } => "matmul",
-            Shape::Attention { is_biased: true, .. } => "biased_attention",
-            Shape::Attention { is_biased: false, .. } => "attention",
-            Shape::Conv { .. } => "conv",
-            Shape::Bytes(_) => kernel,
+        match (self, kernel) {
+            (Shape::Product { .. }, _) => "matmul",
+            (Shape::Attention { .. }, "attention_grad") => kernel,
+            (Shape::Attention { is_biased: true, .. }, _) => "biased_attention",
+            (Shape::Attention { is_biased: false, .. }, _) => "attention",
+            (Shape::Conv { .. }, "conv_input_grad" | "conv_weight_grad") => kernel,
+            (Shape::Conv { .. }, _) => "conv",
+            (Shape::Columns(_), "reduce") => "reduce_columns",
+            (Shape::Columns(_) | Shape::Bytes(_), _) => kernel,
         }
     }
 }
@@ -137,6 +142,11 @@ impl Plan {
             }
         }
         let core = core(&self.graph, step.value);
+        let bytes = bytes_read + bytes_written;
+        let moved = match reduces_columns(&self.graph, step.value) {
+            true => Shape::Columns(bytes),
+            false => Shape::Bytes(bytes),
+        };
         let flops = self.graph.node_flops(step.value);
         let core_flops = core.as_ref().map_or(0, |(_, flops)| *flops).min(flops);
         Work {
@@ -148,7 +158,7 @@ impl Plan {
             weight_bytes,
             plan_weight_bytes,
             bytes_written,
-            shape: core.map_or(Shape::Bytes(bytes_read + bytes_written), |(shape, _)| shape),
+            shape: core.map_or(moved, |(shape, _)| shape),
         }
     }
 
@@ -194,7 +204,7 @@ fn core(graph: &Graph, value: ValueId) -> Option<(Shape, u64)> {
             let is_biased = types.get(3).is_some_and(|ty| ty.dtype().is_float());
             Shape::Attention { queries, keys, width, is_biased }
         }
-        // Its products are as large, and take as long for each operation.
+        // Its products are as large.
         Op::AttentionGrad(_) => {
             let [.., queries, _, width] = *types[0].shape() else { return None };
             let [.., keys, _, _] = *types[1].shape() else { return None };
@@ -206,7 +216,7 @@ fn core(graph: &Graph, value: ValueId) -> Option<(Shape, u64)> {
             let positions = out.get(1..out.len() - 1)?.iter().product();
             Shape::Conv { positions, inputs, outputs, taps: weight[2..].iter().product() }
         }
-        // Its gradients have as many products, and take as long for each.
+        // Its gradients have as many products.
         Op::ConvInputGrad(_) => {
             let (grad, weight) = (types[0].shape(), types[1].shape());
             let (&inputs, &outputs) = (weight.first()?, weight.get(1)?);
@@ -222,6 +232,23 @@ fn core(graph: &Graph, value: ValueId) -> Option<(Shape, u64)> {
         _ => return None,
     };
     Some((shape, graph.node_flops(value)))
+}
+
+/// Whether `value`, or a part of a fused group that makes it, is a reduction that keeps the last axis.
+fn reduces_columns(graph: &Graph, value: ValueId) -> bool {
+    let axes = match graph.op(value) {
+        Some(Op::Fused(group)) => {
+            let body = group.body();
+            return body.values().any(|value| reduces_columns(body, value));
+        }
+        Some(Op::ReduceSum(op)) => &op.axes,
+        Some(Op::ReduceMax(op)) => &op.axes,
+        _ => return false,
+    };
+    let shape = graph.arg_types(value)[0].shape();
+    // Where the last axes are of one element, the one before them is the last.
+    let last = shape.iter().rposition(|dim| *dim > 1);
+    last.is_some_and(|last| !axes.contains(&last) && axes.iter().any(|axis| shape[*axis] > 1))
 }
 
 fn product(([m, columns, depth], batch): ([usize; 3], Vec<usize>), b: &TensorType) -> Shape {

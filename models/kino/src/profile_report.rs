@@ -259,6 +259,7 @@ pub(crate) fn shape_of(work: &Work) -> String {
         Shape::Conv { positions, inputs, outputs, taps } => {
             format!("{positions} x {outputs} x {taps} of {inputs}")
         }
+        Shape::Columns(bytes) => format!("{} down columns", units::bytes(bytes as f64)),
         Shape::Bytes(bytes) => units::bytes(bytes as f64),
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Case {
 const MOST_LAYERS: usize = 32;
 
 /// Heads and channels of a head of `STDiT`.
-const HEADS: [usize; 2] = [16, 72];
+pub(crate) const HEADS: [usize; 2] = [16, 72];
 
 /// All cases for one element type. `weight_bytes` is more than the caches hold.
 pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Error> {
@@ -60,6 +60,8 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
     for (side, inputs, outputs, taps) in [
         (32, 4, 512, 3),
         (32, 64, 64, 3),
+        (64, 16, 3, 3),
+        (64, 16, 16, 3),
         (64, 32, 32, 3),
         (32, 512, 512, 3),
         (64, 512, 512, 3),
@@ -72,6 +74,12 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
     ] {
         let graph = convolution(dtype, side, [inputs, outputs], taps)?;
         all.push(Case { kernel: "conv", graph });
+    }
+    #[cfg(feature = "training")]
+    all.extend(crate::gradient_cases::cases(dtype)?);
+    for (images, side, channels) in [(8, 16, 64), (8, 32, 32), (8, 64, 32), (32, 64, 16)] {
+        let graph = column_sums(dtype, [images, side * side, channels])?;
+        all.push(Case { kernel: "reduce", graph });
     }
     for rows in [4, 64, 1024, 16384] {
         all.push(Case { kernel: "map", graph: residual(dtype, [rows, 1152])? });
@@ -173,7 +181,7 @@ fn cross_attention(
     Ok(b.finish(&[out]))
 }
 
-fn scale(width: usize) -> f64 {
+pub(crate) fn scale(width: usize) -> f64 {
     (width as f64).powf(-0.5)
 }
 
@@ -201,6 +209,16 @@ fn convolution(
     let bias = b.reshape(bias, &[1, 1, 1, outputs])?;
     let y = b.add(y, bias)?;
     Ok(b.finish(&[y]))
+}
+
+/// Sums over the positions of images, as gradients of their norms have.
+fn column_sums(dtype: DType, shape: [usize; 3]) -> Result<Graph, Error> {
+    let mut b = Builder::new("column_sums");
+    let ty = TensorType::new(dtype, shape)?;
+    let [x, y] = ["x", "y"].map(|name| b.input(name, ty.clone()));
+    let product = b.mul(x, y)?;
+    let sums = b.reduce_sum(product, &[1])?;
+    Ok(b.finish(&[sums]))
 }
 
 fn residual(dtype: DType, shape: [usize; 2]) -> Result<Graph, Error> {
@@ -281,18 +299,10 @@ mod tests {
                 kernels.push(case.kernel);
             }
         }
-        // The others move bytes, and are taken for `map`; gradients are taken for what they are of, those of tables
-        // for `map`.
-        kernels.extend([
-            "attention_grad",
-            "conv_input_grad",
-            "conv_weight_grad",
-            "norm_grad",
-            "scatter_add",
-        ]);
+        // The others move bytes, and are taken for `map`.
         let without: Vec<&&str> =
             Kernel::names().iter().filter(|name| !kernels.contains(name)).collect();
-        assert_eq!(without, [&"normal", &"pad", &"rope"]);
+        assert_eq!(without, [&"normal", &"pad", &"rope", &"scatter_add"]);
         for case in [launch().unwrap(), elementwise().unwrap()] {
             let plan = compiler::compile(case.graph, &target).unwrap();
             assert_eq!(plan.steps.len(), 1);

@@ -8,6 +8,8 @@
 mod calibrate;
 mod cases;
 mod error;
+#[cfg(feature = "training")]
+mod gradient_cases;
 mod made_up;
 mod rehearsal;
 

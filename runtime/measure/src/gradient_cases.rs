@@ -1,0 +1,74 @@
+//! Graphs that gradients are measured on: each kernel that only training has, on the shapes of models.
+
+use ops::defs::attention_grad::AttentionGrad;
+use ops::defs::conv::Window;
+use ops::defs::norm_grad::NormGrad;
+use ops::{Builder, DType, Error, Graph, TensorType};
+
+use crate::cases::{Case, HEADS, scale};
+
+/// Each kernel of gradients from the smallest shapes to those whose speed no longer changes.
+pub(crate) fn cases(dtype: DType) -> Result<Vec<Case>, Error> {
+    let mut all = Vec::new();
+    for (side, inputs, outputs) in [
+        (64, 16, 16),
+        (64, 32, 32),
+        (64, 16, 3),
+        (32, 32, 32),
+        (32, 64, 64),
+        (32, 512, 512),
+        (128, 128, 128),
+    ] {
+        for kernel in ["conv_input_grad", "conv_weight_grad"] {
+            let graph = convolution_gradient(dtype, side, [inputs, outputs], kernel)?;
+            all.push(Case { kernel, graph });
+        }
+    }
+    for (sequences, tokens) in [(256, 16), (64, 64), (16, 256), (1, 2048)] {
+        let graph = attention_gradient(dtype, sequences, tokens)?;
+        all.push(Case { kernel: "attention_grad", graph });
+    }
+    for shape in [[64, 1152], [1024, 1152], [8192, 1152], [65536, 72]] {
+        all.push(Case { kernel: "norm_grad", graph: norm_gradient(dtype, shape)? });
+    }
+    Ok(all)
+}
+
+/// A gradient of a convolution of 3 x 3 taps, by its operand or its weight as `kernel` says, of a few images.
+fn convolution_gradient(
+    dtype: DType,
+    side: usize,
+    [inputs, outputs]: [usize; 2],
+    kernel: &str,
+) -> Result<Graph, Error> {
+    let images = if side * inputs > 2048 { 1 } else { 8 };
+    let (x, weight) = ([images, side, side, inputs], [outputs, inputs, 3, 3]);
+    let window = Window::new(&[1, 1], &[1, 1], &[1, 1]);
+    let mut b = Builder::new("convolution_gradient");
+    let grad = b.input("grad", TensorType::new(dtype, [images, side, side, outputs])?);
+    let out = if kernel == "conv_input_grad" {
+        let weight = b.input("weight", TensorType::new(dtype, weight)?);
+        b.conv_input_grad(grad, weight, &window, &x)?
+    } else {
+        let x = b.input("x", TensorType::new(dtype, x)?);
+        b.conv_weight_grad(x, grad, &window, &weight)?
+    };
+    Ok(b.finish(&[out]))
+}
+
+fn attention_gradient(dtype: DType, sequences: usize, tokens: usize) -> Result<Graph, Error> {
+    let [heads, width] = HEADS;
+    let ty = TensorType::new(dtype, [sequences, tokens, heads, width])?;
+    let mut b = Builder::new("attention_gradient");
+    let args = ["q", "k", "v", "out", "grad"].map(|name| b.input(name, ty.clone()));
+    let out = b.op(AttentionGrad { scale: scale(width) }, &args)?;
+    Ok(b.finish(&[out]))
+}
+
+fn norm_gradient(dtype: DType, shape: [usize; 2]) -> Result<Graph, Error> {
+    let mut b = Builder::new("norm_gradient");
+    let ty = TensorType::new(dtype, shape)?;
+    let args = ["x", "grad"].map(|name| b.input(name, ty.clone()));
+    let out = b.op(NormGrad { eps: 1e-6, centered: true }, &args)?;
+    Ok(b.finish(&[out]))
+}
