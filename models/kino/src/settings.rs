@@ -5,7 +5,7 @@ use pipeline::{Model, Request, Scheduler, SchedulerKind, Transformer};
 
 use crate::failure::{Failure, Outcome};
 use crate::options::{SampleOptions, SchedulerName, Storage};
-use crate::source::{EMBEDDED, EMBEDDED_CFG_SCALE, is_first_release};
+use crate::source::{EMBEDDED, is_first_release};
 use crate::{references, units};
 
 /// The seed of upstream's configurations.
@@ -164,8 +164,7 @@ impl Settings {
             SchedulerKind::Iddpm => own_steps.unwrap_or(100),
             SchedulerKind::DpmSolver => 20,
         });
-        let embedded_scale = options.ckpt_path.is_none().then_some(EMBEDDED_CFG_SCALE);
-        let own_scale = embedded_scale.or(model.default("scheduler", "cfg_scale"));
+        let own_scale = model.default("scheduler", "cfg_scale");
         let own_channel = model.default("scheduler", "cfg_channel").map(|count| count as usize);
         // The configurations that came with 1.0 and 1.1 guide three channels.
         let released_channel = (own_scale.is_none() || is_first_release(model)).then_some(3);

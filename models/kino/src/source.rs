@@ -8,10 +8,6 @@ use crate::options::SampleOptions;
 /// Name of the embedded model.
 pub(crate) const EMBEDDED: &str = "tiny-flare-1.1";
 
-/// Guidance of the embedded model. Its own setting, 1.5, is the cleanest, but leaves the background
-/// to chance for some seeds; from 3 on colors overshoot.
-pub(crate) const EMBEDDED_CFG_SCALE: f64 = 2.5;
-
 /// Upstream's registry names, as a check of what `--ckpt-path` holds.
 const KINDS: [(&str, &str); 4] =
     [("STDiT-XL/2", "STDiT"), ("STDiT", "STDiT"), ("STDiT2-XL/2", "STDiT2"), ("STDiT2", "STDiT2")];

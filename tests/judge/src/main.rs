@@ -27,8 +27,6 @@ const EMBEDDED: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/kino/embedded/tiny-flare-1.1");
 /// What it knows.
 const EMBEDDED_CREATURES: [&str; 4] = ["zombie", "minotaur", "fire ant", "hobgoblin"];
-/// The guidance that `kino sample` gives it.
-const EMBEDDED_CFG_SCALE: f64 = 2.5;
 
 /// Share of the clips of a batch that an autoencoder has been at.
 const DECODED: f64 = 0.6;
@@ -77,7 +75,7 @@ struct Options {
     /// Steps of the sampler [default: as the model's folder says]
     #[arg(long, value_name = "N")]
     num_sampling_steps: Option<usize>,
-    /// Guidance scale [default: as the model's folder says; 2.5 for the embedded model]
+    /// Guidance scale [default: as the model's folder says]
     #[arg(long, value_name = "SCALE")]
     cfg_scale: Option<f64>,
     /// Clips that are sampled at once; does not change them
@@ -179,7 +177,7 @@ fn run(options: &Options) -> Result<String> {
         };
         let sampling = Sampling {
             steps: options.num_sampling_steps,
-            cfg_scale: options.cfg_scale.or(is_own.then_some(EMBEDDED_CFG_SCALE)),
+            cfg_scale: options.cfg_scale,
             seed: options.seed,
             rows: options.batch_size,
         };
