@@ -127,7 +127,7 @@ fn clips_of_a_model_are_sampled_continued_and_shown() {
     let model = open(Path::new(EMBEDDED)).unwrap();
     let sampling = |rows| Sampling { steps: Some(2), cfg_scale: None, seed: 3, rows };
     let generator = Generator::new(&model, machine, sampling(2)).unwrap();
-    assert_eq!(generator.settings, (2, 1.5));
+    assert_eq!(generator.settings, (2, 2.0));
     let clips = clips();
     let some = [clips[70].clone(), clips[100].clone(), clips[101].clone()];
     let subjects = some.each_ref().map(|clip| clip.subject);
