@@ -131,7 +131,7 @@ fn the_embedded_model_is_made_in_three_hours() {
         // The rate is low when the run ends.
         let last = recipe.run.steps.unwrap() - 1;
         let rate = recipe.lr_schedule().unwrap().rate(recipe.optimizer.lr, last);
-        assert!(rate < 2e-5, "{rate}");
+        assert!(rate < recipe.optimizer.lr / 8.0, "{rate}");
     }
 
     // A first frame that is given is continued.
@@ -156,7 +156,7 @@ fn parts_have_what_is_trained() {
     let all = model.parameters(&flare.options().unwrap()).unwrap();
     assert!(names.eq(all.into_iter().map(|param| param.name)));
     assert_eq!(parts[1].config["d_model"], 128);
-    assert_eq!(parts[0].config["patch_size"], serde_json::json!([1, 2, 2]));
+    assert_eq!(parts[0].config["patch_size"], serde_json::json!([1, 4, 4]));
     let parts = find("flare-vae").unwrap().parts().unwrap();
     let [part] = &parts[..] else { panic!("one part") };
     assert_eq!((part.folder, part.file), ("vae", "diffusion_pytorch_model.safetensors"));

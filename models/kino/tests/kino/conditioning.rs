@@ -46,7 +46,11 @@ fn distance(program: &Program, a: &str, b: &str) -> f32 {
 
 #[test]
 fn a_given_image_is_the_first_frame() {
-    let program = with_source();
+    let program = Program::new();
+    // Of another ground, so that a frame which is not given is far from it.
+    let other = ["sample", "a fire ant stands facing left on yellow sand", "--output", "source/"];
+    let few = ["--num-sampling-steps", "2", "--num-frames", "2"];
+    program.run(&[&other[..], &few].concat()).done();
     let image = ["--reference-path", "source/frame_0001.png", "--mask-strategy", "0"];
     let ran = program.sample(&[&["--seed", "7", "--output", "given/"][..], &image].concat()).done();
     for line in ["given    1 of 2 frames", "  condition "] {
