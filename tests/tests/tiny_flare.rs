@@ -1,6 +1,6 @@
 //! Whole runs of the small model: tokens, features, given frames, latents, frames, against numbers of
-//! the original code where the f32 original lies beside the repository, and of the interpreter for
-//! the embedded bf16 copy everywhere. Then the same run on other numbers of threads: the same bytes.
+//! the original code where the checkpoint that it trained lies beside the repository, and of the interpreter for
+//! the embedded model everywhere. Then the same run on other numbers of threads: the same bytes.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics and reports")]
 
 use std::path::{Path, PathBuf};

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! cargo run --release -p kino --example embed --no-default-features -- \
-//!     ../shared/tiny-flare-1.1 models/kino/embedded/tiny-flare-1.1
+//!     run/model models/kino/embedded/tiny-flare-1.1
 //! ```
 //!
 //! Equal input gives equal bytes. Only what `kino` reads is copied: `model_index.json`, the README
-//! with the licence, tokenizer, configurations, weights.
+//! with the licence, tokenizer, configurations, weights. The README and what only other programs read of a tokenizer
+//! stay as they are where the folder of a training run has none.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,6 +28,9 @@ const COPIED: [&str; 7] = [
     "vae/config.json",
 ];
 
+/// Those of them that may be missing.
+const KEPT: [&str; 2] = ["README.md", "tokenizer/tokenizer_config.json"];
+
 /// Weight files.
 const WEIGHTS: [&str; 3] = [
     "text_encoder/model.safetensors",
@@ -43,6 +47,9 @@ fn main() -> Result<()> {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
     for file in COPIED {
+        if KEPT.contains(&file) && !from.join(file).exists() {
+            continue;
+        }
         let bytes = fs::read(from.join(file)).with_context(|| file.to_string())?;
         fs::write(to.join(file), bytes).with_context(|| file.to_string())?;
     }
