@@ -21,7 +21,7 @@ pub enum Weighting {
     /// By `1 / (1 + snr)` of the timestep: `iddpm-speed`.
     Speed,
     /// By `min(snr, gamma) / snr` of the timestep: "Efficient Diffusion Training via Min-SNR Weighting Strategy" (Hang
-    /// et al., 2023), section 3.4.
+    /// et al., 2023), for predicted noise.
     MinSnr {
         /// The signal-to-noise ratio from which on errors count less.
         gamma: f64,

@@ -1,6 +1,6 @@
 //! A GPU behind NVIDIA's driver: one context, one stream.
 //!
-//! The library is loaded when the first [`Driver`] is opened. Every handle that is kept here comes from the driver
+//! The library is loaded when the first [`Context`] is opened. Every handle that is kept here comes from the driver
 //! and belongs to the context that the device retains until it is dropped; each method makes that context the
 //! thread's own first, so that a device may move between threads. Addresses that callers give are checked
 //! against the allocations.
