@@ -18,6 +18,9 @@ const MAX_REPAIRS: usize = 32;
 /// repaired for seconds.
 const MAX_PAIRS: usize = 4 << 20;
 
+/// The same for placement from both ends, which is what places steps of training: there each repair counts.
+const MAX_PAIRS_ENDS: usize = 64 << 20;
+
 /// The largest sum of bytes of the arena that are live at one step.
 pub(crate) fn lower_bound(buffers: &[Buffer]) -> usize {
     live_bytes(buffers).into_iter().max().unwrap_or(0)
@@ -74,13 +77,20 @@ fn place_in_arena(buffers: &mut [Buffer]) -> usize {
         |b| (usize::MAX - b.bytes.saturating_mul(b.last_step - b.first_step + 1), b.first_step),
         |b| (b.first_step, usize::MAX - b.bytes),
     ];
-    let mut is_done = false;
-    for key in keys {
+    let ordered = |key: Key| {
         let mut order: Vec<usize> = (0..buffers.len()).collect();
         order.sort_by_key(|&i| (key(&buffers[i]), i));
-        is_done = is_done || keep(place(buffers, &rivals, &order, Fit::Best));
-        is_done = is_done || repair(buffers, &rivals, bound, order, &mut keep);
+        order
+    };
+    let arena = Arena { buffers, rivals: &rivals, bound };
+    let mut is_done = false;
+    for order in keys.map(ordered) {
+        is_done = is_done || keep(arena.place(&order, Fit::Best));
+        is_done = is_done || arena.repair(Fit::Lowest, MAX_PAIRS, order, &mut keep);
     }
+    // Gradients are there from some step to the end, checkpoints from the start to some step: from opposite
+    // ends, longest-lived first, either makes one staircase, and what is left between them is one range.
+    let _ = is_done || arena.repair(Fit::Ends, MAX_PAIRS_ENDS, ordered(keys[1]), &mut keep);
     let Some(best) = best else { return 0 };
     for (buffer, offset) in buffers.iter_mut().zip(best.offsets) {
         buffer.offset = offset;
@@ -112,67 +122,89 @@ struct Placement {
 }
 
 /// Which of the gaps that hold a buffer it goes to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fit {
     /// The smallest.
     Best,
     /// The one of the lowest offset.
     Lowest,
+    /// The lowest for what is live at the last step, the highest below the bound for all else.
+    Ends,
 }
 
-/// Places buffers in `order`, each into a gap between its rivals, else on top of them.
-fn place(buffers: &[Buffer], rivals: &[Vec<usize>], order: &[usize], fit: Fit) -> Placement {
-    const UNPLACED: usize = usize::MAX;
-    let mut offsets = vec![UNPLACED; buffers.len()];
-    let mut arena = 0;
-    let mut taken: Vec<(usize, usize)> = Vec::new();
-    for &i in order {
-        let bytes = buffers[i].bytes;
-        taken.clear();
-        taken.extend(
-            rivals[i]
-                .iter()
-                .filter(|&&j| offsets[j] != UNPLACED)
-                .map(|&j| (offsets[j], offsets[j] + buffers[j].bytes)),
-        );
-        taken.sort_unstable();
-        let mut end = 0;
-        let mut gap: Option<(usize, usize)> = None;
-        for &(low, high) in &taken {
-            if low >= end + bytes && gap.is_none_or(|(size, _)| low - end < size) {
-                gap = Some((low - end, end));
-                if matches!(fit, Fit::Lowest) {
-                    break;
-                }
-            }
-            end = end.max(high);
-        }
-        offsets[i] = gap.map_or(end, |(_, offset)| offset);
-        arena = arena.max(offsets[i] + bytes);
-    }
-    Placement { offsets, arena }
-}
-
-/// Places again and again, each time with the largest of what had ended above the bound placed
-/// first: what finds no room was placed after rivals that had more choice. Returns what `keep`
-/// says last: whether a placement needs no more than the bound.
-fn repair(
-    buffers: &[Buffer],
-    rivals: &[Vec<usize>],
+/// What is to be placed.
+struct Arena<'a> {
+    buffers: &'a [Buffer],
+    rivals: &'a [Vec<usize>],
     bound: usize,
-    mut order: Vec<usize>,
-    keep: &mut impl FnMut(Placement) -> bool,
-) -> bool {
-    let pairs: usize = rivals.iter().map(Vec::len).sum();
-    for _ in 0..MAX_REPAIRS.min(MAX_PAIRS / pairs.max(1)).max(1) {
-        let placement = place(buffers, rivals, &order, Fit::Lowest);
-        let is_above = |&i: &usize| placement.offsets[i] + buffers[i].bytes > bound;
-        let culprit = (0..order.len())
-            .filter(|&at| is_above(&order[at]))
-            .max_by_key(|&at| (buffers[order[at]].bytes, at));
-        let is_done = keep(placement);
-        let Some(at) = culprit.filter(|_| !is_done) else { return is_done };
-        order[..=at].rotate_right(1);
+}
+
+impl Arena<'_> {
+    /// Places buffers in `order`, each into a gap between its rivals, else on top of them.
+    fn place(&self, order: &[usize], fit: Fit) -> Placement {
+        const UNPLACED: usize = usize::MAX;
+        let last_step = self.buffers.iter().map(|buffer| buffer.last_step).max();
+        let mut offsets = vec![UNPLACED; self.buffers.len()];
+        let mut arena = 0;
+        let mut taken: Vec<(usize, usize)> = Vec::new();
+        for &i in order {
+            let bytes = self.buffers[i].bytes;
+            taken.clear();
+            taken.extend(
+                self.rivals[i]
+                    .iter()
+                    .filter(|&&j| offsets[j] != UNPLACED)
+                    .map(|&j| (offsets[j], offsets[j] + self.buffers[j].bytes)),
+            );
+            taken.sort_unstable();
+            let is_high = fit == Fit::Ends && Some(self.buffers[i].last_step) != last_step;
+            let mut end = 0;
+            let mut gap: Option<(usize, usize)> = None;
+            for &(low, high) in &taken {
+                if low >= end + bytes {
+                    let size = low - end;
+                    if is_high {
+                        gap = Some((size, low - bytes));
+                    } else if gap.is_none_or(|(least, _)| size < least) {
+                        gap = Some((size, end));
+                        if fit != Fit::Best {
+                            break;
+                        }
+                    }
+                }
+                end = end.max(high);
+            }
+            offsets[i] = if is_high && end + bytes <= self.bound {
+                self.bound - bytes
+            } else {
+                gap.map_or(end, |(_, offset)| offset)
+            };
+            arena = arena.max(offsets[i] + bytes);
+        }
+        Placement { offsets, arena }
     }
-    false
+
+    /// Places again and again, each time with the largest of what had ended above the bound placed
+    /// first: what finds no room was placed after rivals that had more choice. Returns what `keep`
+    /// says last: whether a placement needs no more than the bound.
+    fn repair(
+        &self,
+        fit: Fit,
+        max_pairs: usize,
+        mut order: Vec<usize>,
+        keep: &mut impl FnMut(Placement) -> bool,
+    ) -> bool {
+        let pairs: usize = self.rivals.iter().map(Vec::len).sum();
+        for _ in 0..MAX_REPAIRS.min(max_pairs / pairs.max(1)).max(1) {
+            let placement = self.place(&order, fit);
+            let is_above = |&i: &usize| placement.offsets[i] + self.buffers[i].bytes > self.bound;
+            let culprit = (0..order.len())
+                .filter(|&at| is_above(&order[at]))
+                .max_by_key(|&at| (self.buffers[order[at]].bytes, at));
+            let is_done = keep(placement);
+            let Some(at) = culprit.filter(|_| !is_done) else { return is_done };
+            order[..=at].rotate_right(1);
+        }
+        false
+    }
 }

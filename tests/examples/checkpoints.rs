@@ -9,41 +9,13 @@
 
 use std::time::Instant;
 
-use compiler::{
-    Checkpoints, Chunking, choose_checkpoints, chunk_tokens, recompute_where, run_passes,
-};
-use kernels::{Isa, Target};
-use models::config::Stdit2;
-use models::{Bucket, stdit2};
-use ops::{Builder, Graph, ValueId, append_gradients};
-use serde_json::json;
+use compiler::{Checkpoints, Chunking, choose_checkpoints, chunk_tokens, recompute_where};
+use kernels::Isa;
+use ops::{Graph, ValueId};
+use tests::compiled::target;
+use tests::gradients::{forward_end, stdit2_xl};
 
 const MIB: f64 = 1048576.0;
-
-/// The forward pass and the gradients of all weights; the position of the last forward value.
-fn step(depth: usize, size: [usize; 3]) -> (Graph, usize) {
-    let config = json!({
-        "depth": depth, "input_sq_size": 512, "qk_norm": true, "model_max_length": 200,
-    });
-    let config = Stdit2::from_json(&config).unwrap();
-    let [frames, height, width] = size;
-    let latent = [frames, height / 8, width / 8];
-    let bucket = Bucket::new(1, latent, [height as f64, width as f64], 200);
-    let graph = stdit2::graph(&config, &Bucket { guided: false, ..bucket }).unwrap();
-    let params: Vec<ValueId> = graph.params().map(|(value, _)| value).collect();
-    let output = graph.outputs[0];
-    let ty = graph.ty(output).clone();
-    let mut b = Builder::extend(graph);
-    let cotangent = b.input("cotangent", ty);
-    let grads = append_gradients(&mut b, output, cotangent, &params).unwrap();
-    let outputs: Vec<ValueId> =
-        std::iter::once(output).chain(grads.into_iter().flatten()).collect();
-    let graph = b.finish(&outputs);
-    let passes = compiler::pipeline_through("fuse-elementwise").unwrap();
-    let graph = run_passes(graph, passes, &mut |_| {});
-    let end = graph.inputs().find(|(_, name)| *name == "cotangent").unwrap().0.index();
-    (graph, end)
-}
 
 /// The block that a value is of.
 fn block(graph: &Graph, value: ValueId) -> Option<usize> {
@@ -69,17 +41,10 @@ fn main() {
         [_, frames, height, width] => [frames, height, width],
         _ => [16, 240, 426],
     };
-    let (graph, end) = step(depth, size);
+    let graph = stdit2_xl(depth, size);
+    let end = forward_end(&graph);
     println!("{} values, {:.1} TFLOP", graph.nodes.len(), graph.flops() as f64 / 1e12);
-    let target = Target {
-        isa: Isa::detect(),
-        threads: 2,
-        l1_bytes: 48 << 10,
-        l2_bytes: 1 << 20,
-        l3_bytes: 32 << 20,
-        gpu: None,
-        tiles: None,
-    };
+    let target = target(Isa::detect(), 2);
     let show = |name: &str, checkpoints: &Checkpoints, start: Instant| {
         let chosen = start.elapsed().as_secs_f64();
         let graph = chunk_tokens(&checkpoints.graph, Chunking::of(&target));

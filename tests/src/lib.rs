@@ -4,6 +4,7 @@
 
 pub mod compiled;
 pub mod golden;
+pub mod gradients;
 pub mod model_cases;
 pub mod random_graph;
 pub mod whole_run;

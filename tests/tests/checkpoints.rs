@@ -4,29 +4,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use compiler::{Checkpoints, Plan, check_plan, choose_checkpoints, recompute_where};
+use compiler::{
+    Checkpoints, Chunking, Plan, check_plan, choose_checkpoints, chunk_tokens, recompute_where,
+};
 use kernels::{Isa, Pool};
 use models::config::{AutoencoderKl, Stdit2};
 use models::vae::{self, FrameBucket};
 use models::{Bucket, stdit2};
-use ops::{Builder, DType, Graph, Rounding, Tensor, TensorType, ValueId, append_gradients, eval};
+use ops::{Builder, DType, Graph, Rounding, Tensor, TensorType, ValueId, eval};
 use runtime::{Session, WeightStore};
 use serde_json::json;
 use tests::Rng;
 use tests::compiled::{Table, target};
+use tests::gradients::{forward_end, stdit2_xl, with_gradients};
 use tests::random_graph::{Random, random_graph, random_values};
-
-/// `graph` with the gradients of `sum(cotangent * output)` by each of its parameters as outputs too.
-fn with_gradients(graph: Graph) -> Graph {
-    let params: Vec<ValueId> = graph.params().map(|(value, _)| value).collect();
-    let outputs = graph.outputs.clone();
-    let ty = graph.ty(outputs[0]).clone();
-    let mut b = Builder::extend(graph);
-    let cotangent = b.input("cotangent", ty);
-    let grads = append_gradients(&mut b, outputs[0], cotangent, &params).unwrap();
-    let outputs: Vec<ValueId> = outputs.into_iter().chain(grads.into_iter().flatten()).collect();
-    b.finish(&outputs)
-}
 
 /// Layers of different widths: products, activations, sums.
 fn layers(seed: u64, n_layers: usize) -> Graph {
@@ -48,11 +39,6 @@ fn layers(seed: u64, n_layers: usize) -> Graph {
         width = next;
     }
     with_gradients(b.finish(&[x]))
-}
-
-/// The last position of the forward part: that of the cotangent, which is declared after it.
-fn forward_end(graph: &Graph) -> usize {
-    graph.inputs().find(|(_, name)| *name == "cotangent").unwrap().0.index()
 }
 
 fn peak(checkpoints: &Checkpoints) -> usize {
@@ -212,4 +198,14 @@ fn same_bits_at_every_budget(graph: &Graph) -> [Arc<Plan>; 2] {
     }
     assert!(before > 0);
     [all, last]
+}
+
+#[test]
+fn the_step_that_keeps_least_is_placed_near_its_bound() {
+    let graph = stdit2_xl(28, [16, 240, 426]);
+    let target = target(Isa::detect(), 2);
+    let least = choose_checkpoints(&graph, 0);
+    let graph = chunk_tokens(&least.graph, Chunking::of(&target));
+    let plan = compiler::plan(&graph, &target).unwrap();
+    assert!(plan.report().gap() <= 1.02, "{} of {}", plan.arena_bytes, plan.lower_bound_bytes);
 }
