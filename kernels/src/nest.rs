@@ -150,20 +150,29 @@ impl Cursor<'_> {
     /// Goes to the next row; after the last one, back to the first.
     #[inline(always)]
     pub(crate) fn advance(&mut self) {
+        self.advance_by(1);
+    }
+
+    /// Goes `rows` on, all but the last of which lie along one axis.
+    #[inline(always)]
+    pub(crate) fn advance_by(&mut self, rows: usize) {
+        let mut step = rows;
         for axis in (0..self.nest.rank() - 1).rev() {
             let strides = &self.nest.strides[axis];
-            self.index[axis] += 1;
+            let before = self.index[axis];
+            self.index[axis] += step;
             if self.index[axis] < self.nest.dims[axis] {
                 for (position, stride) in self.positions.iter_mut().zip(strides) {
-                    *position += stride;
+                    *position += step * stride;
                 }
                 return;
             }
-            let back = self.index[axis] - 1;
+            debug_assert_eq!(self.index[axis], self.nest.dims[axis], "rows end with their axis");
             self.index[axis] = 0;
             for (position, stride) in self.positions.iter_mut().zip(strides) {
-                *position -= back * stride;
+                *position -= before * stride;
             }
+            step = 1;
         }
     }
 }

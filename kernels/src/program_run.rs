@@ -100,7 +100,9 @@ impl Program {
                         };
                         let to = if index == last { to } else { register };
                         let x = load(s, self.slots[slot], from, n, to, splat);
-                        if index == last && x.ptr != to.cast_const() {
+                        // What is converted is converted from where it is.
+                        let is_there = !direct && x.step == 1;
+                        if index == last && x.ptr != to.cast_const() && !is_there {
                             map1(
                                 s,
                                 n,
@@ -170,7 +172,8 @@ impl Program {
                 }
             }
             if !direct {
-                store(s, self.result, converted.cast_const(), n, dst);
+                let made = if values[last].step == 1 { values[last].ptr } else { converted };
+                store(s, self.result, made, n, dst);
             }
         }
     }

@@ -472,10 +472,18 @@ fn halves_of_pairs_are_reduced_where_they_lie() {
 
 #[test]
 fn few_results_of_many_elements_are_folded_in_parts() {
-    // Rows into a strip, one row, rows of several; parts that end within a row.
-    let cases: [(&[usize], &[usize]); 3] =
-        [(&[2003, 99], &[0]), (&[200_003], &[0]), (&[7, 3, 30_001], &[0, 2])];
+    // Rows into a strip, whole rows, one row, rows of several; parts that end within a row.
+    let cases: [(&[usize], &[usize]); 4] = [
+        (&[2003, 99], &[0]),
+        (&[701, 1001], &[0]),
+        (&[200_003], &[0]),
+        (&[7, 3, 30_001], &[0, 2]),
+    ];
     for (shape, axes) in cases {
+        check_body("sum of squares in parts", "reduce", &[(shape, BF16)], &[], |b, args| {
+            let x = b.square(args[0])?;
+            b.reduce_sum(x, axes)
+        });
         check_body("sum in parts", "reduce", &[(shape, F32)], &[], |b, args| {
             let x = b.reduce_sum(args[0], axes)?;
             b.mul_scalar(x, 0.5)

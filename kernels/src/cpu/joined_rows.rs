@@ -7,6 +7,7 @@
 use crate::nest::Nest;
 use crate::program::{CHUNK, MAX_SLOTS, SlotPtr};
 
+use super::lanes::prefetch_row;
 use super::shared::aligned;
 
 /// Longest rows that are joined: for longer ones the way into a program does not count.
@@ -114,6 +115,39 @@ impl JoinedRows {
                 }
                 slot.ptr = to.cast_const();
             }
+        }
+    }
+}
+
+/// What the joined rows after those at a time are read from. It is asked for row by row while these are worked on:
+/// all at once would keep them waiting, and nothing asks for it by itself, as rows are read in bursts of a page.
+pub(super) struct Coming {
+    /// Where the first of the rows is, and the bytes of each.
+    leaves: [(*const u8, usize); MAX_COMING],
+    n_leaves: usize,
+}
+
+/// Most leaves that are asked for ahead.
+const MAX_COMING: usize = 4;
+
+impl Coming {
+    pub(super) fn nothing() -> Coming {
+        Coming { leaves: [(std::ptr::null(), 0); MAX_COMING], n_leaves: 0 }
+    }
+
+    /// Adds a leaf whose rows of `bytes` bytes come from `next` on.
+    pub(super) fn add(&mut self, next: SlotPtr, bytes: usize) {
+        if next.stride == 1 && self.n_leaves < MAX_COMING {
+            self.leaves[self.n_leaves] = (next.ptr, bytes);
+            self.n_leaves += 1;
+        }
+    }
+
+    /// Asks for row `row` of those that come.
+    #[inline(always)]
+    pub(super) fn ask(&self, row: usize) {
+        for &(first, bytes) in &self.leaves[..self.n_leaves] {
+            prefetch_row(first.wrapping_add(row * bytes), bytes);
         }
     }
 }

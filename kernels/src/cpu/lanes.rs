@@ -97,6 +97,21 @@ pub(crate) unsafe fn load_from<S: Simd>(
     }
 }
 
+/// Loads from rows of `n` f32, one after the other: of a row, from an element on, so many.
+///
+/// # Safety
+/// The rows have the elements that are asked for.
+#[inline(always)]
+pub(crate) unsafe fn load_from_rows<S: Simd>(
+    s: S,
+    from: *const f32,
+    n: usize,
+) -> impl Fn(usize, usize, usize) -> S::F + Copy {
+    // SAFETY: the caller's promise.
+    #[inline(always)]
+    move |row, i, count| unsafe { load_from(s, from.wrapping_add(row * n))(i, count) }
+}
+
 /// Loads whole vectors of a row that was just stored: masked loads would wait for the stores to
 /// reach the cache.
 ///

@@ -10,14 +10,14 @@ use ops::{Attr, DType, Op, ValueId};
 
 use crate::kernel::{KernelDef, Launch, Site};
 use crate::program::{MAX_SLOTS, SlotPtr};
-use crate::simd::{Simd, SimdJob, dispatch};
+use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch};
 use crate::vec_math;
 use crate::{Isa, Layout};
 
-use super::joined_rows::{JOINED, JoinedRows, Known};
-use super::lanes::load_from;
+use super::joined_rows::{Coming, JOINED, JoinedRows, Known};
+use super::lanes::load_from_rows;
 use super::shared::{Shared, aligned};
-use super::sum::{max_of, sum_each, sum_of};
+use super::sum::{max_of, sum_lanes, sum_of, totals};
 use crate::body::{Elementwise, Source, compile_elementwise};
 use crate::nest::{Cursor, Nest};
 
@@ -170,18 +170,18 @@ impl SimdJob for Item<'_> {
         let mut at = first;
         while at < last {
             let count = norm.joined.count(at, last);
+            let mut next = cursor.clone();
+            next.advance_by(count);
             // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
             // scratch with one part per worker.
-            unsafe { rows(s, norm, shared, (&cursor, count), &mut known, worker) };
-            for _ in 0..count {
-                cursor.advance();
-            }
+            unsafe { rows(s, norm, shared, (&cursor, &next, count), &mut known, worker) };
+            cursor = next;
             at += count;
         }
     }
 }
 
-/// Makes `count` rows from the cursor's on, which join.
+/// Makes `count` rows from the cursor's on, which join; after them come those from `next` on.
 ///
 /// # Safety
 /// The buffers of `shared` hold the layouts; the scratch has one part per worker, and there `known` says what
@@ -191,7 +191,7 @@ unsafe fn rows<S: Simd>(
     s: S,
     norm: &Norm,
     shared: Shared<'_>,
-    (cursor, count): (&Cursor<'_>, usize),
+    (cursor, next, count): (&Cursor<'_>, &Cursor<'_>, usize),
     known: &mut Known,
     worker: usize,
 ) {
@@ -224,6 +224,15 @@ unsafe fn rows<S: Simd>(
         let direct = norm.prologue.program.is_copy()
             && norm.prologue.program.slots() == [DType::F32]
             && slots[0].stride == 1;
+        let mut coming = Coming::nothing();
+        let leaves = if norm.joined.any() { norm.prologue.leaves.as_slice() } else { &[] };
+        for (i, leaf) in leaves.iter().enumerate() {
+            let (position, stride) = (next.position(1 + i), nest.row_stride(1 + i));
+            if position != cursor.position(1 + i) {
+                let slot = shared.slot(leaf, position, stride, normalized);
+                coming.add(slot, n * leaf.layout.dtype.size());
+            }
+        }
         let x = if direct {
             slots[0].ptr.cast::<f32>()
         } else {
@@ -236,8 +245,10 @@ unsafe fn rows<S: Simd>(
         let is_plain = norm.epilogue.is_frontier_copy();
         let is_made = is_plain && norm.result.dtype == DType::F32 && step == 1;
         let y = if is_made { dst.cast() } else { normalized };
-        for row in 0..count {
-            normalize(s, norm.norm, x.add(row * n), n, y.add(row * n));
+        for first in (0..count).step_by(S::LANES) {
+            let batch = S::LANES.min(count - first);
+            let (x, y) = (x.add(first * n), y.add(first * n));
+            normalize(s, norm.norm, x, (batch, n), y, (&coming, first));
         }
         if is_made {
             return;
@@ -259,102 +270,157 @@ unsafe fn rows<S: Simd>(
 /// What a row is normalized with: `(x - high - low) scale`. The mean is in two parts, so that one far above the
 /// deviation costs no accuracy.
 #[derive(Clone, Copy)]
-pub(super) struct Moments<S: Simd> {
-    high: S::F,
-    low: S::F,
-    pub(super) scale: S::F,
+pub(super) struct Moments {
+    centered: bool,
+    high: f32,
+    low: f32,
+    pub(super) scale: f32,
 }
 
-impl<S: Simd> Moments<S> {
-    /// Those of no row.
-    #[cfg(feature = "training")]
+impl Moments {
+    /// Those of `count` rows, at most [`Simd::LANES`], of `n` values: `x(row, i, count)` loads `count` of a row from
+    /// `i` on. Without a mean unless `centered`.
     #[inline(always)]
-    pub(super) fn none(s: S) -> Moments<S> {
-        Moments { high: s.splat(0.0), low: s.splat(0.0), scale: s.splat(0.0) }
-    }
-
-    /// Those of the `n` values that `x(i, count)` loads, `count` from `i` on; without a mean unless `centered`.
-    #[inline(always)]
-    pub(super) fn of(
+    pub(super) fn of_rows<S: Simd>(
         s: S,
-        x: impl Fn(usize, usize) -> S::F + Copy,
+        count: usize,
         n: usize,
-        centered: bool,
-        eps: f64,
-    ) -> Moments<S> {
-        let mean = if centered { sum_each(s, n, x) / n as f64 } else { 0.0 };
-        let high = s.splat(mean as f32);
-        let low = s.splat((mean - f64::from(mean as f32)) as f32);
-        let squares = sum_each(
+        x: impl Fn(usize, usize, usize) -> S::F,
+        (centered, eps): (bool, f64),
+    ) -> [Moments; MAX_LANES] {
+        let mut moments = [Moments { centered, high: 0.0, low: 0.0, scale: 0.0 }; MAX_LANES];
+        if centered {
+            let sums = totals(
+                s,
+                count,
+                #[inline(always)]
+                |row| {
+                    sum_lanes(
+                        s,
+                        n,
+                        #[inline(always)]
+                        |i, count| x(row, i, count),
+                    )
+                },
+            );
+            for (moments, sum) in moments.iter_mut().zip(sums) {
+                let mean = sum / n as f64;
+                moments.high = mean as f32;
+                moments.low = (mean - f64::from(mean as f32)) as f32;
+            }
+        }
+        let squares = totals(
             s,
-            n,
+            count,
             #[inline(always)]
-            |i, count| {
-                let d = s.sub(s.sub(x(i, count), high), low);
-                s.mul(d, d)
+            |row| {
+                let of_row = moments[row];
+                sum_lanes(
+                    s,
+                    n,
+                    #[inline(always)]
+                    |i, count| {
+                        let d = of_row.center(s, x(row, i, count));
+                        s.mul(d, d)
+                    },
+                )
             },
         );
-        let scale = s.splat((1.0 / (squares / n as f64 + eps).sqrt()) as f32);
-        Moments { high, low, scale }
+        let scales = squares.map(|squares| (1.0 / (squares / n as f64 + eps).sqrt()) as f32);
+        for (moments, scale) in moments.iter_mut().zip(scales) {
+            moments.scale = scale;
+        }
+        moments
+    }
+
+    /// How far `x` is from the mean.
+    #[inline(always)]
+    fn center<S: Simd>(&self, s: S, x: S::F) -> S::F {
+        if self.centered { s.sub(s.sub(x, s.splat(self.high)), s.splat(self.low)) } else { x }
     }
 
     /// The norm of `x`.
     #[inline(always)]
-    pub(super) fn apply(&self, s: S, x: S::F) -> S::F {
-        s.mul(s.sub(s.sub(x, self.high), self.low), self.scale)
+    pub(super) fn apply<S: Simd>(&self, s: S, x: S::F) -> S::F {
+        s.mul(self.center(s, x), s.splat(self.scale))
     }
 }
 
-/// Writes the norm of `x` to `y`.
+/// Writes the norms of `count` rows `x`, at most [`Simd::LANES`], to `y`; meanwhile the rows that come are asked for,
+/// from `first` on.
 ///
 /// # Safety
-/// Both have `n` values; they are the same or do not overlap.
+/// Both have `count` rows of `n` values, one after the other; they are the same or do not overlap.
 #[inline(always)]
-unsafe fn normalize<S: Simd>(s: S, norm: RowNorm, x: *const f32, n: usize, y: *mut f32) {
+unsafe fn normalize<S: Simd>(
+    s: S,
+    norm: RowNorm,
+    x: *const f32,
+    (count, n): (usize, usize),
+    y: *mut f32,
+    (coming, first): (&Coming, usize),
+) {
     // SAFETY: passed on.
     unsafe {
         match norm {
             RowNorm::Layer { eps } | RowNorm::Rms { eps } => {
                 let centered = matches!(norm, RowNorm::Layer { .. });
-                let moments = Moments::of(s, load_from(s, x), n, centered, eps);
-                each(
-                    s,
-                    x,
-                    n,
-                    y,
-                    #[inline(always)]
-                    |x| moments.apply(s, x),
-                );
+                let rows = load_from_rows(s, x, n);
+                let moments = Moments::of_rows(s, count, n, rows, (centered, eps));
+                for (row, moments) in moments.iter().enumerate().take(count) {
+                    coming.ask(first + row);
+                    each(
+                        s,
+                        x.add(row * n),
+                        n,
+                        y.add(row * n),
+                        #[inline(always)]
+                        |x| moments.apply(s, x),
+                    );
+                }
             }
             RowNorm::Softmax => {
-                let max = s.splat(max_of(s, x, n));
-                each(
-                    s,
-                    x,
-                    n,
-                    y,
-                    #[inline(always)]
-                    |x| vec_math::exp(s, s.sub(x, max)),
-                );
-                let scale = s.splat(
-                    (1.0 / sum_of(
-                        s,
-                        y.cast_const(),
-                        n,
-                        #[inline(always)]
-                        |y| y,
-                    )) as f32,
-                );
-                each(
-                    s,
-                    y.cast_const(),
-                    n,
-                    y,
-                    #[inline(always)]
-                    |y| s.mul(y, scale),
-                );
+                for row in 0..count {
+                    softmax(s, x.add(row * n), n, y.add(row * n));
+                }
             }
         }
+    }
+}
+
+/// Writes the softmax of `x` to `y`.
+///
+/// # Safety
+/// Both have `n` values; they are the same or do not overlap.
+#[inline(always)]
+unsafe fn softmax<S: Simd>(s: S, x: *const f32, n: usize, y: *mut f32) {
+    // SAFETY: passed on.
+    unsafe {
+        let max = s.splat(max_of(s, x, n));
+        each(
+            s,
+            x,
+            n,
+            y,
+            #[inline(always)]
+            |x| vec_math::exp(s, s.sub(x, max)),
+        );
+        let sum = sum_of(
+            s,
+            y.cast_const(),
+            n,
+            #[inline(always)]
+            |y| y,
+        );
+        let scale = s.splat((1.0 / sum) as f32);
+        each(
+            s,
+            y.cast_const(),
+            n,
+            y,
+            #[inline(always)]
+            |y| s.mul(y, scale),
+        );
     }
 }
 

@@ -9,21 +9,19 @@ use ops::{Attr, DType, Op, ValueId};
 
 use crate::kernel::{KernelDef, Launch, Site};
 use crate::program::{MAX_SLOTS, SlotPtr};
-use crate::simd::{Simd, SimdJob, dispatch};
+use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
-use super::joined_rows::{JOINED, JoinedRows, Known};
-use super::lanes::{each, load_from};
+use super::joined_rows::{Coming, JOINED, JoinedRows, Known};
+use super::lanes::{each, load_from_rows};
 use super::norm::Moments;
 use super::shared::{Shared, aligned};
-use super::sum::sum_each;
+use super::sum::{sum_lanes, totals};
 use crate::body::{Elementwise, Source, compile_elementwise};
 use crate::nest::{Cursor, Nest};
 
 /// Elements per item of the pool.
 const ITEM: usize = 1 << 14;
-/// Rows that are worked on together.
-const BATCH: usize = 8;
 
 /// The gradient of a norm of every row of a value.
 #[derive(Clone, Debug)]
@@ -145,12 +143,12 @@ impl SimdJob for Item<'_> {
         let mut at = first;
         while at < last {
             let count = kernel.joined.count(at, last);
+            let mut next = cursor.clone();
+            next.advance_by(count);
             // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
             // scratch with one part per worker.
-            unsafe { kernel.rows(s, shared, (&cursor, count), &mut known, worker) };
-            for _ in 0..count {
-                cursor.advance();
-            }
+            unsafe { kernel.rows(s, shared, (&cursor, &next, count), &mut known, worker) };
+            cursor = next;
             at += count;
         }
     }
@@ -184,7 +182,7 @@ impl NormGrad {
         slots
     }
 
-    /// Makes `count` rows from the cursor's on, which join.
+    /// Makes `count` rows from the cursor's on, which join; after them come those from `next` on.
     ///
     /// # Safety
     /// As [`KernelDef::run`]; `known` says what was copied to the worker's scratch.
@@ -193,7 +191,7 @@ impl NormGrad {
         &self,
         s: S,
         shared: Shared<'_>,
-        (cursor, count): (&Cursor<'_>, usize),
+        (cursor, next, count): (&Cursor<'_>, &Cursor<'_>, usize),
         known: &mut Known,
         worker: usize,
     ) {
@@ -212,9 +210,17 @@ impl NormGrad {
                 slots
             };
             let mut operands = [std::ptr::null::<f32>(); 2];
+            let mut coming = Coming::nothing();
             let mut base = 1;
             for (i, code) in self.operands.iter().enumerate() {
                 let slots = slots(code, base, std::ptr::null());
+                let leaves = if self.joined.any() { base..base + code.leaves.len() } else { 0..0 };
+                let coming_slots = self.slots(shared, code, next, base, std::ptr::null());
+                for (leaf, slot) in leaves.zip(coming_slots) {
+                    if cursor.position(leaf) != next.position(leaf) {
+                        coming.add(slot, n * code.program.slots()[leaf - base].size());
+                    }
+                }
                 let is_stored = code.program.is_copy() && code.program.slots() == [DType::F32];
                 operands[i] = if is_stored && slots[0].stride == 1 {
                     slots[0].ptr.cast()
@@ -230,10 +236,11 @@ impl NormGrad {
             let is_plain = self.epilogue.is_frontier_copy() && self.result.dtype == DType::F32;
             let is_made = is_plain && step == 1;
             let to = if is_made { dst.cast() } else { by_x };
-            for first in (0..count).step_by(BATCH) {
+            for first in (0..count).step_by(S::LANES) {
                 let at = first * n;
-                let batch = BATCH.min(count - first);
-                self.by_rows(s, operands.map(|x| x.add(at)), (batch, n), to.add(at));
+                let batch = S::LANES.min(count - first);
+                let operands = operands.map(|x| x.add(at));
+                self.by_rows(s, operands, (batch, n), to.add(at), (&coming, first));
             }
             if is_made {
                 return;
@@ -254,12 +261,12 @@ impl NormGrad {
     }
 
     /// Writes the gradients by `count` rows `x`, whose norms `y` have the cotangents `grad`, to `by_x`:
-    /// `scale (grad - mean(grad) - y mean(grad y))`. What a row waits for takes longer than what it computes, so
-    /// each step is taken by all of them before the next.
+    /// `scale (grad - mean(grad) - y mean(grad y))`. Each step is taken by all rows before the next: what a row
+    /// waits for takes longer than what it computes. Meanwhile the rows that come are asked for, from `first` on.
     ///
     /// # Safety
-    /// All have `count` rows of `n` values, one after the other; `count` is at most [`BATCH`]; `by_x` may be `x`
-    /// or `grad`, nothing else overlaps.
+    /// All have `count` rows of `n` values, one after the other; `count` is at most [`Simd::LANES`]; `by_x` may be
+    /// `x` or `grad`, nothing else overlaps.
     #[inline(always)]
     unsafe fn by_rows<S: Simd>(
         &self,
@@ -267,39 +274,61 @@ impl NormGrad {
         [x, grad]: [*const f32; 2],
         (count, n): (usize, usize),
         by_x: *mut f32,
+        (coming, first): (&Coming, usize),
     ) {
         // SAFETY: the caller's promise.
-        let of_row = |of: *const f32, row: usize| unsafe { load_from(s, of.add(row * n)) };
-        let mut moments = [Moments::none(s); BATCH];
-        for (row, moments) in moments.iter_mut().enumerate().take(count) {
-            *moments = Moments::of(s, of_row(x, row), n, self.centered, self.eps);
-        }
+        let (x, grad) = unsafe { (load_from_rows(s, x, n), load_from_rows(s, grad, n)) };
+        let moments = Moments::of_rows(s, count, n, x, (self.centered, self.eps));
         // The means of `grad y` and of `grad`, the latter in two parts, so that a mean far above the deviation
         // costs no accuracy.
-        let mut means = [[0f32; 3]; BATCH];
-        for (row, (means, moments)) in means.iter_mut().zip(&moments).enumerate().take(count) {
-            let (x, grad) = (of_row(x, row), of_row(grad, row));
-            let along = sum_each(
+        let along = totals(
+            s,
+            count,
+            #[inline(always)]
+            |row| {
+                let moments = moments[row];
+                sum_lanes(
+                    s,
+                    n,
+                    #[inline(always)]
+                    |i, count| s.mul(grad(row, i, count), moments.apply(s, x(row, i, count))),
+                )
+            },
+        );
+        let mut sums = [0.0; MAX_LANES];
+        if self.centered {
+            sums = totals(
                 s,
-                n,
+                count,
                 #[inline(always)]
-                |i, count| s.mul(grad(i, count), moments.apply(s, x(i, count))),
+                |row| {
+                    sum_lanes(
+                        s,
+                        n,
+                        #[inline(always)]
+                        |i, count| grad(row, i, count),
+                    )
+                },
             );
-            let mean = if self.centered { sum_each(s, n, grad) / n as f64 } else { 0.0 };
+        }
+        let mut means = [[0f32; 3]; MAX_LANES];
+        for (means, (along, sum)) in means.iter_mut().zip(along.into_iter().zip(sums)) {
+            let mean = sum / n as f64;
             let low = (mean - f64::from(mean as f32)) as f32;
             *means = [(along / n as f64) as f32, mean as f32, low];
         }
         for (row, (means, moments)) in means.iter().zip(&moments).enumerate().take(count) {
-            let (x, grad) = (of_row(x, row), of_row(grad, row));
             let [along, high, low] = means.map(|mean| s.splat(mean));
+            let scale = s.splat(moments.scale);
+            coming.ask(first + row);
             each(
                 n,
                 S::LANES,
                 #[inline(always)]
                 |i, count| {
-                    let across = s.sub(s.sub(grad(i, count), high), low);
-                    let y = moments.apply(s, x(i, count));
-                    let made = s.mul(s.neg_mul_add(y, along, across), moments.scale);
+                    let across = s.sub(s.sub(grad(row, i, count), high), low);
+                    let y = moments.apply(s, x(row, i, count));
+                    let made = s.mul(s.neg_mul_add(y, along, across), scale);
                     // SAFETY: the caller's promise.
                     unsafe {
                         let to = by_x.add(row * n + i);

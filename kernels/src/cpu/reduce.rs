@@ -23,6 +23,9 @@ use crate::nest::Nest;
 const TASK: usize = 1 << 14;
 /// Fewest results of a strip that whole rows are folded into: a few cache lines of each row.
 const MIN_STRIP: usize = 96;
+/// Longest rows that are folded whole, one after the other, where there are parts enough: memory is read in one
+/// straight line then, and the sums of all results stay in the first-level cache.
+const MAX_WIDE: usize = 3 * CHUNK;
 /// Fewest operand elements of a part.
 const PART: usize = 1 << 16;
 /// Tasks to aim at with parts.
@@ -127,8 +130,18 @@ impl Reduce {
         self.reduced.n_rows() * self.reduced.row_len()
     }
 
+    /// Whether rows are folded whole.
+    pub(super) fn is_wide(&self) -> bool {
+        let n = self.kept.row_len();
+        let most = self.terms() * n / PART;
+        !self.is_inner && (MIN_STRIP..=MAX_WIDE).contains(&n) && 4 * most >= TASKS
+    }
+
     /// Results of one task.
     pub(super) fn strip(&self) -> usize {
+        if self.is_wide() {
+            return self.kept.row_len();
+        }
         let strip = TASK / self.terms();
         strip.clamp(if self.is_inner { 1 } else { MIN_STRIP }, CHUNK).min(self.kept.row_len())
     }
@@ -170,7 +183,18 @@ impl Reduce {
             Code::Int { .. } => 0,
         };
         // Strips of sums, of what they lost, of results, of rows; a staged result; programs.
-        (3 + ROWS) * aligned(4 * CHUNK) + aligned(8 * CHUNK) + aligned(4 * program)
+        let strip = self.strip_len();
+        (3 + self.rows_at_once()) * aligned(4 * strip) + aligned(8 * strip) + aligned(4 * program)
+    }
+
+    /// Rows that are folded at a time: what is read in one straight line needs no second one.
+    pub(super) fn rows_at_once(&self) -> usize {
+        if self.is_wide() { 1 } else { ROWS }
+    }
+
+    /// Room for the results of a task.
+    pub(super) fn strip_len(&self) -> usize {
+        if self.is_wide() { MAX_WIDE } else { CHUNK }
     }
 }
 

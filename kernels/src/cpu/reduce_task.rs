@@ -10,7 +10,7 @@ use super::lanes::{copy, prefetch_row};
 use super::reduce::{Around, Code, Fold, Reduce};
 use super::reduce_rows::{ROWS, Rows};
 use super::shared::{Shared, aligned};
-use super::sum::{max_of, sum_of};
+use super::sum::{Sum, max_of, sum_of};
 use crate::body::{Elementwise, Leaf, Source};
 use crate::nest::Cursor;
 
@@ -71,15 +71,16 @@ impl SimdJob for Task<'_> {
         // scratch with one part per worker.
         unsafe {
             let base = shared.scratch().add(reduce.parts_bytes() + worker * reduce.worker_bytes());
-            let part = |i: usize| base.add(i * aligned(4 * CHUNK)).cast::<f32>();
-            let staged = part(3 + ROWS).cast::<u8>();
+            let len = reduce.strip_len();
+            let part = |i: usize| base.add(i * aligned(4 * len)).cast::<f32>();
+            let staged = part(3 + reduce.rows_at_once()).cast::<u8>();
             let area = Area {
                 sums: part(0),
                 lost: part(1),
                 folded: part(2),
                 rows: part(3),
                 staged,
-                program: staged.add(aligned(8 * CHUNK)).cast(),
+                program: staged.add(aligned(8 * len)).cast(),
             };
             let Around { prologue, epilogue } = match &reduce.code {
                 Code::Int { operand, dtype } => {
@@ -121,17 +122,22 @@ impl SimdJob for Task<'_> {
                     return;
                 }
                 Phase::Join => {
-                    for i in 0..n {
+                    for i in (0..n).step_by(S::LANES) {
+                        let count = S::LANES.min(n - i);
                         let of_part = |part: usize| {
-                            let at = of_part(part).add(i);
-                            f64::from(*at) + f64::from(*at.add(results))
+                            let at = of_part(part).add(i).cast_const();
+                            [at, at.add(results)].map(|at| s.load_n(at, count))
                         };
-                        let parts = (0..reduce.parts()).map(of_part);
-                        let folded = match reduce.fold {
-                            Fold::Sum => parts.sum(),
-                            Fold::Max => parts.fold(f64::NEG_INFINITY, f64::max),
-                        };
-                        *area.folded.add(i) = folded as f32;
+                        let [sum, lost] = of_part(0);
+                        let mut folded = Sum::of(sum, lost);
+                        for part in 1..reduce.parts() {
+                            let [sum, lost] = of_part(part);
+                            match reduce.fold {
+                                Fold::Sum => folded.join(s, Sum::of(sum, lost)),
+                                Fold::Max => folded = Sum::of(s.max(folded.rounded(s), sum), lost),
+                            }
+                        }
+                        s.store(area.folded.add(i), folded.rounded(s));
                     }
                 }
             }
@@ -275,10 +281,10 @@ impl Reduce {
         let is_plain = program.is_copy() && program.slots()[0].is_float();
         let in_place = is_plain && self.kept.row_stride(first) == 1;
         let joins = !in_place && n == self.kept.row_len() && self.rows_join(first);
-        let batch = if joins { JOINED / n } else { ROWS };
-        // SAFETY: strips of scratch hold CHUNK values, a multiple of every vector.
+        let batch = if joins { JOINED / n } else { self.rows_at_once() };
+        // SAFETY: strips of scratch hold a multiple of every vector.
         unsafe {
-            for i in (0..CHUNK).step_by(S::LANES) {
+            for i in (0..n).step_by(S::LANES) {
                 s.store(sums.add(i), s.splat(initial));
                 s.store(lost.add(i), s.splat(0.0));
             }
@@ -303,8 +309,8 @@ impl Reduce {
                         let size = prologue.leaves[leaf].layout.dtype.size();
                         next[leaf] = self.reduced.row_stride(leaf) * size;
                         slot.ptr = slot.ptr.add(step * next[leaf]);
-                        // Rows are far apart: without this, each waits for memory by itself.
-                        let is_far = slot.stride == 1 && !joins;
+                        // Where rows are far apart: without this, each waits for memory by itself.
+                        let is_far = slot.stride == 1 && batch == ROWS;
                         let ahead = if is_far { ROWS..2 * ROWS } else { 0..0 };
                         for row in ahead {
                             prefetch_row(slot.ptr.wrapping_add(row * next[leaf]), n * size);
@@ -329,7 +335,7 @@ impl Reduce {
                             strip.from[row] = slots[0].ptr;
                             strip.dtype = program.slots()[0];
                         } else {
-                            let to = rows.add(row * CHUNK);
+                            let to = rows.add(row * self.strip_len());
                             program.run_row_in(s, n, &slots, to.cast(), area.program);
                             strip.from[row] = to.cast_const().cast();
                         }

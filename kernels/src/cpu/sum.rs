@@ -20,6 +20,18 @@ impl<S: Simd> Sum<S> {
         Sum { sum: s.splat(0.0), lost: s.splat(0.0) }
     }
 
+    /// One that has run: what its lanes are, and what they lost.
+    #[inline(always)]
+    pub(crate) fn of(sum: S::F, lost: S::F) -> Sum<S> {
+        Sum { sum, lost }
+    }
+
+    /// The lanes, rounded once.
+    #[inline(always)]
+    pub(crate) fn rounded(self, s: S) -> S::F {
+        s.add(self.sum, self.lost)
+    }
+
     /// Adds `x` to the lanes.
     #[inline(always)]
     pub(crate) fn add(&mut self, s: S, x: S::F) {
@@ -28,6 +40,28 @@ impl<S: Simd> Sum<S> {
         let lost = s.add(s.sub(self.sum, s.sub(sum, added)), s.sub(x, added));
         self.lost = s.add(self.lost, lost);
         self.sum = sum;
+    }
+
+    /// Adds the lanes of another sum to those of this one.
+    #[inline(always)]
+    pub(crate) fn join(&mut self, s: S, other: Sum<S>) {
+        self.add(s, other.sum);
+        self.lost = s.add(self.lost, other.lost);
+    }
+
+    /// All lanes together.
+    #[inline(always)]
+    fn total(self, s: S) -> f64 {
+        let mut lanes = self.lanes(s);
+        // Halves are added, so that no lane waits for all before it.
+        let mut half = MAX_LANES / 2;
+        while half > 0 {
+            for lane in 0..half {
+                lanes[lane] += lanes[half + lane];
+            }
+            half /= 2;
+        }
+        lanes[0]
     }
 
     /// Every lane by itself.
@@ -67,6 +101,12 @@ pub(crate) unsafe fn sum_of<S: Simd>(
 /// Sum of the `n` values that `f(i, count)` has in its first lanes, `count` from `i` on.
 #[inline(always)]
 pub(crate) fn sum_each<S: Simd>(s: S, n: usize, f: impl Fn(usize, usize) -> S::F) -> f64 {
+    sum_lanes(s, n, f).total(s)
+}
+
+/// The same, where the lanes are left to be added.
+#[inline(always)]
+pub(crate) fn sum_lanes<S: Simd>(s: S, n: usize, f: impl Fn(usize, usize) -> S::F) -> Sum<S> {
     let mut sums = [Sum::zero(s); 2];
     let mut i = 0;
     while i + 2 * S::LANES <= n {
@@ -82,19 +122,47 @@ pub(crate) fn sum_each<S: Simd>(s: S, n: usize, f: impl Fn(usize, usize) -> S::F
         // Lanes behind the end may hold anything.
         sums[1].add(s, first_lanes(s, f(i, n - i), n - i));
     }
-    let (mut lanes, other) = (sums[0].lanes(s), sums[1].lanes(s));
-    for (lane, other) in lanes.iter_mut().zip(other) {
-        *lane += other;
+    sums[0].join(s, sums[1]);
+    sums[0]
+}
+
+/// Sums of `count` rows, at most [`Simd::LANES`], of which `of_row` leaves the lanes to be added. Adding up lanes
+/// takes longer than summing a short row, so those of all rows are turned: then a lane adds up a row.
+#[inline(always)]
+pub(crate) fn totals<S: Simd>(
+    s: S,
+    count: usize,
+    of_row: impl Fn(usize) -> Sum<S>,
+) -> [f64; MAX_LANES] {
+    if count == 1 {
+        let mut totals = [0.0; MAX_LANES];
+        totals[0] = of_row(0).total(s);
+        return totals;
     }
-    // Halves are added, so that no lane waits for all before it.
-    let mut half = MAX_LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] += lanes[half + lane];
+    const SQUARE: usize = MAX_LANES * MAX_LANES;
+    // Sums, and what they lost, by rows and then by lanes.
+    let (mut rows, mut lanes) = ([[0f32; SQUARE]; 2], [[0f32; SQUARE]; 2]);
+    for row in 0..count.min(S::LANES) {
+        let Sum { sum, lost } = of_row(row);
+        for (rows, part) in rows.iter_mut().zip([sum, lost]) {
+            // SAFETY: row < LANES <= MAX_LANES.
+            unsafe { s.store(rows.as_mut_ptr().add(row * S::LANES), part) };
         }
-        half /= 2;
     }
-    lanes[0]
+    for (rows, lanes) in rows.iter().zip(&mut lanes) {
+        // SAFETY: both hold LANES rows of LANES values.
+        unsafe { s.transpose_square(rows.as_ptr(), S::LANES, lanes.as_mut_ptr(), S::LANES) };
+    }
+    let mut total = Sum::zero(s);
+    for lane in 0..S::LANES {
+        // SAFETY: lane < LANES.
+        let [sum, lost] = [0, 1].map(|part: usize| unsafe {
+            let lanes: &[f32; SQUARE] = &lanes[part];
+            s.load(lanes.as_ptr().add(lane * S::LANES))
+        });
+        total.join(s, Sum { sum, lost });
+    }
+    total.lanes(s)
 }
 
 /// The first `n` lanes of `x`, zeros behind them. In registers: what was just stored cannot be loaded again with
