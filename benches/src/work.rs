@@ -42,7 +42,7 @@ pub struct Work {
 enum Kind {
     /// The first `depth` blocks between embedders and final layer; `latent` is frames, height, width.
     Stdit2 { depth: usize, rows: usize, latent: [usize; 3], pixels: [usize; 2] },
-    /// The same of one block and one row, and back: the gradients of all parameters and of the latents.
+    /// The same of one block and one row, and back: the gradients of what is trained and of the latents.
     TrainStdit2 { latent: [usize; 3], pixels: [usize; 2] },
     /// Latent to frame, in pixels.
     Decode { height: usize, width: usize },
@@ -261,7 +261,7 @@ impl Work {
             Kind::TrainStdit2 { latent, pixels } => {
                 // The gradients that our graph returns, in their order; `x` comes last.
                 let graph = self.graph(DType::F32)?;
-                let params: Vec<&str> = graph.params().map(|(_, name)| name).collect();
+                let params: Vec<&str> = trained(&graph).map(|(_, name)| name).collect();
                 json!({ "model": "stdit2", "latent": latent, "pixels": pixels, "gradients": params })
             }
             Kind::Decode { .. } => json!({ "model": "vae-decode" }),
@@ -340,10 +340,17 @@ impl Work {
     }
 }
 
-/// The gradients of all parameters and of the input `x` of `graph`, which has one result, instead of its result.
+/// The parameters of `graph` that training changes: the frequencies of rotations are in checkpoints, but stay as
+/// they are upstream.
+fn trained(graph: &Graph) -> impl Iterator<Item = (ValueId, &str)> {
+    graph.params().filter(|(_, name)| *name != "rope.freqs")
+}
+
+/// The gradients of all trained parameters and of the input `x` of `graph`, which has one result, instead of its
+/// result.
 fn with_gradients(graph: Graph) -> Result<Graph, Error> {
     let x = graph.inputs().find(|(_, name)| *name == "x").map(|(value, _)| value);
-    let of: Vec<ValueId> = graph.params().map(|(value, _)| value).chain(x).collect();
+    let of: Vec<ValueId> = trained(&graph).map(|(value, _)| value).chain(x).collect();
     let out = graph.outputs[0];
     let ty = graph.ty(out).clone();
     let mut b = Builder::extend(graph);

@@ -3,9 +3,9 @@
 //!
 //! `seconds = launch + wake + max(compute, memory)`, where only steps that are spread over threads wake them,
 //! `compute = core FLOPs / rate(kernel, type, shape) + side FLOPs / rate of elementwise code` and
-//! `memory = bytes / bandwidth of the smallest cache that holds them all`; weights come from where all
-//! weights of the plan fit. Kernels without a core
-//! are paid by the byte: their `rate` is in bytes a second. A rate between the measured shapes is
+//! `memory = bytes / bandwidth of the smallest cache that holds them, and all that was moved since they were touched`;
+//! weights come from where all weights of the plan fit. Kernels without a core
+//! are paid by the byte: their `rate` is in bytes a second, and what comes from farther is added. A rate between the measured shapes is
 //! interpolated in the logarithms of the dims; beyond them it is that of the nearest.
 
 use ops::DType;
@@ -135,8 +135,10 @@ impl CostModel {
         let side = work.side_flops as f64 / self.elementwise;
         let memory = self.memory_seconds(work);
         let (compute, memory) = match work.shape {
-            // The measured rate is that of moving bytes, faster or slower than a plain copy.
-            Shape::Columns(bytes) | Shape::Bytes(bytes) => (side, bytes as f64 / rate),
+            // The measured rate is that of moving bytes, faster or slower than a plain copy, that were just moved.
+            Shape::Columns(bytes) | Shape::Rows { bytes, .. } | Shape::Bytes(bytes) => {
+                (side, bytes as f64 / rate + self.farther_seconds(work))
+            }
             Shape::Product { .. } | Shape::Attention { .. } | Shape::Conv { .. } => {
                 (work.core_flops as f64 / rate + side, memory)
             }
@@ -187,13 +189,24 @@ impl CostModel {
 
     /// Seconds to read and write a step's bytes at full bandwidth.
     fn memory_seconds(&self, work: &Work) -> f64 {
-        let level = self.level(work.bytes());
-        // Activations were just written; a weight was last read one run ago.
-        let weights = self.level(work.plan_weight_bytes.max(work.bytes()));
-        let activations = work.bytes_read.saturating_sub(work.weight_bytes);
-        work.weight_bytes as f64 / weights.read
-            + activations as f64 / level.read
-            + work.bytes_written as f64 / level.write
+        // What was moved since memory was touched, or is moved by the step, has taken its place in near levels.
+        let level = |since: u64| self.level(since.max(work.bytes()));
+        let activations =
+            work.activations.iter().map(|touch| touch.bytes as f64 / level(touch.since).read);
+        // A weight was last read one run ago.
+        work.weight_bytes as f64 / level(work.plan_weight_bytes).read
+            + activations.sum::<f64>()
+            + work.bytes_written as f64 / level(work.written_since).write
+    }
+
+    /// Seconds that it takes longer where memory was not just touched.
+    pub fn farther_seconds(&self, work: &Work) -> f64 {
+        let near = self.level(work.bytes());
+        let read = work.activations.iter().map(|touch| {
+            touch.bytes as f64 * (1.0 / self.level(touch.since).read - 1.0 / near.read).max(0.0)
+        });
+        let written = 1.0 / self.level(work.written_since).write - 1.0 / near.write;
+        read.sum::<f64>() + work.bytes_written as f64 * written.max(0.0)
     }
 
     /// The rate of a step's kernel at its shape.
@@ -215,12 +228,18 @@ impl CostModel {
         };
         let names = [name, plain].into_iter();
         let choices = names.flat_map(|name| [(name, work.dtype), (name, DType::F32)]);
-        let choices = choices.chain([("map", DType::F32)]);
         let fits = |samples: &Vec<&Sample>| {
             samples.first().is_some_and(|sample| sample.shape.len() == at.len())
         };
-        let found = choices.map(|(kernel, dtype)| of(kernel, dtype)).find(fits);
-        found.map_or(self.elementwise, |samples| interpolate(&samples, &at))
+        if let Some(samples) = choices.map(|(kernel, dtype)| of(kernel, dtype)).find(fits) {
+            return interpolate(&samples, &at);
+        }
+        match work.shape {
+            Shape::Columns(bytes) | Shape::Rows { bytes, .. } | Shape::Bytes(bytes) => {
+                interpolate(&of("map", DType::F32), &[bytes as f64])
+            }
+            _ => self.elementwise,
+        }
     }
 }
 
@@ -254,6 +273,7 @@ fn interpolate(samples: &[&Sample], at: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::work::Touch;
 
     fn sample(kernel: &str, shape: &[f64], rate: f64) -> Sample {
         Sample { kernel: kernel.into(), dtype: DType::F32, shape: shape.to_vec(), rate }
@@ -289,7 +309,9 @@ mod tests {
             bytes_read: bytes,
             weight_bytes: 0,
             plan_weight_bytes: 0,
+            activations: vec![Touch { bytes, since: 0 }],
             bytes_written: 0,
+            written_since: 0,
             shape: Shape::Product { rows, columns: 1024, depth: 1024 },
         }
     }
@@ -316,17 +338,38 @@ mod tests {
         let memory = model.estimate(&product(16, 1 << 30));
         assert_eq!(memory.limit, Limit::Memory);
         assert!((memory.seconds - 3e-6 - f64::from(1 << 30) / 1e10).abs() < 1e-9);
-        let nothing = Work { core_flops: 1, bytes_read: 0, ..product(16, 0) };
+        let nothing = Work { core_flops: 1, ..product(16, 0) };
         assert_eq!(model.estimate(&nothing).limit, Limit::Launch);
     }
 
     #[test]
     fn weights_come_from_where_all_of_them_fit() {
         let model = model();
-        let near = Work { core_flops: 0, weight_bytes: 1 << 16, ..product(1, 1 << 16) };
+        let near = Work {
+            core_flops: 0,
+            weight_bytes: 1 << 16,
+            activations: vec![],
+            ..product(1, 1 << 16)
+        };
         let far = Work { plan_weight_bytes: 1 << 30, ..near.clone() };
         assert!((model.limit_seconds(&near) - f64::from(1 << 16) / 4e11).abs() < 1e-12);
         assert!((model.limit_seconds(&far) - f64::from(1 << 16) / 1e10).abs() < 1e-12);
+    }
+
+    #[test]
+    fn bytes_that_were_left_long_ago_come_from_far() {
+        let model = model();
+        let near = Work { core_flops: 0, shape: Shape::Bytes(1 << 16), ..product(1, 1 << 16) };
+        let since = 1 << 21;
+        let touch = Touch { bytes: 1 << 16, since };
+        let far = Work { activations: vec![touch], ..near.clone() };
+        let more = model.estimate(&far).seconds - model.estimate(&near).seconds;
+        let expected = f64::from(1 << 16) * (1.0 / 1e10 - 1.0 / 4e11);
+        assert!((more / expected - 1.0).abs() < 1e-9, "{more}");
+        let written = Work { bytes_written: 1 << 16, ..near };
+        let more = model.limit_seconds(&Work { written_since: since, ..written.clone() })
+            - model.limit_seconds(&written);
+        assert!((more / expected - 1.0).abs() < 1e-9, "{more}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod recompute;
 mod report;
 mod residents;
 mod rewrite;
+mod touches;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +44,7 @@ pub use plan::{ALIGN_BYTES, Buffer, BufferId, Carry, Memory, Operand, Place, Pla
 pub use plan_text::{describe, parse_plan};
 pub use report::{Holds, Live, Report, StepCost};
 pub use residents::{Content, Purpose, Resident};
-pub use work::{Shape, Work};
+pub use work::{Shape, Touch, Work};
 
 /// Compiles a graph as a model builder made it: every pass, then [`plan()`].
 ///

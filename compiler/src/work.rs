@@ -6,6 +6,7 @@
 use kernels::Layout;
 use ops::{DType, Graph, Op, TensorType, ValueId};
 
+use crate::touches::add_touches;
 use crate::{Place, Plan, Step};
 
 /// The dims that a kernel's speed depends on.
@@ -44,6 +45,13 @@ pub enum Shape {
     },
     /// A sum or a maximum down columns: over axes beside which others lie, as gradients of norms and biases have.
     Columns(u64),
+    /// Norms and their gradients, of rows or of groups of channels: a row costs more than its bytes.
+    Rows {
+        /// Bytes that are moved.
+        bytes: u64,
+        /// Elements of a row, or channels.
+        width: usize,
+    },
     /// Anything else, whose time is that of moving its bytes.
     Bytes(u64),
 }
@@ -57,6 +65,7 @@ impl Shape {
             Shape::Conv { positions, inputs, outputs, taps } => {
                 vec![positions, inputs, outputs, taps]
             }
+            Shape::Rows { bytes, width } => return vec![bytes as f64, width as f64],
             Shape::Columns(bytes) | Shape::Bytes(bytes) => return vec![bytes as f64],
         };
         dims.into_iter().map(|dim| dim as f64).collect()
@@ -72,9 +81,18 @@ impl Shape {
             (Shape::Conv { .. }, "conv_input_grad" | "conv_weight_grad") => kernel,
             (Shape::Conv { .. }, _) => "conv",
             (Shape::Columns(_), "reduce") => "reduce_columns",
-            (Shape::Columns(_) | Shape::Bytes(_), _) => kernel,
+            (Shape::Columns(_) | Shape::Rows { .. } | Shape::Bytes(_), _) => kernel,
         }
     }
+}
+
+/// What a step reads that another left, or read, before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Touch {
+    /// Bytes that are read.
+    pub bytes: u64,
+    /// Bytes that the plan moves between the last touch and this: where caches have place for no more, they are gone.
+    pub since: u64,
 }
 
 /// The work of one step.
@@ -94,8 +112,12 @@ pub struct Work {
     pub weight_bytes: u64,
     /// Bytes of all weights of the plan: so many are read before the same weight is read again.
     pub plan_weight_bytes: u64,
+    /// The other operands.
+    pub activations: Vec<Touch>,
     /// Bytes of the result.
     pub bytes_written: u64,
+    /// What the plan moves between the last touch of the memory that the result goes to and the step.
+    pub written_since: u64,
     /// What the speed depends on.
     pub shape: Shape,
 }
@@ -113,18 +135,22 @@ impl Work {
 }
 
 impl Plan {
-    /// The work of each step.
+    /// The work of each step, when the plan is run again and again.
     pub fn works(&self) -> Vec<Work> {
         let plan_weight_bytes = self.weight_bytes() as u64;
-        self.steps.iter().map(|step| self.work(step, plan_weight_bytes)).collect()
+        let mut works: Vec<Work> =
+            self.steps.iter().map(|step| self.work(step, plan_weight_bytes)).collect();
+        add_touches(self, &mut works);
+        works
     }
 
+    /// The work of a step; of what was touched before, nothing is said.
     fn work(&self, step: &Step, plan_weight_bytes: u64) -> Work {
         let node = self.graph.node(step.value);
         let bytes_written = node.ty.bytes() as u64;
         // Of a table only the rows that are asked for are read.
         let gathers = contains(node.op(), &|op| matches!(op, Op::Gather(_)));
-        let (mut bytes_read, mut weight_bytes) = (0, 0);
+        let (mut bytes_read, mut weight_bytes, mut activations) = (0, 0, vec![]);
         let mut largest: Option<&Layout> = None;
         for operand in &step.operands {
             let bytes = match &operand.place {
@@ -133,8 +159,11 @@ impl Plan {
             };
             let bytes = if gathers { bytes.min(bytes_written) } else { bytes };
             bytes_read += bytes;
-            if matches!(operand.place, Place::Param { .. }) {
-                weight_bytes += bytes;
+            match operand.place {
+                Place::Param { .. } => weight_bytes += bytes,
+                Place::Buffer(_) | Place::Constant(_) => {
+                    activations.push(Touch { bytes, since: 0 });
+                }
             }
             let count = operand.layout.count();
             if operand.layout.dtype.is_float() && largest.is_none_or(|most| count > most.count()) {
@@ -143,9 +172,10 @@ impl Plan {
         }
         let core = core(&self.graph, step.value);
         let bytes = bytes_read + bytes_written;
-        let moved = match reduces_columns(&self.graph, step.value) {
-            true => Shape::Columns(bytes),
-            false => Shape::Bytes(bytes),
+        let moved = match norm_width(&self.graph, step.value) {
+            Some(width) => Shape::Rows { bytes, width },
+            None if reduces_columns(&self.graph, step.value) => Shape::Columns(bytes),
+            None => Shape::Bytes(bytes),
         };
         let flops = self.graph.node_flops(step.value);
         let core_flops = core.as_ref().map_or(0, |(_, flops)| *flops).min(flops);
@@ -157,7 +187,9 @@ impl Plan {
             bytes_read,
             weight_bytes,
             plan_weight_bytes,
+            activations,
             bytes_written,
+            written_since: 0,
             shape: core.map_or(moved, |(shape, _)| shape),
         }
     }
@@ -232,6 +264,21 @@ fn core(graph: &Graph, value: ValueId) -> Option<(Shape, u64)> {
         _ => return None,
     };
     Some((shape, graph.node_flops(value)))
+}
+
+/// Elements of a row, or channels, of the norm or its gradient that makes `value`, by itself or in a fused group.
+fn norm_width(graph: &Graph, value: ValueId) -> Option<usize> {
+    match graph.op(value)? {
+        Op::Fused(group) => {
+            let body = group.body();
+            body.values().find_map(|value| norm_width(body, value))
+        }
+        Op::Softmax(op) => graph.arg_types(value)[0].shape().get(op.axis).copied(),
+        Op::LayerNorm(_) | Op::RmsNorm(_) | Op::GroupNorm(_) | Op::NormGrad(_) => {
+            graph.arg_types(value)[0].shape().last().copied()
+        }
+        _ => None,
+    }
 }
 
 /// Whether `value`, or a part of a fused group that makes it, is a reduction that keeps the last axis.
@@ -314,6 +361,17 @@ mod tests {
         assert_eq!((work.bytes_read, work.bytes_written), ((64 + 32) * 4, 64 * 32 * 4));
         assert_eq!(work.shape, Shape::Bytes(work.bytes()));
         assert_eq!(plan.bytes_moved(), work.bytes());
+    }
+
+    #[test]
+    fn norms_are_of_rows() {
+        let plan = plan(|b| {
+            let x = b.input("x", f32(&[5, 6, 8]));
+            let y = b.rms_norm(x, 1e-6).unwrap();
+            b.add(y, x).unwrap()
+        });
+        let work = &plan.works()[0];
+        assert_eq!(work.shape, Shape::Rows { bytes: work.bytes(), width: 8 });
     }
 
     #[test]

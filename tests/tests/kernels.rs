@@ -473,12 +473,8 @@ fn halves_of_pairs_are_reduced_where_they_lie() {
 #[test]
 fn few_results_of_many_elements_are_folded_in_parts() {
     // Rows into a strip, whole rows, one row, rows of several; parts that end within a row.
-    let cases: [(&[usize], &[usize]); 4] = [
-        (&[2003, 99], &[0]),
-        (&[701, 1001], &[0]),
-        (&[200_003], &[0]),
-        (&[7, 3, 30_001], &[0, 2]),
-    ];
+    let cases: [(&[usize], &[usize]); 4] =
+        [(&[2003, 99], &[0]), (&[701, 1001], &[0]), (&[200_003], &[0]), (&[7, 3, 30_001], &[0, 2])];
     for (shape, axes) in cases {
         check_body("sum of squares in parts", "reduce", &[(shape, BF16)], &[], |b, args| {
             let x = b.square(args[0])?;

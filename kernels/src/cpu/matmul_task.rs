@@ -4,13 +4,17 @@
 use ops::DType;
 
 use crate::program::SlotPtr;
-use crate::simd::{Simd, SimdJob};
+use crate::simd::{Simd, SimdJob, prefetch_write};
 
 use super::matmul::{Matmul, MatmulBuffers};
 use super::matmul_blocks::{PackedPanels, WorkerScratch};
 use super::matmul_pack;
 use super::matmul_rows::{PackRows, row_offsets};
 use super::matmul_tile::{self, Tile};
+
+/// Bytes of C that are asked for before they are written: the sums of a group of panels become elements of C all at
+/// once, and each line of a row would be waited for.
+const WRITE_AHEAD: usize = 8 << 10;
 
 /// Rows of one batch entry, and whose scratch they are worked on in.
 pub(super) struct Rows<'a> {
@@ -289,6 +293,8 @@ impl Task<'_> {
         let spec = &matmul.spec;
         let mut slots = [SlotPtr { ptr: sums.cast(), stride: 1 }; crate::program::MAX_SLOTS];
         let n = columns.1 - columns.0;
+        let row_bytes = n * spec.c.dtype.size();
+        let ahead = (WRITE_AHEAD / row_bytes).clamp(1, n_rows);
         for row in 0..n_rows {
             // SAFETY: offsets are those of the views, within their buffers.
             unsafe {
@@ -297,8 +303,17 @@ impl Task<'_> {
                     let offset = *offsets.add((1 + index) * matmul.block_rows + row);
                     slots[1 + index] = view.slot(buffers.epilogue[index], offset, columns.0);
                 }
-                let at = spec.c.offset + *offsets.add(row) + columns.0;
-                let dst = buffers.c.add(at * spec.c.dtype.size());
+                let c_row = |row: usize| {
+                    let at = spec.c.offset + *offsets.add(row) + columns.0;
+                    buffers.c.add(at * spec.c.dtype.size())
+                };
+                if row + ahead < n_rows {
+                    let coming = c_row(row + ahead);
+                    for byte in (0..row_bytes).step_by(64) {
+                        prefetch_write(coming.add(byte));
+                    }
+                }
+                let dst = c_row(row);
                 spec.epilogue.run_row_in(s, n, &slots, dst, program_scratch);
             }
         }

@@ -366,6 +366,18 @@ pub fn prefetch_l2<T>(p: *const T) {
     let _ = p;
 }
 
+/// Asks for the cache line at `p` as one that is going to be written; any address is allowed.
+#[inline(always)]
+pub fn prefetch_write<T>(p: *const T) {
+    // SAFETY: as in `prefetch`; a CPU that lacks this hint does nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Work that is compiled once per instruction set.
 pub trait SimdJob {
     /// What it returns.

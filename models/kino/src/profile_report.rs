@@ -260,6 +260,9 @@ pub(crate) fn shape_of(work: &Work) -> String {
             format!("{positions} x {outputs} x {taps} of {inputs}")
         }
         Shape::Columns(bytes) => format!("{} down columns", units::bytes(bytes as f64)),
+        Shape::Rows { bytes, width } => {
+            format!("{} in rows of {width}", units::bytes(bytes as f64))
+        }
         Shape::Bytes(bytes) => units::bytes(bytes as f64),
     }
 }

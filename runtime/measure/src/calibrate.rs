@@ -170,7 +170,8 @@ fn add_samples(model: &mut CostModel, steps: &[(Work, f64)]) {
             let side = work.side_flops as f64 / model.elementwise;
             (work.core_flops as f64, (busy - side).max(busy / 2.0))
         } else {
-            (work.bytes() as f64, busy)
+            // So is what takes longer only because memory is far.
+            (work.bytes() as f64, (busy - model.farther_seconds(work)).max(busy / 2.0))
         };
         match by_shape.iter_mut().find(|(other, ..)| other.shape == work.shape) {
             Some(found) => (found.1, found.2) = (found.1 + amount, found.2 + busy),
@@ -213,7 +214,9 @@ mod tests {
             bytes_read: 0,
             weight_bytes: 0,
             plan_weight_bytes: 0,
+            activations: vec![],
             bytes_written: 0,
+            written_since: 0,
             shape: Shape::Product { rows, columns: 10, depth: 100 },
         }
     }

@@ -84,13 +84,18 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
     for rows in [4, 64, 1024, 16384] {
         all.push(Case { kernel: "map", graph: residual(dtype, [rows, 1152])? });
     }
+    for shape in [[64, 1152], [1024, 1152], [8192, 1152], [2048, 192], [12288, 32], [65536, 72]] {
+        all.push(Case { kernel: "norm", graph: norm(dtype, shape)? });
+    }
     for rows in [64, 1024, 8192] {
-        all.push(Case { kernel: "norm", graph: norm(dtype, [rows, 1152])? });
         all.push(Case { kernel: "reduce", graph: reduction(dtype, [rows, 1152])? });
         all.push(Case { kernel: "concat", graph: joined(dtype, [rows, 1152])? });
     }
-    for (side, channels) in [(32, 512), (128, 256), (256, 128)] {
-        all.push(Case { kernel: "group_norm", graph: group_norm(dtype, side, channels)? });
+    for (images, side, channels, groups) in
+        [(1, 32, 512, 32), (1, 128, 256, 32), (1, 256, 128, 32), (8, 64, 16, 8), (8, 32, 64, 8)]
+    {
+        let graph = group_norm(dtype, [images, side, side, channels], groups)?;
+        all.push(Case { kernel: "group_norm", graph });
     }
     all.push(Case { kernel: "gather", graph: rows_of_a_table(dtype)? });
     Ok(all)
@@ -253,12 +258,13 @@ fn joined(dtype: DType, shape: [usize; 2]) -> Result<Graph, Error> {
     Ok(b.finish(&[both]))
 }
 
-fn group_norm(dtype: DType, side: usize, channels: usize) -> Result<Graph, Error> {
+fn group_norm(dtype: DType, shape: [usize; 4], groups: usize) -> Result<Graph, Error> {
     let mut b = Builder::new("group_norm");
-    let x = b.input("x", TensorType::new(dtype, [1, side, side, channels])?);
+    let x = b.input("x", TensorType::new(dtype, shape)?);
+    let [.., channels] = shape;
     let weight = b.param("weight", TensorType::new(dtype, [channels])?);
     let bias = b.param("bias", TensorType::new(dtype, [channels])?);
-    let y = b.group_norm(x, weight, bias, 32, 1e-6)?;
+    let y = b.group_norm(x, weight, bias, groups, 1e-6)?;
     let y = b.silu(y)?;
     Ok(b.finish(&[y]))
 }

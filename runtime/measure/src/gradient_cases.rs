@@ -28,7 +28,7 @@ pub(crate) fn cases(dtype: DType) -> Result<Vec<Case>, Error> {
         let graph = attention_gradient(dtype, sequences, tokens)?;
         all.push(Case { kernel: "attention_grad", graph });
     }
-    for shape in [[64, 1152], [1024, 1152], [8192, 1152], [65536, 72]] {
+    for shape in [[64, 1152], [1024, 1152], [8192, 1152], [2048, 192], [12288, 32], [65536, 72]] {
         all.push(Case { kernel: "norm_grad", graph: norm_gradient(dtype, shape)? });
     }
     Ok(all)
