@@ -213,4 +213,18 @@ mod tests {
         }
         assert_eq!(cursor.position(0), 0);
     }
+    #[test]
+    fn rows_that_lie_along_one_axis_are_passed_at_once() {
+        let result = dense(&[3, 4, 5]);
+        let other = dense(&[5, 4, 3]).permuted(&[2, 1, 0]);
+        let nest = Nest::new(&[&result, &other]).unwrap();
+        for row in 0..nest.n_rows() {
+            for rows in 1..=4 - row % 4 {
+                let mut cursor = nest.at(row);
+                cursor.advance_by(rows);
+                let there = nest.at((row + rows) % nest.n_rows());
+                assert_eq!(cursor.positions, there.positions, "{rows} rows from {row} on");
+            }
+        }
+    }
 }

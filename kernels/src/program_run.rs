@@ -13,6 +13,17 @@ use crate::program::{CHUNK, Instr, MAX_INSTRS, Program, SlotPtr, Value};
 use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch};
 use crate::vec_math;
 
+/// A map over lanes with what is done to each, always inlined.
+macro_rules! lanes {
+    ($map:ident($($arg:expr),*), |$($lane:ident),*| $body:expr) => {
+        $map(
+            $($arg,)*
+            #[inline(always)]
+            |$($lane),*| $body,
+        )
+    };
+}
+
 impl Program {
     /// Computes `n` elements of one row: reads them from `slots`, writes them to consecutive
     /// addresses from `dst` on.
@@ -103,14 +114,7 @@ impl Program {
                         // What is converted is converted from where it is.
                         let is_there = !direct && x.step == 1;
                         if index == last && x.ptr != to.cast_const() && !is_there {
-                            map1(
-                                s,
-                                n,
-                                x,
-                                to,
-                                #[inline(always)]
-                                |x| x,
-                            );
+                            lanes!(map1(s, n, x, to), |x| x);
                         }
                         values[index] = x;
                     }
@@ -118,56 +122,22 @@ impl Program {
                         s.store(splat, s.splat(x));
                         let x = Source { ptr: splat.cast_const(), step: 0 };
                         if index == last {
-                            map1(
-                                s,
-                                n,
-                                x,
-                                to,
-                                #[inline(always)]
-                                |x| x,
-                            );
+                            lanes!(map1(s, n, x, to), |x| x);
                         }
                         values[index] = x;
                     }
                     Instr::Unary { op, x } => unary(s, op, len, value(x), to),
                     Instr::Binary { op, x, y } => binary(s, op, len, value(x), value(y), to),
                     Instr::Select { condition, x, y } => {
-                        map3(
-                            s,
-                            len,
-                            value(condition),
-                            value(x),
-                            value(y),
-                            to,
-                            #[inline(always)]
-                            |c, x, y| s.select(s.ne(c, s.splat(0.0)), x, y),
+                        lanes!(
+                            map3(s, len, value(condition), value(x), value(y), to),
+                            |c, x, y| s.select(s.ne(c, s.splat(0.0)), x, y)
                         );
                     }
                     Instr::Round { dtype, x } => match dtype {
-                        DType::Bf16 => map1(
-                            s,
-                            len,
-                            value(x),
-                            to,
-                            #[inline(always)]
-                            |x| s.round_bf16(x),
-                        ),
-                        DType::F16 => map1(
-                            s,
-                            len,
-                            value(x),
-                            to,
-                            #[inline(always)]
-                            |x| s.round_f16(x),
-                        ),
-                        _ => map1(
-                            s,
-                            len,
-                            value(x),
-                            to,
-                            #[inline(always)]
-                            |x| x,
-                        ),
+                        DType::Bf16 => lanes!(map1(s, len, value(x), to), |x| s.round_bf16(x)),
+                        DType::F16 => lanes!(map1(s, len, value(x), to), |x| s.round_f16(x)),
+                        _ => lanes!(map1(s, len, value(x), to), |x| x),
                     },
                 }
             }
@@ -297,118 +267,20 @@ unsafe fn unary<S: Simd>(s: S, op: Unary, n: usize, x: Source, to: *mut f32) {
     // SAFETY: passed on.
     unsafe {
         match op {
-            Unary::Neg => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| s.neg(x),
-            ),
-            Unary::Abs => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| s.abs(x),
-            ),
-            Unary::Exp => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::exp(s, x),
-            ),
-            Unary::Log => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::log(s, x),
-            ),
-            Unary::Recip => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| s.div(s.splat(1.0), x),
-            ),
-            Unary::Square => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| s.mul(x, x),
-            ),
-            Unary::Sqrt => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| s.sqrt(x),
-            ),
-            Unary::Rsqrt => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::rsqrt(s, x),
-            ),
-            Unary::Sin => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::sin(s, x),
-            ),
-            Unary::Cos => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::cos(s, x),
-            ),
-            Unary::Tanh => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::tanh(s, x),
-            ),
-            Unary::Sigmoid => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::sigmoid(s, x),
-            ),
-            Unary::Silu => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::silu(s, x),
-            ),
-            Unary::GeluTanh => map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| vec_math::gelu_tanh(s, x),
-            ),
+            Unary::Neg => lanes!(map1(s, n, x, to), |x| s.neg(x)),
+            Unary::Abs => lanes!(map1(s, n, x, to), |x| s.abs(x)),
+            Unary::Exp => lanes!(map1(s, n, x, to), |x| vec_math::exp(s, x)),
+            Unary::Log => lanes!(map1(s, n, x, to), |x| vec_math::log(s, x)),
+            Unary::Recip => lanes!(map1(s, n, x, to), |x| s.div(s.splat(1.0), x)),
+            Unary::Square => lanes!(map1(s, n, x, to), |x| s.mul(x, x)),
+            Unary::Sqrt => lanes!(map1(s, n, x, to), |x| s.sqrt(x)),
+            Unary::Rsqrt => lanes!(map1(s, n, x, to), |x| vec_math::rsqrt(s, x)),
+            Unary::Sin => lanes!(map1(s, n, x, to), |x| vec_math::sin(s, x)),
+            Unary::Cos => lanes!(map1(s, n, x, to), |x| vec_math::cos(s, x)),
+            Unary::Tanh => lanes!(map1(s, n, x, to), |x| vec_math::tanh(s, x)),
+            Unary::Sigmoid => lanes!(map1(s, n, x, to), |x| vec_math::sigmoid(s, x)),
+            Unary::Silu => lanes!(map1(s, n, x, to), |x| vec_math::silu(s, x)),
+            Unary::GeluTanh => lanes!(map1(s, n, x, to), |x| vec_math::gelu_tanh(s, x)),
         }
     }
 }
@@ -422,78 +294,14 @@ unsafe fn binary<S: Simd>(s: S, op: Binary, n: usize, x: Source, y: Source, to: 
     // SAFETY: passed on.
     unsafe {
         match op {
-            Binary::Add => map2(
-                s,
-                n,
-                x,
-                y,
-                to,
-                #[inline(always)]
-                |x, y| s.add(x, y),
-            ),
-            Binary::Sub => map2(
-                s,
-                n,
-                x,
-                y,
-                to,
-                #[inline(always)]
-                |x, y| s.sub(x, y),
-            ),
-            Binary::Mul => map2(
-                s,
-                n,
-                x,
-                y,
-                to,
-                #[inline(always)]
-                |x, y| s.mul(x, y),
-            ),
-            Binary::Div => map2(
-                s,
-                n,
-                x,
-                y,
-                to,
-                #[inline(always)]
-                |x, y| s.div(x, y),
-            ),
-            Binary::Max => map2(
-                s,
-                n,
-                x,
-                y,
-                to,
-                #[inline(always)]
-                |x, y| s.max(x, y),
-            ),
-            Binary::Min => map2(
-                s,
-                n,
-                x,
-                y,
-                to,
-                #[inline(always)]
-                |x, y| s.min(x, y),
-            ),
-            Binary::Less => map2(
-                s,
-                n,
-                x,
-                y,
-                to,
-                #[inline(always)]
-                |x, y| s.select(s.lt(x, y), one, zero),
-            ),
-            Binary::Equal => map2(
-                s,
-                n,
-                x,
-                y,
-                to,
-                #[inline(always)]
-                |x, y| s.select(s.eq(x, y), one, zero),
-            ),
+            Binary::Add => lanes!(map2(s, n, x, y, to), |x, y| s.add(x, y)),
+            Binary::Sub => lanes!(map2(s, n, x, y, to), |x, y| s.sub(x, y)),
+            Binary::Mul => lanes!(map2(s, n, x, y, to), |x, y| s.mul(x, y)),
+            Binary::Div => lanes!(map2(s, n, x, y, to), |x, y| s.div(x, y)),
+            Binary::Max => lanes!(map2(s, n, x, y, to), |x, y| s.max(x, y)),
+            Binary::Min => lanes!(map2(s, n, x, y, to), |x, y| s.min(x, y)),
+            Binary::Less => lanes!(map2(s, n, x, y, to), |x, y| s.select(s.lt(x, y), one, zero)),
+            Binary::Equal => lanes!(map2(s, n, x, y, to), |x, y| s.select(s.eq(x, y), one, zero)),
         }
     }
 }
@@ -595,14 +403,7 @@ pub(crate) unsafe fn load_f32<S: Simd>(
     unsafe {
         let x = load(s, dtype, from, n, to, splat.as_mut_ptr());
         if x.step == 0 {
-            map1(
-                s,
-                n,
-                x,
-                to,
-                #[inline(always)]
-                |x| x,
-            );
+            lanes!(map1(s, n, x, to), |x| x);
             return to.cast_const();
         }
         x.ptr
