@@ -4,7 +4,6 @@
 use kernels::Layout;
 
 use crate::plan::{Buffer, BufferId, Memory};
-use crate::work::Work;
 use crate::{Place, Plan};
 
 /// Parts that the arena is seen in.
@@ -61,8 +60,18 @@ impl Clock<'_> {
     }
 }
 
-/// Says of the `works` of a plan's steps how long ago what they touch was touched.
-pub(crate) fn add_touches(plan: &Plan, works: &mut [Work]) {
+/// How long ago a step's memory was touched, in bytes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Since {
+    /// What it reads, but for weights.
+    pub(crate) operands: Vec<u64>,
+    /// What it writes.
+    pub(crate) result: u64,
+}
+
+/// Of each step of a plan that is run again and again, how long ago its memory was touched; `bytes` are what steps
+/// move.
+pub(crate) fn touches(plan: &Plan, bytes: &[u64]) -> Vec<Since> {
     let block = plan.arena_bytes.div_ceil(BLOCKS).max(1);
     let mut clock = Clock {
         plan,
@@ -71,9 +80,10 @@ pub(crate) fn add_touches(plan: &Plan, works: &mut [Work]) {
         blocks: vec![0; plan.arena_bytes / block + 2],
         carried: vec![0; plan.buffers.len()],
     };
+    let mut touches = vec![Since::default(); plan.steps.len()];
     // What a run finds is what the one before it left.
     for _ in 0..2 {
-        for (step, work) in plan.steps.iter().zip(&mut *works) {
+        for ((step, since), &bytes) in plan.steps.iter().zip(&mut touches).zip(bytes) {
             let places = || {
                 step.operands.iter().filter_map(|operand| match operand.place {
                     Place::Param { .. } => None,
@@ -81,16 +91,18 @@ pub(crate) fn add_touches(plan: &Plan, works: &mut [Work]) {
                     Place::Buffer(id) => Some(Some((id, &operand.layout))),
                 })
             };
-            for (touch, place) in work.activations.iter_mut().zip(places()) {
-                touch.since = place.map_or(0, |(id, layout)| clock.since(id, layout));
-            }
-            work.written_since = clock.since(step.result, &step.result_layout);
-            clock.moved = clock.moved.saturating_add(work.bytes());
+            let of_place = |place: Option<(BufferId, &Layout)>| {
+                place.map_or(0, |(id, layout)| clock.since(id, layout))
+            };
+            since.operands = places().map(of_place).collect();
+            since.result = clock.since(step.result, &step.result_layout);
+            clock.moved = clock.moved.saturating_add(bytes);
             for (id, layout) in places().flatten().chain([(step.result, &step.result_layout)]) {
                 clock.touch(id, layout);
             }
         }
     }
+    touches
 }
 
 #[cfg(test)]
@@ -121,8 +133,8 @@ mod tests {
         };
         let plan = crate::compile(graph, &target).expect("every op has a kernel");
         let bytes = ty.bytes() as u64;
-        let works = plan.works();
-        let since: Vec<Vec<u64>> = works
+        let since: Vec<Vec<u64>> = plan
+            .works()
             .iter()
             .map(|work| work.activations.iter().map(|touch| touch.since / bytes).collect())
             .collect();

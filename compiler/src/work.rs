@@ -6,7 +6,7 @@
 use kernels::Layout;
 use ops::{DType, Graph, Op, TensorType, ValueId};
 
-use crate::touches::add_touches;
+use crate::touches::touches;
 use crate::{Place, Plan, Step};
 
 /// The dims that a kernel's speed depends on.
@@ -140,7 +140,13 @@ impl Plan {
         let plan_weight_bytes = self.weight_bytes() as u64;
         let mut works: Vec<Work> =
             self.steps.iter().map(|step| self.work(step, plan_weight_bytes)).collect();
-        add_touches(self, &mut works);
+        let bytes: Vec<u64> = works.iter().map(Work::bytes).collect();
+        for (work, since) in works.iter_mut().zip(touches(self, &bytes)) {
+            for (touch, since) in work.activations.iter_mut().zip(since.operands) {
+                touch.since = since;
+            }
+            work.written_since = since.result;
+        }
         works
     }
 

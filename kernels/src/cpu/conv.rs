@@ -18,6 +18,8 @@ use crate::{Isa, Layout, Pool, Target};
 use super::conv_direct::Direct;
 use super::conv_input::Input;
 use super::conv_winograd::Winograd;
+use super::joined_rows::{JOINED, JoinedRows};
+use super::lanes::copy;
 use super::shared::Shared;
 use crate::body::{Elementwise, Source};
 use crate::conv_site::ConvSite;
@@ -54,6 +56,8 @@ pub(super) struct Spec {
     epilogue: Elementwise,
     /// Rows of output channels: layout 0 is the result, `1 + i` the epilogue's leaf `i`.
     nest: Nest,
+    /// How rows of few channels run through the epilogue as one.
+    joined: JoinedRows,
 }
 
 /// `[O, C, kernel..]`, an operand or a part of it.
@@ -168,6 +172,7 @@ impl Spec {
             return None;
         }
         let Places { output, kernel, stride, pad_low } = places;
+        let joined = JoinedRows::new(&nest, JOINED);
         Some(Spec {
             isa,
             input,
@@ -180,6 +185,7 @@ impl Spec {
             result,
             epilogue,
             nest,
+            joined,
         })
     }
 
@@ -197,12 +203,14 @@ impl Spec {
 
     /// Values that [`Spec::epilogue`] needs as scratch.
     pub(super) fn epilogue_len(&self) -> usize {
-        self.epilogue.program.scratch_len()
+        self.joined.bytes() / size_of::<f32>()
+            + self.joined.elements()
+            + self.epilogue.program.scratch_len()
     }
 
     /// Turns finished sums of channels `columns.0..columns.1` at `n` positions from `position` on
     /// into elements of the result; sums of one position are consecutive, those of the next follow
-    /// `stride` values later.
+    /// `stride` values later. Positions of few channels run as one.
     ///
     /// # Safety
     /// As [`KernelDef::run`]; the sums are readable, `scratch` writable.
@@ -218,12 +226,26 @@ impl Spec {
         stride: usize,
         scratch: *mut f32,
     ) {
-        let mut cursor = self.nest.at(position);
+        let n_columns = columns.1 - columns.0;
+        let mut known = [std::ptr::null(); MAX_SLOTS];
         let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
-        for row in 0..n {
-            // SAFETY: positions of a nest lie within its layouts.
+        let is_whole = columns == (0, self.columns);
+        let mut cursor = self.nest.at(position);
+        let mut row = 0;
+        while row < n {
+            let count = if is_whole { self.joined.count(position + row, position + n) } else { 1 };
+            // SAFETY: positions of a nest lie within its layouts; parts of the scratch are disjoint.
             unsafe {
-                let sums = sums.add(row * stride);
+                let side_by_side = scratch.add(self.joined.bytes() / size_of::<f32>());
+                let program = side_by_side.add(self.joined.elements());
+                let mut sums = sums.add(row * stride);
+                if count > 1 && stride != n_columns {
+                    for row in 0..count {
+                        let to = side_by_side.add(row * n_columns);
+                        copy(s, sums.add(row * stride), n_columns, to);
+                    }
+                    sums = side_by_side.cast_const();
+                }
                 for (i, leaf) in self.epilogue.leaves.iter().enumerate() {
                     slots[i] = match leaf.source {
                         Source::Frontier(_) => SlotPtr { ptr: sums.cast(), stride: 1 },
@@ -234,12 +256,16 @@ impl Spec {
                         }
                     };
                 }
+                if count > 1 {
+                    let sizes = self.epilogue.program.slots().iter().map(|dtype| dtype.size());
+                    self.joined.repeat(0, sizes, &mut slots, scratch.cast(), &mut known);
+                }
                 let at = cursor.position(0) + columns.0;
                 let dst = shared.result().add(at * self.result.dtype.size());
-                let n = columns.1 - columns.0;
-                self.epilogue.program.run_row_in(s, n, &slots, dst, scratch);
+                self.epilogue.program.run_row_in(s, count * n_columns, &slots, dst, program);
             }
-            cursor.advance();
+            cursor.advance_by(count);
+            row += count;
         }
     }
 }

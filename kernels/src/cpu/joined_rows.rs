@@ -4,7 +4,7 @@
 //! Rows join along the axis before the innermost, where every layout goes on from the end of a row as it does
 //! within. Leaves that the rows of that axis share are repeated in scratch, and read there.
 
-use crate::nest::Nest;
+use crate::nest::{Cursor, Nest};
 use crate::program::{CHUNK, MAX_SLOTS, SlotPtr};
 
 use super::lanes::prefetch_row;
@@ -68,6 +68,27 @@ impl JoinedRows {
     /// How many rows from `row` on, and before `last`, run as one.
     pub(super) fn count(&self, row: usize, last: usize) -> usize {
         self.most.min(last - row).min(self.period - row % self.period)
+    }
+
+    /// Calls `f` with the place of the first, of what comes after, and the number of those of the rows from `first` on
+    /// and before `last` that run as one.
+    #[inline(always)]
+    pub(super) fn each<'a>(
+        &self,
+        nest: &'a Nest,
+        (first, last): (usize, usize),
+        mut f: impl FnMut(&Cursor<'a>, &Cursor<'a>, usize),
+    ) {
+        let mut cursor = nest.at(first);
+        let mut at = first;
+        while at < last {
+            let count = self.count(at, last);
+            let mut next = cursor.clone();
+            next.advance_by(count);
+            f(&cursor, &next, count);
+            cursor = next;
+            at += count;
+        }
     }
 
     /// Bytes of the copies of one leaf.

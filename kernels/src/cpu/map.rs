@@ -249,29 +249,31 @@ impl ProgramItem<'_> {
         let ProgramItem { map, body, rows, shared, item, worker } = *self;
         let Rows { nest, joined, .. } = rows;
         let last = nest.n_rows().min((item + 1) * rows.rows_per_item);
-        let mut row = item * rows.rows_per_item;
+        let first = item * rows.rows_per_item;
         let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
         let slots = &mut slots[..body.leaves.len()];
         let mut known = [std::ptr::null(); MAX_SLOTS];
-        // SAFETY: positions of a nest lie within its layouts; scratch has one part per worker.
-        unsafe {
-            let own = shared.scratch().add(worker * map.worker_bytes());
-            let copies = own.add(aligned(CHUNK * 8));
-            let scratch = copies.add(joined.bytes()).cast::<f32>();
-            while row < last {
-                let count = joined.count(row, last);
-                let cursor = nest.at(row);
-                for (i, (slot, leaf)) in slots.iter_mut().zip(&body.leaves).enumerate() {
-                    let (at, stride) = (cursor.position(1 + i), nest.row_stride(1 + i));
-                    *slot = shared.slot(leaf, at, stride, std::ptr::null());
+        joined.each(
+            nest,
+            (first, last),
+            #[inline(always)]
+            |cursor, _, count| {
+                // SAFETY: positions of a nest lie within its layouts; scratch has one part per worker.
+                unsafe {
+                    let own = shared.scratch().add(worker * map.worker_bytes());
+                    let copies = own.add(aligned(CHUNK * 8));
+                    let scratch = copies.add(joined.bytes()).cast::<f32>();
+                    for (i, (slot, leaf)) in slots.iter_mut().zip(&body.leaves).enumerate() {
+                        let (at, stride) = (cursor.position(1 + i), nest.row_stride(1 + i));
+                        *slot = shared.slot(leaf, at, stride, std::ptr::null());
+                    }
+                    let sizes = body.program.slots().iter().map(|dtype| dtype.size());
+                    joined.repeat(0, sizes, slots, copies, &mut known);
+                    let dst = shared.result().add(cursor.position(0) * rows.result_size);
+                    body.program.run_row_in(s, count * nest.row_len(), slots, dst, scratch);
                 }
-                let sizes = body.program.slots().iter().map(|dtype| dtype.size());
-                joined.repeat(0, sizes, slots, copies, &mut known);
-                let dst = shared.result().add(cursor.position(0) * rows.result_size);
-                body.program.run_row_in(s, count * nest.row_len(), slots, dst, scratch);
-                row += count;
-            }
-        }
+            },
+        );
     }
 }
 

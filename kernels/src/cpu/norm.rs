@@ -165,19 +165,17 @@ impl SimdJob for Item<'_> {
         let Item { norm, shared, item, worker } = self;
         let first = item * norm.rows_per_item();
         let last = norm.nest.n_rows().min(first + norm.rows_per_item());
-        let mut cursor = norm.nest.at(first);
         let mut known = [std::ptr::null(); MAX_SLOTS];
-        let mut at = first;
-        while at < last {
-            let count = norm.joined.count(at, last);
-            let mut next = cursor.clone();
-            next.advance_by(count);
-            // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
-            // scratch with one part per worker.
-            unsafe { rows(s, norm, shared, (&cursor, &next, count), &mut known, worker) };
-            cursor = next;
-            at += count;
-        }
+        norm.joined.each(
+            &norm.nest,
+            (first, last),
+            #[inline(always)]
+            |cursor, next, count| {
+                // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
+                // scratch with one part per worker.
+                unsafe { rows(s, norm, shared, (cursor, next, count), &mut known, worker) };
+            },
+        );
     }
 }
 

@@ -138,19 +138,17 @@ impl SimdJob for Item<'_> {
         let Item { kernel, shared, item, worker } = self;
         let first = item * kernel.rows_per_item();
         let last = kernel.nest.n_rows().min(first + kernel.rows_per_item());
-        let mut cursor = kernel.nest.at(first);
         let mut known = [std::ptr::null(); MAX_SLOTS];
-        let mut at = first;
-        while at < last {
-            let count = kernel.joined.count(at, last);
-            let mut next = cursor.clone();
-            next.advance_by(count);
-            // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
-            // scratch with one part per worker.
-            unsafe { kernel.rows(s, shared, (&cursor, &next, count), &mut known, worker) };
-            cursor = next;
-            at += count;
-        }
+        kernel.joined.each(
+            &kernel.nest,
+            (first, last),
+            #[inline(always)]
+            |cursor, next, count| {
+                // SAFETY: the caller of `KernelDef::run` promises buffers that hold the layouts, and
+                // scratch with one part per worker.
+                unsafe { kernel.rows(s, shared, (cursor, next, count), &mut known, worker) };
+            },
+        );
     }
 }
 
