@@ -12,7 +12,7 @@ use ops::Attr;
 
 use crate::kernel::{KernelDef, Launch, Packing, Site};
 use crate::program::{MAX_SLOTS, SlotPtr};
-use crate::simd::Simd;
+use crate::simd::{Simd, SimdJob};
 use crate::{Isa, Layout, Pool, Target};
 
 use super::conv_direct::Direct;
@@ -226,18 +226,49 @@ impl Spec {
         stride: usize,
         scratch: *mut f32,
     ) {
+        // One copy of it for each instruction set, not for each way to the sums.
+        s.outline(Finish {
+            spec: self,
+            shared,
+            rows: (position, n),
+            columns,
+            sums,
+            stride,
+            scratch,
+        });
+    }
+}
+
+/// The arguments of [`Spec::epilogue`].
+struct Finish<'a> {
+    spec: &'a Spec,
+    shared: Shared<'a>,
+    /// First position, and how many.
+    rows: (usize, usize),
+    columns: (usize, usize),
+    sums: *const f32,
+    stride: usize,
+    scratch: *mut f32,
+}
+
+impl SimdJob for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Finish { spec, shared, rows: (position, n), columns, sums, stride, scratch } = self;
         let n_columns = columns.1 - columns.0;
         let mut known = [std::ptr::null(); MAX_SLOTS];
         let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
-        let is_whole = columns == (0, self.columns);
-        let mut cursor = self.nest.at(position);
+        let is_whole = columns == (0, spec.columns);
+        let mut cursor = spec.nest.at(position);
         let mut row = 0;
         while row < n {
-            let count = if is_whole { self.joined.count(position + row, position + n) } else { 1 };
+            let count = if is_whole { spec.joined.count(position + row, position + n) } else { 1 };
             // SAFETY: positions of a nest lie within its layouts; parts of the scratch are disjoint.
             unsafe {
-                let side_by_side = scratch.add(self.joined.bytes() / size_of::<f32>());
-                let program = side_by_side.add(self.joined.elements());
+                let side_by_side = scratch.add(spec.joined.bytes() / size_of::<f32>());
+                let program = side_by_side.add(spec.joined.elements());
                 let mut sums = sums.add(row * stride);
                 if count > 1 && stride != n_columns {
                     for row in 0..count {
@@ -246,23 +277,23 @@ impl Spec {
                     }
                     sums = side_by_side.cast_const();
                 }
-                for (i, leaf) in self.epilogue.leaves.iter().enumerate() {
+                for (i, leaf) in spec.epilogue.leaves.iter().enumerate() {
                     slots[i] = match leaf.source {
                         Source::Frontier(_) => SlotPtr { ptr: sums.cast(), stride: 1 },
                         Source::Operand(_) | Source::Constant(_) => {
-                            let stride = self.nest.row_stride(1 + i);
+                            let stride = spec.nest.row_stride(1 + i);
                             let at = cursor.position(1 + i) + columns.0 * stride;
                             shared.slot(leaf, at, stride, sums)
                         }
                     };
                 }
                 if count > 1 {
-                    let sizes = self.epilogue.program.slots().iter().map(|dtype| dtype.size());
-                    self.joined.repeat(0, sizes, &mut slots, scratch.cast(), &mut known);
+                    let sizes = spec.epilogue.program.slots().iter().map(|dtype| dtype.size());
+                    spec.joined.repeat(0, sizes, &mut slots, scratch.cast(), &mut known);
                 }
                 let at = cursor.position(0) + columns.0;
-                let dst = shared.result().add(at * self.result.dtype.size());
-                self.epilogue.program.run_row_in(s, count * n_columns, &slots, dst, program);
+                let dst = shared.result().add(at * spec.result.dtype.size());
+                spec.epilogue.program.run_row_in(s, count * n_columns, &slots, dst, program);
             }
             cursor.advance_by(count);
             row += count;
