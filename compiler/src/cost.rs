@@ -4,9 +4,9 @@
 //! `seconds = launch + wake + max(compute, memory)`, where only steps that are spread over threads wake them,
 //! `compute = core FLOPs / rate(kernel, type, shape) + side FLOPs / rate of elementwise code` and
 //! `memory = bytes / bandwidth of the smallest cache that holds them, and all that was moved since they were touched`;
-//! weights come from where all weights of the plan fit. Kernels without a core
-//! are paid by the byte: their `rate` is in bytes a second, and what comes from farther is added. A rate between the measured shapes is
-//! interpolated in the logarithms of the dims; beyond them it is that of the nearest.
+//! weights come from where all weights of the plan fit. Kernels without a core are paid by the byte: their `rate` is in
+//! bytes a second, and what comes from farther is added. A rate between the measured shapes is interpolated in the
+//! logarithms of the dims; beyond them it is that of the nearest.
 
 use ops::DType;
 
