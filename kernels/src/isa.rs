@@ -30,15 +30,31 @@ pub enum Kind {
     Avx512,
     /// [`Kind::Avx512`] with products of pairs of bf16 (AVX-512 BF16) and of i16 (VNNI).
     Avx512Bf16,
+    /// [`Kind::Avx512Bf16`] with tile registers and their products in bf16 (AMX-TILE, AMX-BF16), which the
+    /// operating system lets this process use.
+    Amx,
 }
 
 /// Every kind, slowest first.
-const KINDS: [Kind; 5] = [Kind::Portable, Kind::Neon, Kind::Avx2, Kind::Avx512, Kind::Avx512Bf16];
+const KINDS: [Kind; 6] =
+    [Kind::Portable, Kind::Neon, Kind::Avx2, Kind::Avx512, Kind::Avx512Bf16, Kind::Amx];
 
 /// Proof that the CPU multiplies pairs of bf16 and sums them in f32, and pairs of i16 in i32; see
 /// [`Isa::bf16_dot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bf16Dot(());
+
+/// Proof that the CPU multiplies whole tiles of bf16 pairs, besides what [`Bf16Dot`] proves; see
+/// [`Isa::bf16_tiles`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bf16Tiles(Bf16Dot);
+
+impl Bf16Tiles {
+    /// What it proves besides.
+    pub const fn dot(self) -> Bf16Dot {
+        self.0
+    }
+}
 
 impl Isa {
     /// Runs on every CPU.
@@ -55,7 +71,7 @@ impl Isa {
     }
 
     /// The instruction set called `name` (`portable`, `neon`, `avx2`, `avx512`,
-    /// `avx512bf16`).
+    /// `avx512bf16`, `amx`).
     ///
     /// # Errors
     /// [`Error::UnknownIsa`] for another name, [`Error::UnsupportedIsa`] if this CPU lacks it.
@@ -82,15 +98,23 @@ impl Isa {
         match self.0 {
             Kind::Portable | Kind::Avx2 => 8,
             Kind::Neon => 4,
-            Kind::Avx512 | Kind::Avx512Bf16 => 16,
+            Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => 16,
         }
     }
 
     /// The proof, where this is an instruction set with products of bf16 pairs.
     pub const fn bf16_dot(self) -> Option<Bf16Dot> {
         match self.0 {
-            Kind::Avx512Bf16 => Some(Bf16Dot(())),
+            Kind::Avx512Bf16 | Kind::Amx => Some(Bf16Dot(())),
             Kind::Portable | Kind::Neon | Kind::Avx2 | Kind::Avx512 => None,
+        }
+    }
+
+    /// The proof, where this is an instruction set with products of tiles.
+    pub const fn bf16_tiles(self) -> Option<Bf16Tiles> {
+        match self.0 {
+            Kind::Amx => Some(Bf16Tiles(Bf16Dot(()))),
+            Kind::Portable | Kind::Neon | Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 => None,
         }
     }
 
@@ -100,7 +124,7 @@ impl Isa {
             // Sixteen of 128 bits, two for each value.
             Kind::Portable => 8,
             Kind::Avx2 => 16,
-            Kind::Neon | Kind::Avx512 | Kind::Avx512Bf16 => 32,
+            Kind::Neon | Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => 32,
         }
     }
 }
@@ -114,6 +138,7 @@ impl Kind {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
         }
     }
 }
@@ -152,6 +177,7 @@ fn is_supported(kind: Kind) -> bool {
                 && is_x86_feature_detected!("avx512bf16")
                 && is_x86_feature_detected!("avx512vnni")
         }
+        Kind::Amx => is_supported(Kind::Avx512Bf16) && crate::simd::amx::is_usable(),
     }
 }
 
@@ -159,7 +185,7 @@ fn is_supported(kind: Kind) -> bool {
 fn is_supported(kind: Kind) -> bool {
     match kind {
         Kind::Portable | Kind::Neon => true,
-        Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 => false,
+        Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => false,
     }
 }
 

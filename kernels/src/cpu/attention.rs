@@ -8,16 +8,16 @@
 //! many (batch, head) pairs to a task. Scores are kept in units of log 2.
 //!
 //! Arithmetic: f32, or, where queries, keys and values are bf16 and the CPU has the instruction,
-//! products of bf16 pairs summed in f32. Weights are then rounded to bf16, as rows that are
+//! products of bf16 pairs summed in f32, in tile registers where it has them. Weights are then rounded to bf16, as rows that are
 //! normalized or rotated here are; the softmax and all sums stay in f32.
 //!
 //! Roofline: the multiply-add units, less one exponential per score; memory for short sequences.
 //! The order of sums depends on the keys alone, so bytes do not depend on threads.
 
-use ops::{Attr, DType};
+use ops::Attr;
 
 use crate::kernel::{KernelDef, Launch, Site};
-use crate::simd::{Simd, SimdJob, dispatch};
+use crate::simd::{Simd, SimdJob, TILE_WORDS, dispatch};
 use crate::{Isa, Layout};
 
 use super::attention_softmax::MAX_VECTORS;
@@ -38,6 +38,12 @@ const TASKS: usize = 32;
 const MIN_TASK_BLOCKS: usize = 4;
 /// Largest rows that are asked for early: they lie in the second-level cache beside those in use.
 const AHEAD_BYTES: usize = 384 << 10;
+
+/// Words from a head dim to the next where rows are packed across, pairs of them side by side: whole tiles, and an odd
+/// number of cache lines.
+pub(super) fn across_stride(rows: usize) -> usize {
+    (rows.div_ceil(2).div_ceil(TILE_WORDS) | 1) * TILE_WORDS
+}
 
 /// Which rows lie in memory as attention reads or writes them.
 #[derive(Clone, Copy, Debug)]
@@ -87,10 +93,7 @@ impl Attention {
         let AttentionSite { dtype, scale, q, k, v, tables, mask, bias, result, pairs, sq, sk, d } =
             AttentionSite::of(site)?;
         let rank = result.rank();
-        let words = match site.target.isa.bf16_dot() {
-            Some(dot) if dtype == DType::Bf16 => Words::Bf16Pairs(dot),
-            _ => Words::F32,
-        };
+        let words = Words::of_attention(site.target.isa, dtype, sq.min(sk));
         let is_whole = |elements: &usize| elements.is_multiple_of(words.depths());
         let stored = Stored {
             q: q.are_words(words),
@@ -176,9 +179,20 @@ impl Attention {
         self.sk * self.d * 8 <= KEEP_BYTES
     }
 
+    /// Words of a packed row of head dims.
+    pub(super) fn depth(&self) -> usize {
+        self.words.padded(self.d.div_ceil(self.words.depths()))
+    }
+
+    /// Words from a head dim of packed values to the next, for tile registers: an odd number of cache lines.
+    pub(super) fn value_stride(&self) -> usize {
+        across_stride(self.packed_keys())
+    }
+
     /// Whether keys are read where they are stored: those that would be packed for one use.
     pub(super) fn has_keys_in_place(&self) -> bool {
-        self.stored.k && self.reads_keys_once()
+        let is_padded = self.depth() * self.words.depths() > self.d;
+        self.stored.k && !is_padded && self.reads_keys_once()
     }
 
     /// The same of values; those of pairs are always packed.

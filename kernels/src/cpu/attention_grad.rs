@@ -8,7 +8,7 @@
 //! collect over queries. Masked keys are left out and get zeros.
 //!
 //! Arithmetic: f32, or, where the operands are bf16 and the CPU has the instruction, products of bf16 pairs
-//! summed in f32. A word has two neighbors of the axis that a product sums over, so keys are packed in words of
+//! summed in f32, in tile registers where the CPU has them. A word has two neighbors of the axis that a product sums over, so keys are packed in words of
 //! head dims for the scores and in words of two keys for the gradients of queries, both once per pair; weights
 //! and gradients of scores are rounded to bf16 while they are in registers. The softmax and all sums stay in f32.
 //!
@@ -16,7 +16,7 @@
 //! which a task has many. The sums of a (batch, head) pair follow the order of queries, so bytes do not depend
 //! on threads.
 
-use ops::{Attr, DType, Op};
+use ops::{Attr, Op};
 
 use crate::attention_site::{Side, pairs};
 use crate::body::operand_view;
@@ -26,6 +26,7 @@ use crate::nest::Nest;
 use crate::simd::dispatch;
 use crate::{Isa, Layout};
 
+use super::attention::across_stride;
 use super::attention_grad_area::worker_bytes;
 use super::attention_grad_task::Task;
 use super::attention_softmax::MAX_VECTORS;
@@ -85,17 +86,15 @@ impl AttentionGrad {
         if !result.dtype.is_float() || result.strides[rank - 1] != 1 && result.shape[rank - 1] > 1 {
             return None;
         }
-        let words = match site.target.isa.bf16_dot() {
-            Some(dot) if site.body.ty(args[0]).dtype() == DType::Bf16 => Words::Bf16Pairs(dot),
-            _ => Words::F32,
-        };
         let [q, k, v, out, grad] = &rows;
+        let (sq, sk) = (q.layout.shape[rank - 3], k.layout.shape[rank - 3]);
+        let words = Words::of_attention(site.target.isa, site.body.ty(args[0]).dtype(), sq.min(sk));
         Some(AttentionGrad {
             isa: site.target.isa,
             words,
             scale: op.scale,
-            sq: q.layout.shape[rank - 3],
-            sk: k.layout.shape[rank - 3],
+            sq,
+            sk,
             d: q.layout.shape[rank - 1],
             pairs: pairs(&result, [&q.layout, &k.layout, &v.layout], &mask, &None)?,
             out_pairs: pairs(&result, [&out.layout, &grad.layout, &v.layout], &None, &None)?,
@@ -125,9 +124,14 @@ impl AttentionGrad {
         4 * self.block() * self.sk <= KEPT_BYTES
     }
 
-    /// Words of a row of head dims.
+    /// Words of a packed row of head dims.
     pub(super) fn depth(&self) -> usize {
-        self.d.div_ceil(self.words.depths())
+        self.words.padded(self.d.div_ceil(self.words.depths()))
+    }
+
+    /// Words from a head dim of pairs of keys to the next, for tile registers.
+    pub(super) fn key_stride(&self) -> usize {
+        across_stride(self.sk)
     }
 
     /// Vectors of the groups that head dims are split into.

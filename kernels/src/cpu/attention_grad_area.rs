@@ -11,7 +11,8 @@ pub(super) struct Area {
     /// `[Sk, D]` in words of head dims: of the keys that take part.
     pub(super) keys: *mut f32,
     pub(super) values: *mut f32,
-    /// `[Sk, D]` in words of keys; where a word is one element, the keys.
+    /// `[Sk, D]` in words of keys, for tile registers `[D, Sk]`, `key_stride` words apart; where a word is one
+    /// element, the keys.
     pub(super) key_pairs: *mut f32,
     /// `[Sk, D]` by groups of head dims, `[Sk, lanes of the group]` each, f32.
     pub(super) by_keys: *mut f32,
@@ -56,19 +57,24 @@ impl Area {
         let depth = kernel.depth();
         let whole = d.next_multiple_of(kernel.lanes());
         // An even number of keys, so that it is the same number of words of keys and of queries.
-        let scores = KEY_BLOCK.min(sk).next_multiple_of(2) * block / elements;
+        let scores = kernel.words.padded(KEY_BLOCK.min(sk).div_ceil(elements)) * block;
         let second = |len: usize| if elements == 1 { 0 } else { len };
+        let key_pairs = if kernel.words.are_tiles() {
+            d * kernel.key_stride()
+        } else {
+            sk.div_ceil(elements) * d
+        };
         let lens = [
             sk * depth,
             sk * depth,
-            second(sk.div_ceil(elements) * d),
+            second(key_pairs),
             sk * whole,
             sk * whole,
             depth * block,
             depth * block,
             block * whole / elements,
             block * whole / elements,
-            d * block,
+            d.max(depth) * block,
             if kernel.keeps_weights() { sk } else { KEY_BLOCK } * block,
             second(scores),
             scores,
@@ -76,7 +82,7 @@ impl Area {
             block,
             block,
             block,
-            block * d,
+            block * d.max(depth),
             padded(d),
             sk,
         ];

@@ -11,10 +11,11 @@ use ops::DType;
 use crate::attention_site::Side;
 use crate::head_rows::HeadRows;
 use crate::program::store;
-use crate::simd::Simd;
+use crate::simd::{Simd, TILE_WORDS};
 
 use super::attention_grad::AttentionGrad;
 use super::attention_grad_area::Area;
+use super::attention_pack::turn_across;
 use super::attention_softmax::Packed;
 use super::lanes::{copy, load_from, load_from_bf16, prefetch_row};
 use super::shared::Shared;
@@ -133,10 +134,12 @@ impl<A: Packed> Pair<'_, A> {
     unsafe fn pack_row<S: Simd>(&self, s: S, operand: usize, position: usize, to: *mut f32) {
         let rows: &HeadRows = &self.kernel.rows[operand];
         let d = self.kernel.d;
+        let words = d.div_ceil(A::ELEMENTS);
         // SAFETY: passed on.
         unsafe {
+            std::ptr::write_bytes(to.add(words), 0, self.kernel.depth() - words);
             if self.kernel.stored[operand] {
-                copy(s, self.stored(operand, position).cast(), self.kernel.depth(), to);
+                copy(s, self.stored(operand, position).cast(), words, to);
                 return;
             }
             let at = self.starts[operand] + position * rows.seq_stride();
@@ -186,8 +189,11 @@ impl<A: Packed> Pair<'_, A> {
     /// See `keep_keys`.
     #[inline(always)]
     pub(super) unsafe fn read_keys<S: Simd>(&self, s: S) {
-        let Area { keys, values, key_pairs, kept, .. } = self.area;
+        let Area { keys, values, key_pairs, kept, rows: joined, .. } = self.area;
         let (d, depth) = (self.kernel.d, self.kernel.depth());
+        let across = self.kernel.words.are_tiles();
+        let stride = self.kernel.key_stride();
+        let n_words = self.n_kept.div_ceil(A::ELEMENTS);
         // SAFETY: there is room for all keys.
         unsafe {
             for i in 0..self.n_kept {
@@ -200,10 +206,20 @@ impl<A: Packed> Pair<'_, A> {
             }
             for i in (0..self.n_kept).step_by(A::ELEMENTS) {
                 let rows = (keys.add(i * depth).cast_const(), depth, i + 1 < self.n_kept);
-                let to = key_pairs.add(i / A::ELEMENTS * d);
+                let word = i / A::ELEMENTS;
+                let to = if across {
+                    joined.add(word % TILE_WORDS * d)
+                } else {
+                    key_pairs.add(word * d)
+                };
                 for at in (0..d).step_by(S::LANES) {
                     let n = S::LANES.min(d - at);
                     s.store_n(to.add(at), self.join_rows(s, rows, at, n), n);
+                }
+                if across && (word + 1 == n_words || word % TILE_WORDS == TILE_WORDS - 1) {
+                    let first = word / TILE_WORDS * TILE_WORDS;
+                    let count = word + 1 - first;
+                    turn_across(s, (count, d), joined, key_pairs.add(first), stride);
                 }
             }
         }
@@ -224,6 +240,7 @@ impl<A: Packed> Pair<'_, A> {
         grouped: Option<*mut f32>,
     ) {
         let (d, depth, rows) = (self.kernel.d, self.kernel.depth(), self.area.rows);
+        let words = d.div_ceil(A::ELEMENTS);
         // SAFETY: the parts have room for a block.
         unsafe {
             let (from, stride) = if self.kernel.stored[operand] {
@@ -240,7 +257,10 @@ impl<A: Packed> Pair<'_, A> {
                     s.store(transposed.add(i), s.splat(0.0));
                 }
             }
-            transpose_in(s, (count, depth), from, stride, transposed, lanes);
+            transpose_in(s, (count, words), from, stride, transposed, lanes);
+            for i in (words * lanes..depth * lanes).step_by(S::LANES) {
+                s.store(transposed.add(i), s.splat(0.0));
+            }
             let Some(mut to) = grouped else { return };
             let mut first = 0;
             for vectors in self.kernel.groups() {

@@ -5,7 +5,7 @@ use std::f64::consts::LOG2_E;
 
 use crate::attention_site::{K, MASK, OUT, Q, V};
 use crate::nest::Cursor;
-use crate::simd::{MAX_LANES, Simd, SimdJob};
+use crate::simd::{MAX_LANES, Simd, SimdJob, TileSession};
 
 use super::attention::KEY_BLOCK;
 use super::attention_grad::AttentionGrad;
@@ -14,7 +14,7 @@ use super::attention_grad_finish::{ByScores, WeighAgain};
 use super::attention_grad_rows::{Pair, ROWS_GRAD, ROWS_K, ROWS_OUT, ROWS_Q, ROWS_V};
 use super::attention_softmax::{LOWEST, Packed, Weigh};
 use super::attention_tile::{Factors, Store, product};
-use super::matmul_tile::{Arithmetic, Single, Words};
+use super::matmul_tile::{Arithmetic, InTiles, Single, Words};
 use super::shared::Shared;
 use super::transpose::transpose_in;
 
@@ -35,7 +35,13 @@ impl SimdJob for Task<'_> {
         match self.kernel.words {
             // Products of pairs come with the longest vectors: there is no code for others.
             Words::Bf16Pairs(dot) if const { S::LANES == MAX_LANES } => {
-                dot.outline(s, TaskOf { task: self, arithmetic: dot });
+                let arithmetic = InTiles { dot, session: std::ptr::null_mut() };
+                dot.outline(s, TaskOf { task: self, arithmetic });
+            }
+            Words::Bf16Tiles(tiles) if const { S::LANES == MAX_LANES } => {
+                let mut session = TileSession::begin(tiles);
+                let arithmetic = InTiles { dot: tiles.dot(), session: &raw mut session };
+                arithmetic.outline(s, TaskOf { task: self, arithmetic });
             }
             _ => Single.outline(s, TaskOf { task: self, arithmetic: Single }),
         }
@@ -137,7 +143,7 @@ impl<A: Packed> Pair<'_, A> {
         let Area { delta, by_scores, by_score_rows, rows, .. } = self.area;
         let arithmetic = self.arithmetic;
         let lanes = N * S::LANES;
-        let depth = self.kernel.depth();
+        let (words, depth) = (self.kernel.words, self.kernel.depth());
         let block = (start, count, lanes);
         let is_first = start == 0;
         // SAFETY: each part of the area has the sizes that `Area::layout` gives.
@@ -150,7 +156,7 @@ impl<A: Packed> Pair<'_, A> {
             self.read_block(s, ROWS_OUT, block, by_queries, None);
             self.read_block(s, ROWS_GRAD, block, grads, Some(grad_rows));
             let mut products = [s.splat(0.0); N];
-            for i in 0..depth {
+            for i in 0..d.div_ceil(A::ELEMENTS) {
                 for (v, products) in products.iter_mut().enumerate() {
                     let at = i * lanes + v * S::LANES;
                     let (out, grad) = (s.load(by_queries.add(at)), s.load(grads.add(at)));
@@ -222,11 +228,21 @@ impl<A: Packed> Pair<'_, A> {
                     by_score_rows,
                 };
                 product::<S, _, _, N, false>(s, arithmetic, by_weights, n, finish);
+                let terms = words.padded(n.div_ceil(A::ELEMENTS));
+                for i in (n.div_ceil(A::ELEMENTS) * lanes..terms * lanes).step_by(S::LANES) {
+                    s.store(by_scores.add(i), s.splat(0.0));
+                }
+                let word = first / A::ELEMENTS;
+                let (a, a_stride) = if words.are_tiles() {
+                    (key_pairs.add(word), self.kernel.key_stride())
+                } else {
+                    (key_pairs.add(word * d), d)
+                };
                 let by_query = Factors {
-                    a: key_pairs.add(first / A::ELEMENTS * d),
-                    a_stride: d,
+                    a,
+                    a_stride,
                     b: by_scores,
-                    terms: n.div_ceil(A::ELEMENTS),
+                    terms,
                     start: if first == 0 { std::ptr::null() } else { by_queries },
                 };
                 product::<S, _, _, N, true>(s, arithmetic, by_query, d, Store { to: by_queries });

@@ -5,7 +5,7 @@
 use std::f32::consts::LOG2_E;
 
 use crate::program::{SlotPtr, load_f32};
-use crate::simd::{Simd, SimdJob};
+use crate::simd::{Simd, SimdJob, TILE_WORDS};
 
 use super::attention::{Ahead, Attention, KEY_BLOCK};
 use super::attention_rows::padded;
@@ -68,7 +68,7 @@ impl<A: Packed> SimdJob for PackRows<'_, A> {
     fn run<S: Simd>(self, s: S) {
         let PackRows { pair, source, is_stored, first, kept, count, mut to } = self;
         let d = pair.attention.d;
-        let depth = d.div_ceil(A::ELEMENTS);
+        let (depth, padded) = (d.div_ceil(A::ELEMENTS), pair.attention.depth());
         // SAFETY: the caller of `Pair` promises the rows, and room for their words.
         unsafe {
             for i in 0..count {
@@ -88,7 +88,8 @@ impl<A: Packed> SimdJob for PackRows<'_, A> {
                         to.cast::<u16>().add(d).write(0);
                     }
                 }
-                to = to.add(depth);
+                std::ptr::write_bytes(to.add(depth), 0, padded - depth);
+                to = to.add(padded);
             }
         }
     }
@@ -108,6 +109,28 @@ unsafe fn load_part<S: Simd>(s: S, row: *const u8, is_bf16: bool, i: usize, n: u
             s.load_bf16_n(row.cast::<u16>().add(i), n)
         } else {
             s.load_n(row.cast::<f32>().add(i), n)
+        }
+    }
+}
+
+/// Turns up to a tile's words of pairs of rows, `[count, d]`, into columns of `d` rows that are `stride` words apart;
+/// the tile's other words become zeros.
+///
+/// # Safety
+/// `rows` is readable for the words, `to` writable for a tile's words of each row.
+#[inline(always)]
+pub(super) unsafe fn turn_across<S: Simd>(
+    s: S,
+    (count, d): (usize, usize),
+    rows: *const f32,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        transpose_in(s, (count, d), rows, d, to, stride);
+        for dim in 0..d {
+            std::ptr::write_bytes(to.add(dim * stride + count), 0, TILE_WORDS - count);
         }
     }
 }
@@ -243,7 +266,7 @@ impl<A: Packed> Pair<'_, A> {
         }
     }
 
-    /// Packs rows in words of two rows each; a second row that is not there is zero.
+    /// Packs rows in words of two rows each, for tile registers across; a second row that is not there is zero.
     ///
     /// # Safety
     /// See `keep_keys`.
@@ -256,13 +279,20 @@ impl<A: Packed> Pair<'_, A> {
         last: usize,
         mut to: *mut f32,
     ) {
-        let Area { kept, pair: made, .. } = self.area;
+        let Area { kept, pair: made, rows, .. } = self.area;
         let d = self.attention.d;
+        let across = self.attention.words.are_tiles();
+        let (start, stride) = (to, self.attention.value_stride());
+        let n_words = (last - first).div_ceil(2);
         let row_len = padded(d);
         let is_stored = self.attention.stored.v;
         // SAFETY: see the caller.
         unsafe {
             for i in (first..last).step_by(2) {
+                let word = (i - first) / 2;
+                if across {
+                    to = rows.add(word % TILE_WORDS * d);
+                }
                 let mut pair = [std::ptr::null::<u8>(); 2];
                 for (j, row) in pair.iter_mut().enumerate().take(last - i) {
                     let key = *kept.add(i + j) as usize;
@@ -282,6 +312,12 @@ impl<A: Packed> Pair<'_, A> {
                     s.store_n(to.add(i), self.arithmetic.join(s, low, high), n);
                 }
                 to = to.add(d);
+                let is_last = word + 1 == n_words;
+                if across && (is_last || word % TILE_WORDS == TILE_WORDS - 1) {
+                    let first = word / TILE_WORDS * TILE_WORDS;
+                    let count = word + 1 - first;
+                    turn_across(s, (count, d), rows, start.add(first), stride);
+                }
             }
         }
     }
@@ -302,7 +338,7 @@ impl<A: Packed> Pair<'_, A> {
         let Area { queries, rows, .. } = self.area;
         let Attention { q, d, scale, stored, .. } = self.attention;
         let source = self.source(q, Q);
-        let depth = d.div_ceil(A::ELEMENTS);
+        let (words, depth) = (d.div_ceil(A::ELEMENTS), self.attention.depth());
         // SAFETY: see the caller.
         unsafe {
             if count < lanes {
@@ -313,7 +349,10 @@ impl<A: Packed> Pair<'_, A> {
             if stored.q {
                 let stride = q.seq_stride() / A::ELEMENTS;
                 let from = source.stored(start).cast();
-                transpose_in(s, (count, depth), from, stride, queries, lanes);
+                transpose_in(s, (count, words), from, stride, queries, lanes);
+                for i in (words * lanes..depth * lanes).step_by(S::LANES) {
+                    s.store(queries.add(i), s.splat(0.0));
+                }
             } else {
                 let (pair, kept) = (self, std::ptr::null());
                 let (is_stored, first, to) = (false, start, rows);

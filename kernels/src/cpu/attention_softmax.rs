@@ -5,12 +5,11 @@
 //! follows it only when a score lies more than [`HEADROOM`] above: any reference gives the same
 //! softmax, and this one hardly ever moves, so that outputs hardly ever need another scale.
 
-use crate::isa::Bf16Dot;
 use crate::simd::{MAX_LANES, Simd, SimdJob};
 use crate::vec_math;
 
 use super::attention_tile::Finish;
-use super::matmul_tile::{Arithmetic, Single};
+use super::matmul_tile::{Arithmetic, InTiles, Single};
 
 /// Most vectors of queries in a block.
 pub(super) const MAX_VECTORS: usize = 4;
@@ -69,7 +68,7 @@ impl Packed for Single {
     }
 }
 
-impl Packed for Bf16Dot {
+impl Packed for InTiles {
     const ELEMENTS: usize = 2;
     const SIGNS: u32 = 0x8000_8000;
 
@@ -80,13 +79,13 @@ impl Packed for Bf16Dot {
 
     #[inline(always)]
     fn join<S: Simd>(self, s: S, low: S::F, high: S::F) -> S::F {
-        s.narrow_pair(self, low, high)
+        s.narrow_pair(self.dot, low, high)
     }
 
     #[inline(always)]
     unsafe fn put<S: Simd>(self, s: S, row: *mut f32, i: usize, x: S::F, n: usize) {
         // SAFETY: the caller's promise.
-        unsafe { s.store_narrow_n(self, row.cast::<u16>().add(i), x, n) }
+        unsafe { s.store_narrow_n(self.dot, row.cast::<u16>().add(i), x, n) }
     }
 
     #[inline(always)]
@@ -271,6 +270,11 @@ pub(super) struct Accumulate<A> {
 }
 
 impl<A: Packed> Finish for Accumulate<A> {
+    #[inline(always)]
+    fn in_place(self) -> *mut f32 {
+        if self.scale.is_null() { self.outputs } else { std::ptr::null_mut() }
+    }
+
     /// # Safety
     /// The outputs are writable for the rows; words are asked for only if D is even.
     #[inline(always)]

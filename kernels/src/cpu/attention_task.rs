@@ -5,13 +5,13 @@ use std::f64::consts::LOG2_E;
 use ops::DType;
 
 use crate::program::store;
-use crate::simd::{Simd, SimdJob};
+use crate::simd::{Simd, SimdJob, TileSession};
 
 use super::attention::{Ahead, Attention, KEY_BLOCK, table};
 use super::attention_rows::padded;
 use super::attention_softmax::{Accumulate, LOWEST, Packed, Weigh};
 use super::attention_tile::{Factors, Store, product};
-use super::matmul_tile::{Arithmetic, Single, Words};
+use super::matmul_tile::{Arithmetic, InTiles, Single, Words};
 use super::shared::{Shared, aligned};
 use super::transpose::transpose_in;
 use crate::attention_site::{BIAS, K, MASK, OUT, Q, V};
@@ -25,7 +25,7 @@ const TERMS: usize = 128;
 pub(super) struct Area {
     /// `[packed_keys, D]` in words.
     pub(super) keys: *mut f32,
-    /// `[packed_keys, D]` in words of keys.
+    /// `[packed_keys, D]` in words of keys; for tile registers `[D, packed_keys]`, `value_stride` words apart.
     pub(super) values: *mut f32,
     /// `[D, block]` in words: queries, transposed.
     pub(super) queries: *mut f32,
@@ -56,11 +56,15 @@ impl Area {
         let (d, block) = (attention.d, attention.block());
         let elements = attention.words.depths();
         let packed = attention.packed_keys();
-        let depth = d.div_ceil(elements);
+        let depth = attention.depth();
         let scores = KEY_BLOCK * block;
         let lens = [
             packed * depth,
-            packed.div_ceil(elements) * d,
+            if attention.words.are_tiles() {
+                d * attention.value_stride()
+            } else {
+                packed.div_ceil(elements) * d
+            },
             depth * block,
             if depth > TERMS { scores } else { 0 },
             if attention.bias.is_some() { scores } else { 0 },
@@ -68,7 +72,7 @@ impl Area {
             d * block,
             block,
             block,
-            d.max(KEY_BLOCK) * block,
+            d.max(depth).max(KEY_BLOCK) * block,
             padded(d),
             2 * padded(d),
             attention.sk,
@@ -129,7 +133,15 @@ impl SimdJob for Task<'_> {
     fn run<S: Simd>(self, s: S) {
         match self.attention.words {
             Words::F32 => Single.outline(s, TaskOf { task: self, arithmetic: Single }),
-            Words::Bf16Pairs(dot) => dot.outline(s, TaskOf { task: self, arithmetic: dot }),
+            Words::Bf16Pairs(dot) => {
+                let arithmetic = InTiles { dot, session: std::ptr::null_mut() };
+                dot.outline(s, TaskOf { task: self, arithmetic });
+            }
+            Words::Bf16Tiles(tiles) => {
+                let mut session = TileSession::begin(tiles);
+                let arithmetic = InTiles { dot: tiles.dot(), session: &raw mut session };
+                arithmetic.outline(s, TaskOf { task: self, arithmetic });
+            }
         }
     }
 }
@@ -249,7 +261,8 @@ impl<A: Packed> Pair<'_, A> {
         let Area { keys, values, queries, partial, bias, weights, outputs, reference, sum, .. } =
             self.area;
         let lanes = N * S::LANES;
-        let depth = d.div_ceil(A::ELEMENTS);
+        let depth = self.attention.depth();
+        let words = self.attention.words;
         let (keys_in_place, values_in_place) =
             (self.attention.has_keys_in_place(), self.attention.has_values_in_place());
         let (key_source, value_source) = (self.source(k, K), self.source(v, V));
@@ -321,15 +334,23 @@ impl<A: Packed> Pair<'_, A> {
                         s.store(sum.add(v), s.div(s.splat(1.0), s.load(sum.add(v))));
                     }
                 }
+                let terms = words.padded(n.div_ceil(A::ELEMENTS));
+                for i in (n.div_ceil(A::ELEMENTS) * lanes..terms * lanes).step_by(S::LANES) {
+                    s.store(weights.add(i), s.splat(0.0));
+                }
+                let (a, a_stride) = if values_in_place {
+                    (value_source.stored(first).cast(), v.seq_stride())
+                } else if words.are_tiles() {
+                    let at = values.add(packed / A::ELEMENTS);
+                    (at.cast_const(), self.attention.value_stride())
+                } else {
+                    (values.add(packed / A::ELEMENTS * d).cast_const(), d)
+                };
                 let factors = Factors {
-                    a: if values_in_place {
-                        value_source.stored(first).cast()
-                    } else {
-                        values.add(packed / A::ELEMENTS * d)
-                    },
-                    a_stride: if values_in_place { v.seq_stride() } else { d },
+                    a,
+                    a_stride,
                     b: weights,
-                    terms: n.div_ceil(A::ELEMENTS),
+                    terms,
                     start: if first == 0 { std::ptr::null() } else { outputs },
                 };
                 let accumulate = Accumulate {

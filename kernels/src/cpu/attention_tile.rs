@@ -4,10 +4,14 @@
 //! works lane by lane, and rows of keys and values are broadcast from where they are.
 //!
 //! A and B hold words: one f32, or two neighbors along `t` in bf16. What becomes of a tile's sums is
-//! up to a [`Finish`], which gets them in registers.
+//! up to a [`Finish`], which gets them in registers. Tile registers give their sums to memory: those of a few rows at a
+//! time pass through the nearest cache on their way to it.
 
-use crate::simd::{Simd, SimdJob};
+use std::mem::MaybeUninit;
 
+use crate::simd::{MAX_LANES, Simd, SimdJob, TILE_ROWS, TILE_WORDS, TileProduct, TileSession};
+
+use super::attention_softmax::MAX_VECTORS;
 use super::matmul_tile::Arithmetic;
 
 /// Factors of a product; counts and steps are in words.
@@ -19,7 +23,7 @@ pub(super) struct Factors {
     pub(super) a_stride: usize,
     /// B: for each t, the query lanes.
     pub(super) b: *const f32,
-    /// Terms of each sum.
+    /// Terms of each sum; in tile registers whole tiles, what is too many being zero in B and finite in A.
     pub(super) terms: usize,
     /// What the sums start from, rows of query lanes; null for zero.
     pub(super) start: *const f32,
@@ -27,6 +31,12 @@ pub(super) struct Factors {
 
 /// What becomes of the sums.
 pub(super) trait Finish: Copy {
+    /// Where rows of sums end up unchanged, if they do; else null.
+    #[inline(always)]
+    fn in_place(self) -> *mut f32 {
+        std::ptr::null_mut()
+    }
+
     /// Takes rows `row..row + R` of the product.
     ///
     /// # Safety
@@ -39,7 +49,8 @@ pub(super) trait Finish: Copy {
     );
 }
 
-/// The product's `rows` rows of `V` vectors. `ROWS`: neighbors in A are rows; else they are terms.
+/// The product's `rows` rows of `V` vectors. `ROWS`: neighbors in A are rows; else they are terms, as they always
+/// are for tile registers.
 ///
 /// # Safety
 /// A, B and the start have the words that the counts and strides reach; the finish may be called
@@ -56,6 +67,11 @@ pub(super) unsafe fn product<S, A, F, const V: usize, const ROWS: bool>(
     A: Arithmetic,
     F: Finish,
 {
+    let session = arithmetic.tiles();
+    if !session.is_null() && factors.terms.is_multiple_of(TILE_WORDS) {
+        arithmetic.outline(s, InTileRegisters::<F, V> { session, factors, rows, finish });
+        return;
+    }
     let mut row = 0;
     macro_rules! tiles {
         ($height:literal) => {
@@ -141,6 +157,86 @@ where
     }
 }
 
+/// [`product`] in tile registers.
+struct InTileRegisters<F, const V: usize> {
+    session: *mut TileSession,
+    factors: Factors,
+    rows: usize,
+    finish: F,
+}
+
+/// Sums on their way from tile registers.
+#[repr(C, align(64))]
+struct Passing([MaybeUninit<f32>; 2 * TILE_ROWS * MAX_VECTORS * MAX_LANES]);
+
+impl<F: Finish, const V: usize> SimdJob for InTileRegisters<F, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        const { assert!(V <= MAX_VECTORS, "the sums of a block fit") };
+        let InTileRegisters { session, factors, rows, finish } = self;
+        let Factors { a, a_stride, b, terms, start } = factors;
+        let lanes = V * S::LANES;
+        let in_place = finish.in_place();
+        let is_in_place = !in_place.is_null() && (start.is_null() || start == in_place);
+        let mut passing = Passing([MaybeUninit::uninit(); _]);
+        let passing = passing.0.as_mut_ptr().cast::<f32>();
+        // SAFETY: the caller of `product` promises the words, and whoever made the arithmetic the session.
+        unsafe {
+            for first in (0..rows).step_by(2 * TILE_ROWS) {
+                let count = (rows - first).min(2 * TILE_ROWS);
+                let sums = if is_in_place { in_place.add(first * lanes) } else { passing };
+                let a = a.add(first * a_stride);
+                for v in (0..V).step_by(2) {
+                    let product = TileProduct {
+                        a,
+                        a_stride,
+                        b: b.add(v * S::LANES),
+                        b_stride: lanes,
+                        steps: terms / TILE_WORDS,
+                        sums: sums.add(v * S::LANES),
+                        sums_stride: lanes,
+                        accumulate: is_in_place && !start.is_null(),
+                        next: a.wrapping_add(2 * TILE_ROWS * a_stride),
+                    };
+                    (*session).multiply(count, (V - v).min(2), &product);
+                }
+                if is_in_place {
+                    continue;
+                }
+                let mut row = 0;
+                macro_rules! finish {
+                    ($height:literal) => {
+                        while row + $height <= count {
+                            let mut taken = [[s.splat(0.0); V]; $height];
+                            for (r, taken) in taken.iter_mut().enumerate() {
+                                for (v, sum) in taken.iter_mut().enumerate() {
+                                    let at = (row + r) * lanes + v * S::LANES;
+                                    *sum = s.load(passing.add(at));
+                                    if !start.is_null() {
+                                        *sum = s.add(*sum, s.load(start.add(first * lanes + at)));
+                                    }
+                                }
+                            }
+                            finish.finish::<S, $height, V>(s, first + row, taken);
+                            row += $height;
+                        }
+                    };
+                }
+                // Heights that the registers hold; even ones, so that pairs of rows stay together.
+                if const { V <= 2 } {
+                    finish!(8);
+                } else {
+                    finish!(4);
+                }
+                finish!(2);
+                finish!(1);
+            }
+        }
+    }
+}
+
 /// Writes rows of query lanes.
 #[derive(Clone, Copy)]
 pub(super) struct Store {
@@ -149,6 +245,11 @@ pub(super) struct Store {
 }
 
 impl Finish for Store {
+    #[inline(always)]
+    fn in_place(self) -> *mut f32 {
+        self.to
+    }
+
     /// # Safety
     /// `to` is writable for the rows.
     #[inline(always)]

@@ -60,11 +60,7 @@ pub(super) enum Form {
 impl Direct {
     /// For any convolution.
     pub(super) fn new(spec: &Spec, target: &Target) -> Direct {
-        let is_bf16 = spec.input.dtype == DType::Bf16 && spec.weight.layout.dtype == DType::Bf16;
-        let words = match spec.isa.bf16_dot() {
-            Some(dot) if is_bf16 => Words::Bf16Pairs(dot),
-            _ => Words::F32,
-        };
+        let words = Direct::words(spec);
         let panel = PanelShape::of(spec.isa, words);
         let cell = spec.input.channels.div_ceil(words.depths());
         let [_, kernel_height, kernel_width] = spec.kernel;
@@ -83,7 +79,7 @@ impl Direct {
             Form::Patches => taps * cell,
             Form::TapColumns => cell,
         };
-        let depth_block = segment.div_ceil(segment.div_ceil(MAX_DEPTH_BLOCK));
+        let depth_block = words.padded(segment.div_ceil(segment.div_ceil(MAX_DEPTH_BLOCK)));
         // A strip takes at most a third of L2, and there are some rectangles for each thread.
         let strip_cells = |[height, width]: [usize; 2]| {
             let rows = (height - 1) * spec.stride[1] + kernel_height;
@@ -107,6 +103,12 @@ impl Direct {
         let sums = target.l2_bytes / 4 / (4 * block[0] * block[1] * panel.columns());
         let group = if form == Form::TapColumns { usize::MAX } else { sums.max(1) };
         Direct { words, form, panel, block, depth_block, cell, group }
+    }
+
+    /// What is multiplied.
+    pub(super) fn words(spec: &Spec) -> Words {
+        let is_bf16 = spec.input.dtype == DType::Bf16 && spec.weight.layout.dtype == DType::Bf16;
+        Words::of(spec.isa, if is_bf16 { DType::Bf16 } else { DType::F32 })
     }
 
     pub(super) fn tunables(&self) -> Vec<(&'static str, Attr)> {

@@ -8,7 +8,7 @@ use super::conv_direct::{Direct, Form};
 use super::conv_input::{Line, Reader};
 use super::lanes::store_bf16;
 use super::matmul_pack;
-use super::matmul_tile::{self, Tile, Words};
+use super::matmul_tile::{Multiplier, Tile, Words};
 use super::shared::Shared;
 
 /// Where things lie in the scratch, in bytes; patches and sums of one position, in words.
@@ -56,10 +56,11 @@ impl SimdJob for Task<'_> {
             } else {
                 strip
             };
+            let multiplier = &mut Multiplier::of(direct.words);
             let mut first = self.panels.0;
             while first < self.panels.1 {
                 let last = self.panels.1.min(first.saturating_add(direct.group));
-                self.multiply(s, (first, last), a, sums, wide);
+                self.multiply(s, multiplier, (first, last), a, sums, wide);
                 if direct.form == Form::TapColumns {
                     self.add_taps(s, sums, row, program);
                 } else {
@@ -169,6 +170,7 @@ impl Task<'_> {
     unsafe fn multiply<S: Simd>(
         &self,
         s: S,
+        multiplier: &mut Multiplier,
         panels: (usize, usize),
         a: *const f32,
         sums: *mut f32,
@@ -178,7 +180,7 @@ impl Task<'_> {
         let dtype = Direct::packed_dtype(spec);
         let is_wide = dtype != direct.words.dtype();
         let size = dtype.size() * direct.words.depths();
-        let tile_rows = const { matmul_tile::shape(S::REGISTERS).0 };
+        let tile_rows = direct.words.shape(spec.isa).0;
         let (depth, segment) = (direct.depth(spec), direct.segment(spec));
         let [height, width] = self.strip();
         // Rows of A: lines of so many, this far apart, in words.
@@ -243,7 +245,7 @@ impl Task<'_> {
                                 next: next.wrapping_add(done).cast(),
                             };
                             let rows = tile_rows.min(n - row);
-                            matmul_tile::run(s, direct.words, rows, vectors, &tile);
+                            multiplier.run(s, rows, vectors, &tile);
                             done += piece;
                         }
                     }

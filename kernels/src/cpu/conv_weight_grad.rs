@@ -30,7 +30,7 @@ use super::conv::SPATIAL;
 use super::conv_input::Input;
 use super::conv_weight_grad_task::{Multiply, Pack};
 use super::matmul_pack::PanelShape;
-use super::matmul_tile::{self, Words};
+use super::matmul_tile::Words;
 use super::shared::{Shared, aligned};
 
 /// Output channels that are packed at a time.
@@ -39,7 +39,7 @@ pub(super) const PACKED_ROWS: usize = 64;
 /// The gradient of a convolution with respect to its weight.
 #[derive(Clone, Debug)]
 pub struct ConvWeightGrad {
-    isa: Isa,
+    pub(super) isa: Isa,
     pub(super) x: Box<Input>,
     pub(super) grad: Box<Input>,
     pub(super) kernel: [usize; SPATIAL],
@@ -97,10 +97,7 @@ impl ConvWeightGrad {
         let taps: usize = kernel.iter().product();
         // A panel of patches takes `taps` times as long to make.
         let is_patches = 3 * vectors(taps * x.channels) <= 2 * taps * vectors(x.channels);
-        let words = match isa.bf16_dot() {
-            Some(dot) if x.dtype == DType::Bf16 && !is_patches => Words::Bf16Pairs(dot),
-            _ => Words::F32,
-        };
+        let words = Words::of(isa, if is_patches { DType::F32 } else { x.dtype });
         let mut conv = ConvWeightGrad {
             isa,
             kernel,
@@ -318,7 +315,7 @@ impl KernelDef for ConvWeightGrad {
         let areas = self.areas();
         let pieces = self.pieces();
         let of_piece: usize = self.pack_items().iter().sum();
-        let tile_rows = matmul_tile::shape(self.isa.registers()).0;
+        let tile_rows = self.words.shape(self.isa).0;
         let tiles = self.rows().div_ceil(tile_rows);
         // Some tasks for each thread, each of whole tiles, and where those are few of some taps.
         let wanted = 8 * pool.threads();

@@ -9,7 +9,7 @@ use crate::simd::{Simd, SimdJob};
 use super::conv_input::{Line, Reader};
 use super::conv_weight_grad::{Areas, ConvWeightGrad, PACKED_ROWS, Piece};
 use super::lanes::{copy, each, load_from, store_bf16};
-use super::matmul_tile::{self, Tile, Words};
+use super::matmul_tile::{Multiplier, Tile, Words};
 use super::shared::Shared;
 use super::transpose::transpose_in;
 
@@ -275,6 +275,7 @@ impl SimdJob for Multiply<'_> {
             let scratch = self.shared.scratch().cast::<f32>();
             let first = panel * conv.panel.columns() * conv.rows() * products;
             let sums = scratch.add(areas.sums + first);
+            let multiplier = &mut Multiplier::of(conv.words);
             for index in pieces.0..pieces.1 {
                 let n_lines = conv.piece(index).n_lines;
                 let at = index - pieces.0;
@@ -282,7 +283,7 @@ impl SimdJob for Multiply<'_> {
                 let strip = scratch.add(strip + conv.panel_start(n_lines, panel));
                 let grads = scratch.add(areas.grads + at * areas.grads_len);
                 let depth = conv.depth(n_lines);
-                let block = depth.div_ceil(depth.div_ceil(DEPTH_BLOCK));
+                let block = conv.words.padded(depth.div_ceil(depth.div_ceil(DEPTH_BLOCK)));
                 for start in (0..depth).step_by(block) {
                     let place = Place {
                         start,
@@ -290,7 +291,7 @@ impl SimdJob for Multiply<'_> {
                         n_lines,
                         accumulate: index + start > 0,
                     };
-                    self.block(s, &place, grads, strip, sums);
+                    self.block(s, multiplier, &place, grads, strip, sums);
                 }
             }
             if self.is_last {
@@ -317,6 +318,7 @@ impl Multiply<'_> {
     unsafe fn block<S: Simd>(
         &self,
         s: S,
+        multiplier: &mut Multiplier,
         place: &Place,
         grads: *const f32,
         strip: *const f32,
@@ -324,7 +326,7 @@ impl Multiply<'_> {
     ) {
         let Multiply { conv, areas, panel, .. } = self;
         let (products, width) = (conv.products(), conv.width(*panel));
-        let tile_rows = const { matmul_tile::shape(S::REGISTERS).0 };
+        let tile_rows = conv.words.shape(conv.isa).0;
         for row in (self.rows.0..self.rows.1).step_by(tile_rows) {
             let rows = tile_rows.min(self.rows.1 - row);
             for product in self.products.0..self.products.1 {
@@ -343,7 +345,7 @@ impl Multiply<'_> {
                         accumulate: place.accumulate,
                         next: grads.wrapping_add(next * areas.grads_row + place.start),
                     };
-                    matmul_tile::run(s, conv.words, rows, width / S::LANES, &tile);
+                    multiplier.run(s, rows, width / S::LANES, &tile);
                 }
             }
         }

@@ -16,13 +16,14 @@
 //!
 //! Roofline: the multiply-add units in phase 2; the others move some 20 bytes per FLOP-saving product.
 
-use ops::{Attr, DType};
+use ops::Attr;
 
 use crate::Pool;
 use crate::kernel::Target;
 use crate::simd::dispatch;
 
 use super::conv::{SPATIAL, Spec};
+use super::conv_direct::Direct;
 use super::conv_factors::{CHUNK, Factors, Fixed, Half, Single};
 use super::conv_input::Input;
 use super::conv_transform::{Doubled, Quad};
@@ -135,8 +136,11 @@ impl Winograd {
         let fast = products + weight + MULTIPLY_ADDS_PER_TRANSFORM;
         let positions = planes * spec.output[1] * spec.output[2];
         let mut direct = 9 * positions + weight;
-        if spec.input.dtype == DType::Bf16 && spec.isa.bf16_dot().is_some() {
-            direct /= 2;
+        match Direct::words(spec) {
+            Words::F32 => {}
+            Words::Bf16Pairs(_) => direct /= 2,
+            // Only the strip and the sums would count.
+            Words::Bf16Tiles(_) => return None,
         }
         if fast > direct {
             return None;

@@ -23,7 +23,7 @@ use crate::Error;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::program::Program;
-use crate::simd::{MAX_LANES, dispatch, prefetch_l2};
+use crate::simd::{MAX_LANES, TILE_WORDS, dispatch, prefetch_l2};
 
 pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
 
@@ -31,14 +31,17 @@ use super::matmul_blocks::{Block, BlockShape, GROUP_COLUMNS, PackedPanels, RunSc
 use super::matmul_pack::{DenseB, PanelShape};
 use super::matmul_rows::row_offsets;
 use super::matmul_task::{PackShared, Rows, Task};
-use super::matmul_tile::{self, Words};
+use super::matmul_tile::Words;
 
 /// Largest block of the depth: its panel of B is read once per tile row from the nearest caches.
 const MAX_DEPTH_BLOCK: usize = 320;
 /// Blocks of the depth that A is packed for at a time.
 const DEPTH_BLOCKS_PER_PASS: usize = 4;
-/// Most tiles of a block of rows.
-const MAX_BLOCK_TILES: usize = 30;
+/// Most rows of a block.
+const MAX_BLOCK_ROWS: usize = 240;
+/// The same where tile registers multiply.
+const MAX_TILES_DEPTH: usize = 144;
+const MAX_TILES_ROWS: usize = 256;
 
 /// Caches that block sizes are chosen for, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,12 +109,7 @@ impl Matmul {
             BOperand::Packed(dtype) => *dtype,
             BOperand::Dense(view) => view.dtype,
         };
-        let words = match isa.bf16_dot() {
-            Some(dot) if (b_dtype, spec.product) == (DType::Bf16, DType::Bf16) => {
-                Words::Bf16Pairs(dot)
-            }
-            _ => Words::F32,
-        };
+        let words = Words::of(isa, if b_dtype == spec.product { b_dtype } else { DType::F32 });
         let prologue = match &spec.prologue {
             Some(program) => Some(Program::new(
                 program.slots().to_vec(),
@@ -121,15 +119,21 @@ impl Matmul {
             None => None,
         };
         let panel = PanelShape::of(isa, words);
-        let tile_rows = matmul_tile::shape(isa.registers()).0;
+        let tile_rows = words.shape(isa).0;
         let n_words = spec.depth.div_ceil(words.depths());
-        let n_blocks = n_words.div_ceil(MAX_DEPTH_BLOCK);
-        let depth_block = n_words.div_ceil(n_blocks).next_multiple_of(4);
+        // Sums cost tile registers the more to load and store, but B is read by the tiles of all rows, and only
+        // the nearest cache is fast enough.
+        let (most_depth, unit, most_rows) = match words {
+            Words::F32 | Words::Bf16Pairs(_) => (MAX_DEPTH_BLOCK, 4, MAX_BLOCK_ROWS),
+            Words::Bf16Tiles(_) => (MAX_TILES_DEPTH, TILE_WORDS, MAX_TILES_ROWS),
+        };
+        let n_blocks = n_words.div_ceil(most_depth);
+        let depth_block = n_words.div_ceil(n_blocks).next_multiple_of(unit);
         let n_rows = spec.rows.iter().product::<usize>();
         let n_batch = spec.batch.iter().product();
         let fit = |bytes: usize, blocks: usize| {
             let rows = bytes / (blocks * depth_block * size_of::<f32>());
-            (rows / tile_rows).clamp(4, MAX_BLOCK_TILES) * tile_rows
+            (rows / tile_rows).clamp(4, most_rows / tile_rows) * tile_rows
         };
         let most_blocks = DEPTH_BLOCKS_PER_PASS.min(n_blocks);
         // Where all rows can be one block in half of the cache, the depth of a pass gives way.
@@ -404,6 +408,7 @@ impl Matmul {
         match self.words {
             Words::F32 => "panels",
             Words::Bf16Pairs(_) => "pairs",
+            Words::Bf16Tiles(_) => "tiles",
         }
     }
 

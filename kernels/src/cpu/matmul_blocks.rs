@@ -217,7 +217,7 @@ impl Matmul {
     fn wide_len(&self) -> usize {
         match self.words {
             Words::F32 => 0,
-            Words::Bf16Pairs(_) => self.packed_words() * self.words.depths(),
+            Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => self.packed_words() * self.words.depths(),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::isa::Isa;
 use crate::simd::{Simd, SimdJob, dispatch, prefetch};
 
 use super::lanes::{join_halves, load_as_f32, prefetch_row};
-use super::matmul_tile::{self, Words};
+use super::matmul_tile::Words;
 use super::transpose::transpose_in;
 
 /// Words of each column that are packed at a time, where the depth is contiguous: whole cache lines.
@@ -34,7 +34,7 @@ pub(super) struct PanelShape {
 
 impl PanelShape {
     pub(super) fn of(isa: Isa, words: Words) -> Self {
-        let vectors = matmul_tile::shape(isa.registers()).1;
+        let vectors = words.shape(isa).1;
         Self { isa, lanes: isa.lanes(), vectors, step: words.depths() }
     }
 

@@ -10,7 +10,7 @@ use super::matmul::{Matmul, MatmulBuffers};
 use super::matmul_blocks::{PackedPanels, WorkerScratch};
 use super::matmul_pack;
 use super::matmul_rows::{PackRows, row_offsets};
-use super::matmul_tile::{self, Tile};
+use super::matmul_tile::{Multiplier, Tile};
 
 /// Bytes of C that are asked for before they are written: the sums of a group of panels become elements of C all at
 /// once, and each line of a row would be waited for.
@@ -164,6 +164,7 @@ impl SimdJob for Task<'_> {
                     (sums, if matmul.keeps_sums() { group_len } else { 0 })
                 }
             };
+            let multiplier = &mut Multiplier::of(matmul.words);
             let mut pass_start = begin;
             while pass_start < end {
                 let pass_end = (pass_start + matmul.depth_pass).min(end);
@@ -196,7 +197,8 @@ impl SimdJob for Task<'_> {
                                 (self.then, begin)
                             };
                             let a = a.add(start - pass_start);
-                            self.multiply(s, &layout, &block, next, n_rows, a, sums.add(column));
+                            let sums = sums.add(column);
+                            self.multiply(s, multiplier, &layout, &block, next, n_rows, a, sums);
                             start += depth;
                         }
                     }
@@ -224,6 +226,7 @@ impl Task<'_> {
     unsafe fn multiply<S: Simd>(
         &self,
         s: S,
+        multiplier: &mut Multiplier,
         layout: &WorkerScratch,
         block: &PanelBlock,
         next: (usize, usize),
@@ -268,7 +271,7 @@ impl Task<'_> {
                     accumulate: block.depth_start > 0,
                     next: next_block.wrapping_add(prefetched.min(next_bytes)).cast(),
                 };
-                matmul_tile::run(s, matmul.words, rows, vectors, &tile);
+                multiplier.run(s, rows, vectors, &tile);
                 prefetched += piece;
                 row += rows;
             }

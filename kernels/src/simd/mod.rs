@@ -11,9 +11,13 @@
 //! of sums in [`Simd::reduce_add`]. So results are identical from run to run on one [`Isa`], and
 //! agree within rounding between two.
 
+#[cfg(not(target_arch = "x86_64"))]
+mod no_tiles;
 mod portable;
 mod square;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,11 +26,15 @@ mod avx512;
 mod neon;
 
 #[cfg(target_arch = "x86_64")]
+pub use amx::TileSession;
+#[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
+#[cfg(not(target_arch = "x86_64"))]
+pub use no_tiles::TileSession;
 pub use portable::Portable;
 pub use square::transpose_4x4;
 
@@ -342,6 +350,34 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+/// Rows of a tile register.
+pub const TILE_ROWS: usize = 16;
+/// 32-bit words of a row of a tile register.
+pub const TILE_WORDS: usize = 16;
+
+/// Operands of a product of at most 32 rows by one or two tiles of columns; strides count 32-bit words.
+#[derive(Clone, Copy, Debug)]
+pub struct TileProduct {
+    /// First word of the rows of A.
+    pub a: *const f32,
+    /// From one row of A to the next.
+    pub a_stride: usize,
+    /// The columns of B: for each word of the depth, a word of each.
+    pub b: *const f32,
+    /// From one word of the depth to the next; of at least as many words as there are columns.
+    pub b_stride: usize,
+    /// Tiles of the depth, [`TILE_WORDS`] words each; at least one.
+    pub steps: usize,
+    /// First sum.
+    pub sums: *mut f32,
+    /// From one row of sums to the next.
+    pub sums_stride: usize,
+    /// Whether to add to what is there.
+    pub accumulate: bool,
+    /// Memory to bring into the second-level cache, four lines a step; any address is allowed.
+    pub next: *const f32,
+}
+
 /// Asks for the cache line at `p` in all cache levels; any address is allowed.
 #[inline(always)]
 pub fn prefetch<T>(p: *const T) {
@@ -392,7 +428,7 @@ pub fn dispatch<J: SimdJob>(isa: Isa, job: J) -> J::Output {
     match isa.kind() {
         // SAFETY: an `Isa` of this kind only exists if the CPU has the features.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Avx512Bf16 => unsafe { avx512::run(job) },
+        Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe { avx512::run(job) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => unsafe { avx2::run(job) },

@@ -95,7 +95,10 @@ fn cpu_features() -> Vec<&'static str> {
             ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
             ("avx512fp16", is_x86_feature_detected!("avx512fp16")),
         ];
-        features.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+        let features = features.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
+        features
+            .chain(Isa::available().iter().any(|isa| isa.bf16_tiles().is_some()).then_some("amx"))
+            .collect()
     }
     #[cfg(not(target_arch = "x86_64"))]
     {

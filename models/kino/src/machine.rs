@@ -13,7 +13,7 @@ use kernels::{Isa, Target};
 use crate::failure::{Failure, Outcome};
 use crate::units;
 
-/// Names an instruction set to use instead of the best: `avx512bf16`, `avx512`, `avx2`, `neon`, `portable`.
+/// Names an instruction set to use instead of the best: `amx`, `avx512bf16`, `avx512`, `avx2`, `neon`, `portable`.
 pub(crate) const ISA_VARIABLE: &str = "KINO_CPU";
 
 /// Level 1, level 2 and last-level data caches in bytes where the system does not tell.

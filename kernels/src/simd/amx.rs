@@ -1,0 +1,267 @@
+//! The tile registers of AMX: eight of 16 rows of 64 bytes, and products of a whole tile of bf16 pairs by
+//! another, summed in f32.
+//!
+//! Stable Rust has no intrinsics for them, so the loops that use them are assembly; the compiler knows the
+//! registers only as ones that are overwritten. A thread uses them between [`TileSession::begin`] and the session's
+//! end, which gives them back: a thread that has left them in use takes the operating system longer to switch.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use crate::isa::{Bf16Dot, Bf16Tiles};
+
+use super::{TILE_ROWS as ROWS, TILE_WORDS as WORDS, TileProduct};
+
+/// Whether the CPU has tiles of bf16 and the operating system lets this process use them; asked once, before
+/// any tile is touched.
+pub(crate) fn is_usable() -> bool {
+    static USABLE: OnceLock<bool> = OnceLock::new();
+    *USABLE.get_or_init(|| has_instructions() && is_permitted())
+}
+
+/// AMX-TILE and AMX-BF16 of CPUID's leaf 7.
+fn has_instructions() -> bool {
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+    __cpuid(0).eax >= 7 && {
+        let features = __cpuid_count(7, 0).edx;
+        features & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+    }
+}
+
+/// Asks Linux for the tiles' state: a process that has not asked is killed when it touches one. Threads that
+/// start later may use them, too.
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    const SYS_ARCH_PRCTL: usize = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XFEATURE_XTILEDATA: usize = 18;
+    let result: isize;
+    // SAFETY: this system call reads and writes no memory of ours; it overwrites rcx and r11.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") SYS_ARCH_PRCTL => result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
+}
+
+/// How other systems are asked is not known here.
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+/// What LDTILECFG reads: the shape of each register.
+#[repr(C, align(64))]
+struct Shapes {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// This thread's use of the tile registers. Sums of a product are registers 0 to 3, two rows of two tiles; 4 and
+/// 5 hold rows of A, 6 and 7 columns of B.
+#[derive(Debug)]
+pub struct TileSession {
+    proof: Bf16Tiles,
+    /// Rows of the two rows of tiles that the registers are shaped for.
+    shape: [usize; 2],
+    /// The registers are those of one thread.
+    not_send: PhantomData<*mut ()>,
+}
+
+impl TileSession {
+    /// Takes the registers.
+    #[inline]
+    pub fn begin(proof: Bf16Tiles) -> Self {
+        let mut session = Self { proof, shape: [0; 2], not_send: PhantomData };
+        session.set_shape([ROWS; 2]);
+        session
+    }
+
+    /// What the session's proof proves besides.
+    pub fn dot(&self) -> Bf16Dot {
+        self.proof.dot()
+    }
+
+    /// Shapes the registers for rows of tiles of so many rows each, which empties them.
+    #[inline]
+    fn set_shape(&mut self, shape: [usize; 2]) {
+        if self.shape == shape {
+            return;
+        }
+        self.shape = shape;
+        let [upper, lower] = shape.map(|rows| rows as u8);
+        let full = ROWS as u8;
+        let mut rows = [0; 16];
+        rows[..8].copy_from_slice(&[upper, upper, lower, lower, upper, lower, full, full]);
+        let mut row_bytes = [0; 16];
+        row_bytes[..8].fill(4 * WORDS as u16);
+        let shapes = Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
+        // SAFETY: the session's proof says that the CPU has the instruction and that the registers may be used;
+        // it reads the 64 bytes, whose shapes are within palette 1.
+        unsafe { asm!("ldtilecfg [{0}]", in(reg) &shapes, options(nostack, readonly)) }
+    }
+
+    /// Computes the sums of `rows` rows by `columns` tiles of columns.
+    ///
+    /// # Safety
+    /// `rows` is 1 to 32 and `columns` 1 or 2. A is readable for `rows` x `steps` tiles' rows, B for
+    /// [`super::TILE_WORDS`] x `steps` words of the depth by the columns, the sums are writable for `rows` by the columns, and
+    /// initialized if they are added to.
+    #[inline(always)]
+    pub unsafe fn multiply(&mut self, rows: usize, columns: usize, product: &TileProduct) {
+        // SAFETY: passed on.
+        unsafe {
+            if rows > ROWS {
+                self.set_shape([ROWS, rows - ROWS]);
+                if columns == 2 { two_by_two(product) } else { two_by_one(product) }
+            } else {
+                self.set_shape([rows, ROWS]);
+                if columns == 2 { one_by_two(product) } else { one_by_one(product) }
+            }
+        }
+    }
+}
+
+impl Drop for TileSession {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the session's proof says that the CPU has the instruction.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) }
+    }
+}
+
+/// The first word of the second row of tiles: of A, and of the sums.
+fn lower_a(product: &TileProduct) -> *const f32 {
+    product.a.wrapping_add(ROWS * product.a_stride)
+}
+
+fn lower_sums(product: &TileProduct) -> *mut f32 {
+    product.sums.wrapping_add(ROWS * product.sums_stride)
+}
+
+/// The loop over the depth for one shape. Each step loads a tile of every row and column and multiplies each
+/// with each; the products are up to four chains, so that they need not wait for each other.
+macro_rules! tile_loop {
+    (
+        $name:ident,
+        zero: [$($zero:literal),*], load: [$($load:literal),*],
+        step: [$($step:literal),*], store: [$($store:literal),*],
+        $($operand:ident = $address:expr),*
+    ) => {
+        /// # Safety
+        /// As [`TileSession::multiply`], which has shaped the registers.
+        #[inline(never)]
+        unsafe fn $name(product: &TileProduct) {
+            let p = *product;
+            // SAFETY: the caller promises the memory. The registers are named as overwritten, and nothing but
+            // sums is written.
+            unsafe {
+                asm!(
+                    "test {accumulate}, {accumulate}",
+                    "jnz 2f",
+                    $($zero,)*
+                    "jmp 3f",
+                    "2:",
+                    $($load,)*
+                    "3:",
+                    $($step,)*
+                    "prefetcht1 [{next}]",
+                    "prefetcht1 [{next} + 64]",
+                    "prefetcht1 [{next} + 128]",
+                    "prefetcht1 [{next} + 192]",
+                    "add {next}, 256",
+                    "add {a}, 64",
+                    "add {b}, {b_step}",
+                    "dec {steps}",
+                    "jnz 3b",
+                    $($store,)*
+                    a = inout(reg) p.a => _,
+                    a_row = in(reg) 4 * p.a_stride,
+                    b = inout(reg) p.b => _,
+                    b_row = in(reg) 4 * p.b_stride,
+                    b_step = in(reg) 4 * WORDS * p.b_stride,
+                    c = in(reg) p.sums,
+                    c_row = in(reg) 4 * p.sums_stride,
+                    steps = inout(reg) p.steps => _,
+                    next = inout(reg) p.next => _,
+                    accumulate = in(reg) u64::from(p.accumulate),
+                    $($operand = inout(reg) $address(&p) => _,)*
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+tile_loop!(
+    two_by_two,
+    zero: ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+    load: [
+        "tileloadd tmm0, [{c} + {c_row}]", "tileloadd tmm1, [{c} + {c_row} + 64]",
+        "tileloadd tmm2, [{c1} + {c_row}]", "tileloadd tmm3, [{c1} + {c_row} + 64]"
+    ],
+    step: [
+        "tileloadd tmm4, [{a} + {a_row}]",
+        "tileloadd tmm6, [{b} + {b_row}]", "tileloadd tmm7, [{b} + {b_row} + 64]",
+        "tileloadd tmm5, [{a1} + {a_row}]",
+        "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7",
+        "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
+        "add {a1}, 64"
+    ],
+    store: [
+        "tilestored [{c} + {c_row}], tmm0", "tilestored [{c} + {c_row} + 64], tmm1",
+        "tilestored [{c1} + {c_row}], tmm2", "tilestored [{c1} + {c_row} + 64], tmm3"
+    ],
+    a1 = lower_a,
+    c1 = lower_sums
+);
+tile_loop!(
+    two_by_one,
+    zero: ["tilezero tmm0", "tilezero tmm2"],
+    load: ["tileloadd tmm0, [{c} + {c_row}]", "tileloadd tmm2, [{c1} + {c_row}]"],
+    step: [
+        "tileloadd tmm4, [{a} + {a_row}]", "tileloadd tmm6, [{b} + {b_row}]",
+        "tileloadd tmm5, [{a1} + {a_row}]",
+        "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm2, tmm5, tmm6",
+        "add {a1}, 64"
+    ],
+    store: ["tilestored [{c} + {c_row}], tmm0", "tilestored [{c1} + {c_row}], tmm2"],
+    a1 = lower_a,
+    c1 = lower_sums
+);
+tile_loop!(
+    one_by_two,
+    zero: ["tilezero tmm0", "tilezero tmm1"],
+    load: ["tileloadd tmm0, [{c} + {c_row}]", "tileloadd tmm1, [{c} + {c_row} + 64]"],
+    step: [
+        "tileloadd tmm4, [{a} + {a_row}]",
+        "tileloadd tmm6, [{b} + {b_row}]", "tileloadd tmm7, [{b} + {b_row} + 64]",
+        "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    store: ["tilestored [{c} + {c_row}], tmm0", "tilestored [{c} + {c_row} + 64], tmm1"],
+);
+tile_loop!(
+    one_by_one,
+    zero: ["tilezero tmm0"],
+    load: ["tileloadd tmm0, [{c} + {c_row}]"],
+    step: [
+        "tileloadd tmm4, [{a} + {a_row}]", "tileloadd tmm6, [{b} + {b_row}]",
+        "tdpbf16ps tmm0, tmm4, tmm6"
+    ],
+    store: ["tilestored [{c} + {c_row}], tmm0"],
+);
