@@ -11,7 +11,7 @@ use std::time::Instant;
 use ops::DType;
 
 use crate::isa::Bf16Dot;
-use crate::simd::{Simd, SimdJob, dispatch};
+use crate::simd::{Simd, SimdJob, TILE_ROWS, TILE_WORDS, TileSession, dispatch};
 use crate::{Isa, Pool};
 
 /// Independent chains: more than latency times units of any CPU, few enough for its registers.
@@ -68,6 +68,11 @@ fn chains<S: Simd>(s: S, step: impl Fn(S::F) -> S::F) -> f32 {
     s.reduce_add(sum)
 }
 
+/// Rounds of products of tiles in one run.
+const ROUNDS: usize = 1 << 17;
+/// Multiply-adds of a round: four products of tiles, whose words are pairs.
+const ROUND: usize = 4 * TILE_ROWS * TILE_ROWS * 2 * TILE_WORDS;
+
 /// FLOP/s of `pool`'s threads together in `dtype`: that of f32 where the CPU has no bf16 arithmetic.
 pub fn peak(isa: Isa, dtype: DType, pool: &Pool) -> f64 {
     let bf16 = if dtype == DType::Bf16 { bf16_peak(isa, pool) } else { None };
@@ -76,19 +81,25 @@ pub fn peak(isa: Isa, dtype: DType, pool: &Pool) -> f64 {
 
 /// f32 FLOP/s of `pool`'s threads together, best of three short runs.
 pub fn fma_peak(isa: Isa, pool: &Pool) -> f64 {
-    best_rate(pool, isa.lanes(), &|| dispatch(isa, Chains))
+    best_rate(pool, CHAINS * STEPS * isa.lanes(), &|| dispatch(isa, Chains))
 }
 
-/// The same for products of bf16 pairs; `None` where `isa` has none.
+/// The same for products of bf16 pairs, in tile registers where `isa` has them; `None` where it has neither.
 pub fn bf16_peak(isa: Isa, pool: &Pool) -> Option<f64> {
+    if let Some(tiles) = isa.bf16_tiles() {
+        return Some(best_rate(pool, ROUNDS * ROUND, &|| {
+            TileSession::begin(tiles).spin(ROUNDS);
+            0.0
+        }));
+    }
     let dot = isa.bf16_dot()?;
-    Some(best_rate(pool, 2 * isa.lanes(), &|| dispatch(isa, InPairs(dot))))
+    Some(best_rate(pool, CHAINS * STEPS * 2 * isa.lanes(), &|| dispatch(isa, InPairs(dot))))
 }
 
-/// `products` is the number of multiply-adds of one step of one chain.
+/// `products` is the number of multiply-adds of one run.
 fn best_rate(pool: &Pool, products: usize, run: &(dyn Fn() -> f32 + Sync)) -> f64 {
     let items = 4 * pool.threads();
-    let flops = (2 * items * CHAINS * STEPS * products) as f64;
+    let flops = (2 * items * products) as f64;
     let rate = || {
         let start = Instant::now();
         pool.run(items, &|_, _| {

@@ -20,6 +20,11 @@ impl TileSession {
     }
 
     /// Never called: there is no session.
+    pub fn spin(&mut self, _rounds: usize) {
+        unreachable!("this CPU has no tile registers")
+    }
+
+    /// Never called: there is no session.
     ///
     /// # Safety
     /// None is needed.

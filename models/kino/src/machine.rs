@@ -19,6 +19,10 @@ pub(crate) const ISA_VARIABLE: &str = "KINO_CPU";
 /// Level 1, level 2 and last-level data caches in bytes where the system does not tell.
 const USUAL_CACHES: [usize; 3] = [32 << 10, 1 << 20, 16 << 20];
 
+/// Most bytes of the last-level cache that are counted on: a virtual machine is told of all that its socket has, and
+/// shares it with others.
+const MAX_LAST_LEVEL: usize = 32 << 20;
+
 /// Most threads: far above any machine, far below what a process may have.
 const MAX_THREADS: usize = 1024;
 
@@ -70,7 +74,7 @@ pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Bytes of data caches: level 1 and 2 of a core, and the last level.
+/// Bytes of data caches: level 1 and 2 of a core, and what may be counted on of the last level.
 pub(crate) fn caches() -> [usize; 3] {
     let mut caches = USUAL_CACHES;
     for index in 0..8 {
@@ -87,6 +91,7 @@ pub(crate) fn caches() -> [usize; 3] {
             caches[level - 1] = size;
         }
     }
+    caches[2] = caches[2].min(MAX_LAST_LEVEL);
     caches
 }
 
