@@ -38,7 +38,7 @@ fn main() {
         isa: Isa::detect(),
         threads,
         l1_bytes: 48 << 10,
-        l2_bytes: 2 << 20,
+        l2_bytes: 1 << 20,
         l3_bytes: 32 << 20,
         gpu: None,
         tiles: None,

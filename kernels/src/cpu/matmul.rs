@@ -40,7 +40,7 @@ const DEPTH_BLOCKS_PER_PASS: usize = 4;
 /// Most rows of a block.
 const MAX_BLOCK_ROWS: usize = 240;
 /// The same where tile registers multiply.
-const MAX_TILES_DEPTH: usize = 144;
+const MAX_TILES_DEPTH: usize = 288;
 const MAX_TILES_ROWS: usize = 256;
 
 /// Caches that block sizes are chosen for, in bytes.

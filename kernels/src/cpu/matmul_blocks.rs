@@ -10,6 +10,7 @@
 //! Invariant: blocks of one part of C follow the order of the depth, so no sum depends on how it is cut.
 
 use crate::program::Program;
+use crate::simd::MAX_LANES;
 
 use super::matmul::Matmul;
 use super::matmul_rows::PackRows;
@@ -140,7 +141,10 @@ impl Matmul {
 
     /// Elements from one row of sums to the next.
     pub(super) fn sums_stride(&self) -> usize {
-        self.spec.columns.next_multiple_of(self.panel.lanes).min(GROUP_COLUMNS)
+        let columns = self.spec.columns.next_multiple_of(self.panel.lanes).min(GROUP_COLUMNS);
+        // Tile registers store sixteen rows at once: of an odd number of cache lines, so that they lie in different
+        // sets of the first-level cache.
+        if self.words.are_tiles() { (columns / MAX_LANES | 1) * MAX_LANES } else { columns }
     }
 
     /// Bytes of a block of one batch entry of B that is packed while running.

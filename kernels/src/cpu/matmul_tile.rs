@@ -14,7 +14,9 @@ use ops::DType;
 
 use crate::Isa;
 use crate::isa::{Bf16Dot, Bf16Tiles};
-use crate::simd::{self, Simd, SimdJob, TileProduct, TileSession, prefetch, prefetch_l2};
+use crate::simd::{
+    self, Simd, SimdJob, TileProduct, TileSession, prefetch, prefetch_l2, prefetch_write,
+};
 
 /// Most rows of a tile on any instruction set.
 pub(super) const MAX_ROWS: usize = 8;
@@ -276,6 +278,14 @@ impl Multiplier {
         let steps = tile.depth / simd::TILE_WORDS;
         let width = vectors * S::LANES;
         let whole = steps * simd::TILE_WORDS;
+        if tile.accumulate {
+            // The next rows' sums were left a panel ago.
+            for row in rows..2 * rows {
+                for v in 0..vectors {
+                    prefetch_write(tile.sums.wrapping_add(row * tile.sums_stride + v * S::LANES));
+                }
+            }
+        }
         // SAFETY: the parts of the depth and of the columns lie within the whole.
         unsafe {
             for v in (0..if steps > 0 { vectors } else { 0 }).step_by(2) {

@@ -10,7 +10,7 @@ use ops::{Attr, DType, Op};
 
 use crate::kernel::{KernelDef, Launch, Site};
 use crate::program::CHUNK;
-use crate::simd::dispatch;
+use crate::simd::{MAX_LANES, dispatch};
 use crate::{Isa, Layout};
 
 use super::reduce_rows::ROWS;
@@ -23,8 +23,8 @@ use crate::nest::Nest;
 const TASK: usize = 1 << 14;
 /// Fewest results of a strip that whole rows are folded into: a few cache lines of each row.
 const MIN_STRIP: usize = 96;
-/// Longest rows that are folded whole, one after the other, where there are parts enough: memory is read in one
-/// straight line then, and the sums of all results stay in the first-level cache.
+/// Longest strips of rows that are folded one after the other, where there are parts enough: memory is read in nearly
+/// straight lines then, and the sums of a strip stay in the first-level cache.
 const MAX_WIDE: usize = 3 * CHUNK;
 /// Fewest operand elements of a part.
 const PART: usize = 1 << 16;
@@ -130,17 +130,18 @@ impl Reduce {
         self.reduced.n_rows() * self.reduced.row_len()
     }
 
-    /// Whether rows are folded whole.
+    /// Whether rows are folded whole, or in strips as long as rows may be.
     pub(super) fn is_wide(&self) -> bool {
         let n = self.kept.row_len();
         let most = self.terms() * n / PART;
-        !self.is_inner && (MIN_STRIP..=MAX_WIDE).contains(&n) && 4 * most >= TASKS
+        !self.is_inner && n >= MIN_STRIP && 4 * most >= TASKS
     }
 
     /// Results of one task.
     pub(super) fn strip(&self) -> usize {
         if self.is_wide() {
-            return self.kept.row_len();
+            let n = self.kept.row_len();
+            return n.div_ceil(n.div_ceil(MAX_WIDE)).next_multiple_of(MAX_LANES).min(n);
         }
         let strip = TASK / self.terms();
         strip.clamp(if self.is_inner { 1 } else { MIN_STRIP }, CHUNK).min(self.kept.row_len())

@@ -309,9 +309,12 @@ impl Reduce {
                         let size = prologue.leaves[leaf].layout.dtype.size();
                         next[leaf] = self.reduced.row_stride(leaf) * size;
                         slot.ptr = slot.ptr.add(step * next[leaf]);
-                        // Where rows are far apart: without this, each waits for memory by itself.
-                        let is_far = slot.stride == 1 && batch == ROWS;
-                        let ahead = if is_far { ROWS..2 * ROWS } else { 0..0 };
+                        // Rows are far apart, if only by other strips: without this, each waits for memory by itself.
+                        let ahead = match batch {
+                            _ if slot.stride != 1 || joins => 0..0,
+                            1 => 1..2,
+                            _ => batch..2 * batch,
+                        };
                         for row in ahead {
                             prefetch_row(slot.ptr.wrapping_add(row * next[leaf]), n * size);
                         }

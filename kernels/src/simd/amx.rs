@@ -178,7 +178,8 @@ fn lower_sums(product: &TileProduct) -> *mut f32 {
 }
 
 /// The loop over the depth for one shape. Each step loads a tile of every row and column and multiplies each
-/// with each; the products are up to four chains, so that they need not wait for each other.
+/// with each; the products are up to four chains, so that they need not wait for each other. B is read again by the next
+/// rows, all else once: it is loaded with a hint not to put it in B's place.
 macro_rules! tile_loop {
     (
         $name:ident,
@@ -237,13 +238,13 @@ tile_loop!(
     two_by_two,
     zero: ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
     load: [
-        "tileloadd tmm0, [{c} + {c_row}]", "tileloadd tmm1, [{c} + {c_row} + 64]",
-        "tileloadd tmm2, [{c1} + {c_row}]", "tileloadd tmm3, [{c1} + {c_row} + 64]"
+        "tileloaddt1 tmm0, [{c} + {c_row}]", "tileloaddt1 tmm1, [{c} + {c_row} + 64]",
+        "tileloaddt1 tmm2, [{c1} + {c_row}]", "tileloaddt1 tmm3, [{c1} + {c_row} + 64]"
     ],
     step: [
-        "tileloadd tmm4, [{a} + {a_row}]",
+        "tileloaddt1 tmm4, [{a} + {a_row}]",
         "tileloadd tmm6, [{b} + {b_row}]", "tileloadd tmm7, [{b} + {b_row} + 64]",
-        "tileloadd tmm5, [{a1} + {a_row}]",
+        "tileloaddt1 tmm5, [{a1} + {a_row}]",
         "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7",
         "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
         "add {a1}, 64"
@@ -258,10 +259,10 @@ tile_loop!(
 tile_loop!(
     two_by_one,
     zero: ["tilezero tmm0", "tilezero tmm2"],
-    load: ["tileloadd tmm0, [{c} + {c_row}]", "tileloadd tmm2, [{c1} + {c_row}]"],
+    load: ["tileloaddt1 tmm0, [{c} + {c_row}]", "tileloaddt1 tmm2, [{c1} + {c_row}]"],
     step: [
-        "tileloadd tmm4, [{a} + {a_row}]", "tileloadd tmm6, [{b} + {b_row}]",
-        "tileloadd tmm5, [{a1} + {a_row}]",
+        "tileloaddt1 tmm4, [{a} + {a_row}]", "tileloadd tmm6, [{b} + {b_row}]",
+        "tileloaddt1 tmm5, [{a1} + {a_row}]",
         "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm2, tmm5, tmm6",
         "add {a1}, 64"
     ],
@@ -272,9 +273,9 @@ tile_loop!(
 tile_loop!(
     one_by_two,
     zero: ["tilezero tmm0", "tilezero tmm1"],
-    load: ["tileloadd tmm0, [{c} + {c_row}]", "tileloadd tmm1, [{c} + {c_row} + 64]"],
+    load: ["tileloaddt1 tmm0, [{c} + {c_row}]", "tileloaddt1 tmm1, [{c} + {c_row} + 64]"],
     step: [
-        "tileloadd tmm4, [{a} + {a_row}]",
+        "tileloaddt1 tmm4, [{a} + {a_row}]",
         "tileloadd tmm6, [{b} + {b_row}]", "tileloadd tmm7, [{b} + {b_row} + 64]",
         "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7"
     ],
@@ -283,10 +284,75 @@ tile_loop!(
 tile_loop!(
     one_by_one,
     zero: ["tilezero tmm0"],
-    load: ["tileloadd tmm0, [{c} + {c_row}]"],
+    load: ["tileloaddt1 tmm0, [{c} + {c_row}]"],
     step: [
-        "tileloadd tmm4, [{a} + {a_row}]", "tileloadd tmm6, [{b} + {b_row}]",
+        "tileloaddt1 tmm4, [{a} + {a_row}]", "tileloadd tmm6, [{b} + {b_row}]",
         "tdpbf16ps tmm0, tmm4, tmm6"
     ],
     store: ["tilestored [{c} + {c_row}], tmm0"],
 );
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::Isa;
+
+    /// Pairs of small whole numbers, whose sums of products are exact.
+    fn words(count: usize, seed: usize) -> Vec<[i32; 2]> {
+        let number = |i: usize| (i * 7 + seed) as i32 % 9 - 4;
+        (0..count).map(|i| [number(2 * i), number(5 * i + 1)]).collect()
+    }
+
+    fn packed(words: &[[i32; 2]]) -> Vec<f32> {
+        let half = |x: i32| u32::from(bf16::from_f32(x as f32).to_bits());
+        words.iter().map(|&[low, high]| f32::from_bits(half(low) | half(high) << 16)).collect()
+    }
+
+    #[test]
+    fn products_of_every_shape_are_exact_and_nothing_else_is_written() {
+        let Some(tiles) = Isa::available().into_iter().find_map(Isa::bf16_tiles) else { return };
+        let mut session = TileSession::begin(tiles);
+        let (a_stride, b_stride, sums_stride) = (67, 35, 39);
+        for rows in 1..=2 * ROWS {
+            for (columns, steps) in [(1, 1), (2, 1), (1, 3), (2, 4)] {
+                let depth = steps * WORDS;
+                let (a, b) = (words(rows * a_stride, 1), words(depth * b_stride, 2));
+                let (packed_a, packed_b) = (packed(&a), packed(&b));
+                for accumulate in [false, true] {
+                    let mut sums = vec![1000.0; rows * sums_stride];
+                    let product = TileProduct {
+                        a: packed_a.as_ptr(),
+                        a_stride,
+                        b: packed_b.as_ptr(),
+                        b_stride,
+                        steps,
+                        sums: sums.as_mut_ptr(),
+                        sums_stride,
+                        accumulate,
+                        next: std::ptr::null(),
+                    };
+                    // SAFETY: the operands have so many rows and words.
+                    unsafe { session.multiply(rows, columns, &product) };
+                    for (at, &sum) in sums.iter().enumerate() {
+                        let (row, column) = (at / sums_stride, at % sums_stride);
+                        let term = |k: usize| {
+                            let (a, b) = (a[row * a_stride + k], b[k * b_stride + column]);
+                            a[0] * b[0] + a[1] * b[1]
+                        };
+                        let expected = if column >= columns * WORDS {
+                            1000
+                        } else {
+                            (0..depth).map(term).sum::<i32>() + 1000 * i32::from(accumulate)
+                        };
+                        assert_eq!(
+                            sum, expected as f32,
+                            "{rows} x {columns} x {steps}: {row} {column}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
