@@ -5,7 +5,7 @@ use std::f64::consts::LOG2_E;
 use ops::DType;
 
 use crate::program::store;
-use crate::simd::{Simd, SimdJob, TileSession};
+use crate::simd::{MAX_LANES, Simd, SimdJob, TileSession};
 
 use super::attention::{Ahead, Attention, KEY_BLOCK, table};
 use super::attention_rows::padded;
@@ -132,16 +132,17 @@ impl SimdJob for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.attention.words {
-            Words::F32 => Single.outline(s, TaskOf { task: self, arithmetic: Single }),
-            Words::Bf16Pairs(dot) => {
+            // Products of pairs come with the longest vectors: there is no code for others.
+            Words::Bf16Pairs(dot) if const { S::LANES == MAX_LANES } => {
                 let arithmetic = InTiles { dot, session: std::ptr::null_mut() };
                 dot.outline(s, TaskOf { task: self, arithmetic });
             }
-            Words::Bf16Tiles(tiles) => {
+            Words::Bf16Tiles(tiles) if const { S::LANES == MAX_LANES } => {
                 let mut session = TileSession::begin(tiles);
                 let arithmetic = InTiles { dot: tiles.dot(), session: &raw mut session };
                 arithmetic.outline(s, TaskOf { task: self, arithmetic });
             }
+            _ => Single.outline(s, TaskOf { task: self, arithmetic: Single }),
         }
     }
 }

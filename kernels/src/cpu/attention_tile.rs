@@ -67,10 +67,13 @@ pub(super) unsafe fn product<S, A, F, const V: usize, const ROWS: bool>(
     A: Arithmetic,
     F: Finish,
 {
-    let session = arithmetic.tiles();
-    if !session.is_null() && factors.terms.is_multiple_of(TILE_WORDS) {
-        arithmetic.outline(s, InTileRegisters::<F, V> { session, factors, rows, finish });
-        return;
+    // Tile registers come with the longest vectors: there is no code for others.
+    if const { A::HAS_TILES && S::LANES == MAX_LANES } {
+        let session = arithmetic.tiles();
+        if !session.is_null() && factors.terms.is_multiple_of(TILE_WORDS) {
+            arithmetic.outline(s, InTileRegisters::<F, V> { session, factors, rows, finish });
+            return;
+        }
     }
     let mut row = 0;
     macro_rules! tiles {

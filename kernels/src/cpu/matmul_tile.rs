@@ -15,7 +15,7 @@ use ops::DType;
 use crate::Isa;
 use crate::isa::{Bf16Dot, Bf16Tiles};
 use crate::simd::{
-    self, Simd, SimdJob, TileProduct, TileSession, prefetch, prefetch_l2, prefetch_write,
+    self, MAX_LANES, Simd, SimdJob, TileProduct, TileSession, prefetch, prefetch_l2, prefetch_write,
 };
 
 /// Most rows of a tile on any instruction set.
@@ -103,6 +103,9 @@ impl Words {
 
 /// How words of one kind are multiplied.
 pub(super) trait Arithmetic: Copy {
+    /// Whether there may be tile registers.
+    const HAS_TILES: bool = false;
+
     /// `sum` plus the product of the words `a` and `b`, lane by lane.
     fn multiply_add<S: Simd>(self, s: S, a: S::F, b: S::F, sum: S::F) -> S::F;
 
@@ -162,6 +165,8 @@ pub(super) struct InTiles {
 }
 
 impl Arithmetic for InTiles {
+    const HAS_TILES: bool = true;
+
     #[inline(always)]
     fn multiply_add<S: Simd>(self, s: S, a: S::F, b: S::F, sum: S::F) -> S::F {
         self.dot.multiply_add(s, a, b, sum)
@@ -241,9 +246,14 @@ pub(super) unsafe fn run<S: Simd>(s: S, words: Words, rows: usize, vectors: usiz
     // SAFETY: passed on.
     unsafe {
         match words {
-            Words::F32 => run_as(s, Single, rows, vectors, tile),
-            Words::Bf16Pairs(dot) => run_as(s, dot, rows, vectors, tile),
-            Words::Bf16Tiles(tiles) => run_as(s, tiles.dot(), rows, vectors, tile),
+            // Products of pairs come with the longest vectors: there is no code for others.
+            Words::Bf16Pairs(dot) if const { S::LANES == MAX_LANES } => {
+                run_as(s, dot, rows, vectors, tile);
+            }
+            Words::Bf16Tiles(tiles) if const { S::LANES == MAX_LANES } => {
+                run_as(s, tiles.dot(), rows, vectors, tile);
+            }
+            _ => run_as(s, Single, rows, vectors, tile),
         }
     }
 }
@@ -270,10 +280,14 @@ impl Multiplier {
     /// As [`run`], `rows` being at most those of [`Words::shape`].
     #[inline(always)]
     pub(super) unsafe fn run<S: Simd>(&mut self, s: S, rows: usize, vectors: usize, tile: &Tile) {
-        let Some(session) = &mut self.session else {
-            // SAFETY: passed on.
-            unsafe { run(s, self.words, rows, vectors, tile) };
-            return;
+        // Tile registers come with the longest vectors: there is no code for others.
+        let session = match &mut self.session {
+            Some(session) if const { S::LANES == MAX_LANES } => session,
+            _ => {
+                // SAFETY: passed on.
+                unsafe { run(s, self.words, rows, vectors, tile) };
+                return;
+            }
         };
         let steps = tile.depth / simd::TILE_WORDS;
         let width = vectors * S::LANES;
