@@ -211,7 +211,7 @@ impl<F: Finish, const V: usize> SimdJob for InTileRegisters<F, V> {
                 let mut row = 0;
                 macro_rules! finish {
                     ($height:literal) => {
-                        while row + $height <= count {
+                        while count - row >= $height {
                             let mut taken = [[s.splat(0.0); V]; $height];
                             for (r, taken) in taken.iter_mut().enumerate() {
                                 for (v, sum) in taken.iter_mut().enumerate() {

@@ -144,7 +144,7 @@ impl Matmul {
         let columns = self.spec.columns.next_multiple_of(self.panel.lanes).min(GROUP_COLUMNS);
         // Tile registers store sixteen rows at once: of an odd number of cache lines, so that they lie in different
         // sets of the first-level cache.
-        if self.words.are_tiles() { (columns / MAX_LANES | 1) * MAX_LANES } else { columns }
+        if self.words.are_tiles() { ((columns / MAX_LANES) | 1) * MAX_LANES } else { columns }
     }
 
     /// Bytes of a block of one batch entry of B that is packed while running.
