@@ -8,8 +8,9 @@
 //! many (batch, head) pairs to a task. Scores are kept in units of log 2.
 //!
 //! Arithmetic: f32, or, where queries, keys and values are bf16 and the CPU has the instruction,
-//! products of bf16 pairs summed in f32, in tile registers where it has them. Weights are then rounded to bf16, as rows that are
-//! normalized or rotated here are; the softmax and all sums stay in f32.
+//! products of bf16 pairs summed in f32, in tile registers where it has them. Weights are then
+//! rounded to bf16, as rows that are normalized or rotated here are; the softmax and all sums stay
+//! in f32.
 //!
 //! Roofline: the multiply-add units, less one exponential per score; memory for short sequences.
 //! The order of sums depends on the keys alone, so bytes do not depend on threads.

@@ -8,9 +8,10 @@
 //! collect over queries. Masked keys are left out and get zeros.
 //!
 //! Arithmetic: f32, or, where the operands are bf16 and the CPU has the instruction, products of bf16 pairs
-//! summed in f32, in tile registers where the CPU has them. A word has two neighbors of the axis that a product sums over, so keys are packed in words of
-//! head dims for the scores and in words of two keys for the gradients of queries, both once per pair; weights
-//! and gradients of scores are rounded to bf16 while they are in registers. The softmax and all sums stay in f32.
+//! summed in f32, in tile registers where the CPU has them. A word has two neighbors of the axis that a product
+//! sums over, so keys are packed in words of head dims for the scores and in words of two keys for the gradients
+//! of queries, both once per pair; weights and gradients of scores are rounded to bf16 on the way. The softmax
+//! and all sums stay in f32.
 //!
 //! Roofline: the multiply-add units, less one exponential per score and pass; memory for short sequences, of
 //! which a task has many. The sums of a (batch, head) pair follow the order of queries, so bytes do not depend

@@ -143,8 +143,8 @@ impl TileSession {
     ///
     /// # Safety
     /// `rows` is 1 to 32 and `columns` 1 or 2. A is readable for `rows` x `steps` tiles' rows, B for
-    /// [`super::TILE_WORDS`] x `steps` words of the depth by the columns, the sums are writable for `rows` by the columns, and
-    /// initialized if they are added to.
+    /// [`super::TILE_WORDS`] x `steps` words of the depth by the columns, the sums are writable for `rows` by the
+    /// columns, and initialized if they are added to.
     #[inline(always)]
     pub unsafe fn multiply(&mut self, rows: usize, columns: usize, product: &TileProduct) {
         // SAFETY: passed on.
@@ -168,18 +168,19 @@ impl Drop for TileSession {
     }
 }
 
-/// The first word of the second row of tiles: of A, and of the sums.
+/// The first word of A's second row of tiles.
 fn lower_a(product: &TileProduct) -> *const f32 {
     product.a.wrapping_add(ROWS * product.a_stride)
 }
 
+/// The first of the sums' second row of tiles.
 fn lower_sums(product: &TileProduct) -> *mut f32 {
     product.sums.wrapping_add(ROWS * product.sums_stride)
 }
 
 /// The loop over the depth for one shape. Each step loads a tile of every row and column and multiplies each
-/// with each; the products are up to four chains, so that they need not wait for each other. B is read again by the next
-/// rows, all else once: it is loaded with a hint not to put it in B's place.
+/// with each; the products are up to four chains, so that they need not wait for each other. B is read again by the
+/// next rows, all else once: it is loaded with a hint not to put it in B's place.
 macro_rules! tile_loop {
     (
         $name:ident,
