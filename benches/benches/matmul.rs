@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use benches::peak::fma_peak;
+use benches::peak::f32_peak;
 use benches::product::{Fusion, Product, SHAPES};
 use benches::site::Timed;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -16,7 +16,7 @@ fn matmul(criterion: &mut Criterion) {
     let isa = Isa::detect();
     for (threads, dtype) in [1, 2].into_iter().flat_map(|n| [(n, DType::F32), (n, DType::Bf16)]) {
         let pool = || Pool::new(threads).expect("the system starts two threads");
-        println!("{isa}, {threads} threads: f32 peak {:.0} GFLOP/s", fma_peak(isa, &pool()) / 1e9);
+        println!("{isa}, {threads} threads: f32 peak {:.0} GFLOP/s", f32_peak(isa, &pool()) / 1e9);
         let mut group = criterion.benchmark_group(format!("matmul {dtype}, {threads} threads"));
         group.sample_size(10).warm_up_time(Duration::from_millis(300));
         group.measurement_time(Duration::from_secs(2));

@@ -290,6 +290,44 @@ fn bf16_products_lose_nothing_but_the_rounding_of_sums() {
     }
 }
 
+#[test]
+fn f32_products_are_as_right_on_every_instruction_set_as_chains_of_multiply_adds() {
+    let mut random = Random(11);
+    for (m, n, k) in [(33, 40, 32), (64, 48, 1152), (40, 33, 4608)] {
+        // Of 24 bits, and of sizes that differ by up to 2^20 within a row.
+        let numbers = |random: &mut Random, n: usize| {
+            let mut numbers = Buffer { bytes: Vec::new(), values: Vec::new() };
+            for _ in 0..n {
+                let size = f64::from(random.below(21) as u32 as i32).exp2();
+                let (bytes, value) = encode(DType::F32, (random.value() * size) as f32);
+                numbers.bytes.extend(bytes);
+                numbers.values.push(value);
+            }
+            numbers
+        };
+        let (a, b) = (numbers(&mut random, m * k), numbers(&mut random, n * k));
+        let expected = product((m, n, k), |r, i| a.values[r * k + i], |i, c| b.values[c * k + i]);
+        // Root mean square of errors, relative to the sum of absolute products.
+        let error = |found: &[f64]| {
+            let squares =
+                found.iter().zip(&expected).map(|(x, (y, scale))| ((x - y) / scale).powi(2));
+            (squares.sum::<f64>() / found.len() as f64).sqrt()
+        };
+        let mut chains = Vec::with_capacity(m * n);
+        for (r, c) in (0..m).flat_map(|r| (0..n).map(move |c| (r, c))) {
+            let terms = (0..k).map(|i| (a.values[r * k + i] as f32, b.values[c * k + i] as f32));
+            chains.push(f64::from(terms.fold(0f32, |sum, (a, b)| a.mul_add(b, sum))));
+        }
+        let limit = error(&chains);
+        let empty = vec![0xff; m * n * 4];
+        for (isa, c) in run(&plain(m, n, k), &a, (&b, (1, k)), &[], &[], &empty) {
+            let error = error(&decode(DType::F32, &c));
+            // Blocks of the depth are summed one by one, which no chain is worse for.
+            assert!(error <= 1.1 * limit, "{isa} {m}x{n}x{k}: {error:e}, a chain {limit:e}");
+        }
+    }
+}
+
 /// A dense B with these strides along the depth and from column to column.
 fn dense(dtype: DType, (depth_stride, column_stride): (usize, usize)) -> BOperand {
     BOperand::Dense(BView { dtype, batch_strides: vec![], depth_stride, column_stride, offset: 0 })

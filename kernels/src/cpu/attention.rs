@@ -23,8 +23,8 @@ use crate::{Isa, Layout};
 
 use super::attention_softmax::MAX_VECTORS;
 use super::attention_task::{Task, worker_bytes};
-use super::matmul_tile::Words;
 use super::shared::{Shared, aligned};
+use super::words::Words;
 use crate::attention_site::{AttentionSite, Side};
 use crate::head_rows::{HeadRows, RowTable};
 use crate::nest::Nest;

@@ -31,8 +31,8 @@ use super::attention::across_stride;
 use super::attention_grad_area::worker_bytes;
 use super::attention_grad_task::Task;
 use super::attention_softmax::MAX_VECTORS;
-use super::matmul_tile::Words;
 use super::shared::Shared;
+use super::words::Words;
 
 /// Tasks to aim at: enough to share evenly, few enough that the next pair is mostly of the same task.
 const TASKS: usize = 32;

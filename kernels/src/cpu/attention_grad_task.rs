@@ -14,9 +14,10 @@ use super::attention_grad_finish::{ByScores, WeighAgain};
 use super::attention_grad_rows::{Pair, ROWS_GRAD, ROWS_K, ROWS_OUT, ROWS_Q, ROWS_V};
 use super::attention_softmax::{LOWEST, Packed, Weigh};
 use super::attention_tile::{Factors, Store, product};
-use super::matmul_tile::{Arithmetic, InTiles, Single, Words};
+use super::matmul_tile::{Arithmetic, InTiles, Single};
 use super::shared::Shared;
 use super::transpose::transpose_in;
+use super::words::Words;
 
 /// Item `item` of a run.
 #[derive(Clone, Copy)]

@@ -14,8 +14,8 @@ use crate::simd::{MAX_LANES, Simd};
 use crate::vec_math;
 
 use super::lanes::{copy, each, load_from, load_from_bf16, load_whole, store_to};
-use super::matmul_tile::Words;
 use super::shared::Shared;
+use super::words::Words;
 
 /// `n` elements in whole vectors of any instruction set.
 pub(crate) fn padded(n: usize) -> usize {

@@ -11,9 +11,10 @@ use super::attention::{Ahead, Attention, KEY_BLOCK, table};
 use super::attention_rows::padded;
 use super::attention_softmax::{Accumulate, LOWEST, Packed, Weigh};
 use super::attention_tile::{Factors, Store, product};
-use super::matmul_tile::{Arithmetic, InTiles, Single, Words};
+use super::matmul_tile::{Arithmetic, InTiles, Single};
 use super::shared::{Shared, aligned};
 use super::transpose::transpose_in;
+use super::words::Words;
 use crate::attention_site::{BIAS, K, MASK, OUT, Q, V};
 use crate::head_rows::MAX_TABLES;
 

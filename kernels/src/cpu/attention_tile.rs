@@ -201,6 +201,7 @@ impl<F: Finish, const V: usize> SimdJob for InTileRegisters<F, V> {
                         sums: sums.add(v * S::LANES),
                         sums_stride: lanes,
                         accumulate: is_in_place && !start.is_null(),
+                        rows: count,
                         next: a.wrapping_add(2 * TILE_ROWS * a_stride),
                     };
                     (*session).multiply(count, (V - v).min(2), &product);

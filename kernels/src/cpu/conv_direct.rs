@@ -21,8 +21,9 @@ use crate::simd::{MAX_LANES, dispatch};
 use super::conv::Spec;
 use super::conv_direct_task::{Areas, Task};
 use super::matmul_pack::PanelShape;
-use super::matmul_tile::{MAX_VECTORS, Words};
+use super::matmul_tile::MAX_VECTORS;
 use super::shared::{Shared, aligned};
+use super::words::Words;
 
 /// Most words of a block of the depth.
 const MAX_DEPTH_BLOCK: usize = 512;

@@ -8,8 +8,10 @@ use super::conv_direct::{Direct, Form};
 use super::conv_input::{Line, Reader};
 use super::lanes::store_bf16;
 use super::matmul_pack;
-use super::matmul_tile::{Multiplier, Tile, Words};
+use super::matmul_tile::Tile;
+use super::multiplier::Multiplier;
 use super::shared::Shared;
+use super::words::Words;
 
 /// Where things lie in the scratch, in bytes; patches and sums of one position, in words.
 pub(super) struct Areas {

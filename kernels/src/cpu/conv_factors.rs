@@ -17,7 +17,8 @@ use crate::simd::{Simd, SimdJob};
 
 use super::conv::Spec;
 use super::conv_winograd::Algorithm;
-use super::matmul_tile::{self, Scaled, Tile, Words};
+use super::matmul_tile::{self, Scaled, Tile};
+use super::words::Words;
 
 /// Most channels of a chunk.
 pub(super) const CHUNK: usize = 128;

@@ -30,8 +30,8 @@ use super::conv::SPATIAL;
 use super::conv_input::Input;
 use super::conv_weight_grad_task::{Multiply, Pack};
 use super::matmul_pack::PanelShape;
-use super::matmul_tile::Words;
 use super::shared::{Shared, aligned};
+use super::words::Words;
 
 /// Output channels that are packed at a time.
 pub(super) const PACKED_ROWS: usize = 64;

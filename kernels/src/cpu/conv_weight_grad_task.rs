@@ -9,9 +9,11 @@ use crate::simd::{Simd, SimdJob};
 use super::conv_input::{Line, Reader};
 use super::conv_weight_grad::{Areas, ConvWeightGrad, PACKED_ROWS, Piece};
 use super::lanes::{copy, each, load_from, store_bf16};
-use super::matmul_tile::{Multiplier, Tile, Words};
+use super::matmul_tile::Tile;
+use super::multiplier::Multiplier;
 use super::shared::Shared;
 use super::transpose::transpose_in;
+use super::words::Words;
 
 /// Most words of a block of the depth: a tile's part of the cotangent stays in L1, that of a panel in L2,
 /// and chains of roundings are short.

@@ -30,8 +30,8 @@ use super::conv_transform::{Doubled, Quad};
 use super::conv_weight;
 use super::conv_winograd_item::{Areas, Block, Item, Phase, Run};
 use super::matmul_pack::PanelShape;
-use super::matmul_tile::Words;
 use super::shared::{Shared, aligned};
+use super::words::Words;
 
 /// Fewest channels and columns that are worth the transforms.
 const LEAST_CHANNELS: usize = 16;
@@ -140,7 +140,7 @@ impl Winograd {
             Words::F32 => {}
             Words::Bf16Pairs(_) => direct /= 2,
             // Only the strip and the sums would count.
-            Words::Bf16Tiles(_) => return None,
+            Words::Bf16Tiles(_) | Words::F32Parts(_) => return None,
         }
         if fast > direct {
             return None;

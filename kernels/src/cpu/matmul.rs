@@ -1,7 +1,7 @@
 //! The matrix product `C[r, n] = epilogue(sum_k prologue(A[r, k]) B[k, n])`, summed in f32.
 //!
 //! Everything is counted in 32-bit *words* of the depth: one f32, or a pair of bf16 where the
-//! instruction set multiplies pairs ([`Words`]). Other half types are widened to f32.
+//! instruction set multiplies pairs ([`Words`]), of bf16 or of the parts of f32. Other half types are widened to f32.
 //!
 //! One task computes a block of rows by a range of columns. It packs its rows of A into scratch
 //! that stays in the second-level cache, applying the prologue (norm of the row, then elementwise
@@ -17,31 +17,21 @@
 //! sizes. Elements of C are written once, by one task, after it has read the epilogue operands at
 //! the same position: C may lie exactly over one of them.
 
-use ops::DType;
-
 use crate::Error;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::program::Program;
-use crate::simd::{MAX_LANES, TILE_WORDS, dispatch, prefetch_l2};
+use crate::simd::{MAX_LANES, dispatch, prefetch_l2};
 
 pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
 
-use super::matmul_blocks::{Block, BlockShape, GROUP_COLUMNS, PackedPanels, RunScratch};
+use super::matmul_blocks::{
+    Block, BlockLimits, BlockShape, GROUP_COLUMNS, PackedPanels, RunScratch,
+};
 use super::matmul_pack::{DenseB, PanelShape};
 use super::matmul_rows::row_offsets;
 use super::matmul_task::{PackShared, Rows, Task};
-use super::matmul_tile::Words;
-
-/// Largest block of the depth: its panel of B is read once per tile row from the nearest caches.
-const MAX_DEPTH_BLOCK: usize = 320;
-/// Blocks of the depth that A is packed for at a time.
-const DEPTH_BLOCKS_PER_PASS: usize = 4;
-/// Most rows of a block.
-const MAX_BLOCK_ROWS: usize = 240;
-/// The same where tile registers multiply.
-const MAX_TILES_DEPTH: usize = 288;
-const MAX_TILES_ROWS: usize = 256;
+use super::words::Words;
 
 /// Caches that block sizes are chosen for, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,7 +99,8 @@ impl Matmul {
             BOperand::Packed(dtype) => *dtype,
             BOperand::Dense(view) => view.dtype,
         };
-        let words = Words::of(isa, if b_dtype == spec.product { b_dtype } else { DType::F32 });
+        let words =
+            if b_dtype == spec.product { Words::of_product(isa, b_dtype) } else { Words::F32 };
         let prologue = match &spec.prologue {
             Some(program) => Some(Program::new(
                 program.slots().to_vec(),
@@ -120,22 +111,17 @@ impl Matmul {
         };
         let panel = PanelShape::of(isa, words);
         let tile_rows = words.shape(isa).0;
-        let n_words = spec.depth.div_ceil(words.depths());
-        // Sums cost tile registers the more to load and store, but B is read by the tiles of all rows, and only
-        // the nearest cache is fast enough.
-        let (most_depth, unit, most_rows) = match words {
-            Words::F32 | Words::Bf16Pairs(_) => (MAX_DEPTH_BLOCK, 4, MAX_BLOCK_ROWS),
-            Words::Bf16Tiles(_) => (MAX_TILES_DEPTH, TILE_WORDS, MAX_TILES_ROWS),
-        };
-        let n_blocks = n_words.div_ceil(most_depth);
-        let depth_block = n_words.div_ceil(n_blocks).next_multiple_of(unit);
+        let n_words = words.of_depth(spec.depth);
+        let limits = BlockLimits::of(words);
+        let n_blocks = n_words.div_ceil(limits.depth);
+        let depth_block = n_words.div_ceil(n_blocks).next_multiple_of(limits.depth_unit);
         let n_rows = spec.rows.iter().product::<usize>();
         let n_batch = spec.batch.iter().product();
         let fit = |bytes: usize, blocks: usize| {
             let rows = bytes / (blocks * depth_block * size_of::<f32>());
-            (rows / tile_rows).clamp(4, most_rows / tile_rows) * tile_rows
+            (rows / tile_rows).clamp(4, limits.rows / tile_rows) * tile_rows
         };
-        let most_blocks = DEPTH_BLOCKS_PER_PASS.min(n_blocks);
+        let most_blocks = limits.blocks_per_pass.min(n_blocks);
         // Where all rows can be one block in half of the cache, the depth of a pass gives way.
         let one = (1..=most_blocks).rev().find(|&blocks| n_rows <= fit(caches.l2 / 2, blocks));
         let (blocks, block_rows) = match one.filter(|_| n_batch == 1) {
@@ -287,14 +273,13 @@ impl Matmul {
                 dispatch(self.isa, PackShared { rows, packed });
                 // What the worker probably multiplies first comes in meanwhile.
                 let panel = self.first_panel(split, &block, worker);
-                let is_ready = self.spec.b == BOperand::Packed(self.words.dtype());
-                if is_ready && panel < block.panels.1 {
+                if !self.packs_b() && panel < block.panels.1 {
                     let Block { panels, words, .. } = block;
                     let b = PackedPanels { start: buffers.b, panels, words };
-                    let first = self.position(&b, panel, 0);
-                    let piece = self.depth_block * self.panel.columns();
-                    let piece = (piece * pool.threads()).div_ceil(16 * tiles);
-                    let first = first / 16 + tile / pool.threads() * piece;
+                    let first = self.b_bytes(self.position(&b, panel, 0));
+                    let piece = self.b_bytes(self.depth_block * self.panel.columns());
+                    let piece = (piece * pool.threads()).div_ceil(64 * tiles);
+                    let first = first / 64 + tile / pool.threads() * piece;
                     (first..first + piece).for_each(|line| {
                         prefetch_l2(buffers.b.wrapping_add(64 * line));
                     });
@@ -316,7 +301,7 @@ impl Matmul {
         block: &Block,
     ) {
         let panels = block.panels.1 - block.panels.0;
-        let step = self.words.depths();
+        let (from, to) = (self.words.depth(block.words.0), self.words.depth(block.words.1));
         pool.run((entries.1 - entries.0) * panels, &|item, _| {
             let (entry, index) = (item / panels, item % panels);
             let mut offset = [0];
@@ -328,13 +313,13 @@ impl Matmul {
                     start: buffers.b.add((view.offset + offset[0]) * view.dtype.size()),
                     strides: (view.depth_stride, view.column_stride),
                     columns: self.spec.columns,
-                    depth: (block.words.0 * step, self.spec.depth.min(block.words.1 * step)),
+                    depth: (from, self.spec.depth.min(to)),
                     dtype: view.dtype,
                 };
                 let start = index * self.panel.columns() * (block.words.1 - block.words.0);
                 let to = entry * self.packed_block_bytes() + start * size_of::<f32>();
                 let packed = buffers.scratch.add(to);
-                self.panel.pack(block.panels.0 + index, &dense, packed, self.words.dtype());
+                self.panel.pack_words(block.panels.0 + index, &dense, packed);
             }
         });
     }
@@ -361,12 +346,10 @@ impl Matmul {
             let first_panel = |range: usize| self.first_panel(split, block, range);
             // SAFETY: the caller's promise; scratch parts of workers, and sums of tasks, are disjoint.
             unsafe {
-                let (start, widen) = match &self.spec.b {
-                    BOperand::Packed(dtype) => {
-                        (buffers.b, Some(*dtype).filter(|&dtype| dtype != self.words.dtype()))
-                    }
+                let start = match &self.spec.b {
+                    BOperand::Packed(_) => buffers.b,
                     BOperand::Dense(_) => {
-                        (buffers.scratch.add(entry * self.packed_block_bytes()).cast_const(), None)
+                        buffers.scratch.add(entry * self.packed_block_bytes()).cast_const()
                     }
                 };
                 let worker_scratch = buffers.scratch.add(scratch.workers + worker * worker_bytes);
@@ -382,7 +365,6 @@ impl Matmul {
                         .shares_a()
                         .then(|| buffers.scratch.add(scratch.shared_a).cast_const().cast()),
                     b: PackedPanels { start, panels: block.panels, words: block.words },
-                    widen,
                     panels: (first_panel(range), first_panel(range + 1)),
                     // Workers take turns, more or less.
                     then: first_panel(range + pool.threads()),
@@ -409,6 +391,7 @@ impl Matmul {
             Words::F32 => "panels",
             Words::Bf16Pairs(_) => "pairs",
             Words::Bf16Tiles(_) => "tiles",
+            Words::F32Parts(_) => "narrow-panels",
         }
     }
 

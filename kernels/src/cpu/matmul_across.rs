@@ -9,7 +9,8 @@ use crate::simd::{MAX_LANES, Simd, SimdJob};
 
 use super::lanes::{join_halves, load_as_f32, prefetch_row};
 use super::matmul_rows::PackRows;
-use super::transpose::transpose;
+use super::parts::{DEPTHS_OF_PARTS, split_row};
+use super::transpose::{transpose, transpose_in};
 
 impl PackRows<'_> {
     /// Whether the rows are such, and packed as they are.
@@ -21,6 +22,7 @@ impl PackRows<'_> {
         // SAFETY: the caller's promise.
         let is_next = |row: usize| unsafe { *self.offsets.add(row) == *self.offsets + row };
         let is_plain = self.norm.is_none() && self.prologue.is_none();
+        let is_plain = is_plain && (!self.words.are_parts() || self.view.dtype == DType::F32);
         is_plain && self.view.column_stride > 1 && n_rows > 1 && (1..n_rows).all(is_next)
     }
 }
@@ -41,50 +43,107 @@ impl SimdJob for PackAcross<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let PackAcross { rows, n_rows, words: (from, to), packed, stride } = self;
-        let step = rows.words.depths();
+        let (depths, unit) = rows.words.unit();
+        // Words that are made of so many depths at a time, a vector at least.
+        let step = unit.max(S::LANES);
         let dtype = rows.view.dtype;
-        let size = dtype.size();
-        let depth_bytes = rows.view.column_stride * size;
-        // Words of one square, depth by depth.
-        let mut square = [0f32; MAX_LANES * MAX_LANES];
+        let depth_bytes = rows.view.column_stride * dtype.size();
         // SAFETY: the caller of `PackRows::run` promises the rows, and room for their words.
         unsafe {
-            let first = rows.a.add((rows.view.offset + *rows.offsets) * size);
-            for start in (from..to).step_by(S::LANES) {
-                let n_words = S::LANES.min(to - start);
+            let first = rows.a.add((rows.view.offset + *rows.offsets) * dtype.size());
+            for start in (from..to).step_by(step) {
+                let end = to.min(start + step);
+                let depth = (rows.words.depth(start), rows.words.depth(end));
                 // Depths are far apart: without this, each waits for memory by itself.
-                for depth in (start + n_words) * step..(start + 2 * n_words) * step {
-                    prefetch_row(first.wrapping_add(depth * depth_bytes), n_rows * size);
+                for depth in depth.1..depth.1 + step / unit * depths {
+                    prefetch_row(first.wrapping_add(depth * depth_bytes), n_rows * dtype.size());
                 }
                 for row in (0..n_rows).step_by(S::LANES) {
                     let n = S::LANES.min(n_rows - row);
-                    let is_square = n_words == S::LANES && n == S::LANES;
                     let to = packed.add(row * stride + start - from);
-                    let at = first.add(start * step * depth_bytes + row * size);
-                    if is_square && step == 1 && dtype == DType::F32 {
-                        s.transpose_square(at.cast(), rows.view.column_stride, to, stride);
-                        continue;
-                    }
-                    for word in 0..n_words {
-                        let depth = (start + word) * step;
-                        let at = at.add(word * step * depth_bytes);
-                        let low = load_as_f32(s, dtype, at, n);
-                        let words = if step == 1 {
-                            low
-                        } else if depth + 1 < rows.depth {
-                            join_halves(s, low, load_as_f32(s, dtype, at.add(depth_bytes), n))
-                        } else {
-                            s.shr::<16>(low)
-                        };
-                        s.store(square.as_mut_ptr().add(word * S::LANES), words);
-                    }
-                    let square = square.as_ptr();
-                    if is_square {
-                        s.transpose_square(square, S::LANES, to, stride);
+                    let at = first.add(depth.0 * depth_bytes + row * dtype.size());
+                    if rows.words.are_parts() {
+                        self.pack_parts(s, at, depth.0, n, to);
                     } else {
-                        transpose((n_words, n), square, S::LANES, to, stride);
+                        self.pack_words(s, at, depth, n, to);
                     }
                 }
+            }
+        }
+    }
+}
+
+impl PackAcross<'_> {
+    /// Packs at most a square of words: those of depths `from..to` of `n` rows, the first at `at`.
+    ///
+    /// # Safety
+    /// As [`PackRows::run`].
+    #[inline(always)]
+    unsafe fn pack_words<S: Simd>(
+        &self,
+        s: S,
+        at: *const u8,
+        (from, to): (usize, usize),
+        n: usize,
+        packed: *mut f32,
+    ) {
+        let (step, dtype) = (self.rows.words.depths(), self.rows.view.dtype);
+        let depth_bytes = self.rows.view.column_stride * dtype.size();
+        let n_words = (to - from) / step;
+        let is_square = n_words == S::LANES && n == S::LANES;
+        // Depth by depth.
+        let mut square = [0f32; MAX_LANES * MAX_LANES];
+        // SAFETY: the caller's promise.
+        unsafe {
+            if is_square && step == 1 && dtype == DType::F32 {
+                s.transpose_square(at.cast(), self.rows.view.column_stride, packed, self.stride);
+                return;
+            }
+            for word in 0..n_words {
+                let at = at.add(word * step * depth_bytes);
+                let low = load_as_f32(s, dtype, at, n);
+                let words = if step == 1 {
+                    low
+                } else if from + word * step + 1 < self.rows.depth {
+                    join_halves(s, low, load_as_f32(s, dtype, at.add(depth_bytes), n))
+                } else {
+                    s.shr::<16>(low)
+                };
+                s.store(square.as_mut_ptr().add(word * S::LANES), words);
+            }
+            let square = square.as_ptr();
+            if is_square {
+                s.transpose_square(square, S::LANES, packed, self.stride);
+            } else {
+                transpose((n_words, n), square, S::LANES, packed, self.stride);
+            }
+        }
+    }
+
+    /// Packs one unit of parts of `n` rows, from depth `from` on.
+    ///
+    /// # Safety
+    /// As [`PackRows::run`].
+    #[inline(always)]
+    unsafe fn pack_parts<S: Simd>(
+        &self,
+        s: S,
+        at: *const u8,
+        from: usize,
+        n: usize,
+        packed: *mut f32,
+    ) {
+        const ROW: usize = DEPTHS_OF_PARTS;
+        let column_stride = self.rows.view.column_stride;
+        let depths = ROW.min(self.rows.depth - from);
+        // Row by row.
+        let mut unit = [0f32; MAX_LANES * ROW];
+        let (at, unit) = (at.cast::<f32>(), unit.as_mut_ptr());
+        // SAFETY: the caller's promise; depths behind the last stay zero.
+        unsafe {
+            transpose_in(s, (depths, n), at, column_stride, unit, ROW);
+            for row in 0..n {
+                split_row(s, unit.add(row * ROW), 1, packed.add(row * self.stride));
             }
         }
     }

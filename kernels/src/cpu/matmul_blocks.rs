@@ -9,12 +9,15 @@
 //!
 //! Invariant: blocks of one part of C follow the order of the depth, so no sum depends on how it is cut.
 
-use crate::program::Program;
-use crate::simd::MAX_LANES;
+use ops::DType;
 
-use super::matmul::Matmul;
+use crate::program::Program;
+use crate::simd::{MAX_LANES, TILE_WORDS};
+
+use super::matmul::{BOperand, Matmul};
 use super::matmul_rows::PackRows;
-use super::matmul_tile::Words;
+use super::parts::WORDS_OF_PARTS;
+use super::words::Words;
 
 /// Most bytes of B that are packed at a time, and of sums that wait for the next part of the depth.
 const SHARED_BYTES: usize = 12 << 20;
@@ -25,6 +28,31 @@ const BATCH_BYTES: usize = 8 << 20;
 pub(super) const GROUP_COLUMNS: usize = 384;
 /// Most columns of a task whose sums are kept through several passes over the depth.
 const MAX_TASK_COLUMNS: usize = 4608;
+
+/// How much a task takes at a time at most, for each kind of words; depths count words.
+pub(super) struct BlockLimits {
+    /// Depth of a block, whose panel of B is read once per tile row from the nearest caches.
+    pub(super) depth: usize,
+    /// What a block's depth is a multiple of, but for the last.
+    pub(super) depth_unit: usize,
+    /// Blocks of the depth that A is packed for at a time.
+    pub(super) blocks_per_pass: usize,
+    /// Rows.
+    pub(super) rows: usize,
+}
+
+impl BlockLimits {
+    /// Sums cost tile registers the more to load and store, but a block's A and B must lie in the nearest cache: no
+    /// other is fast enough for them. Parts are many bytes, so more rows share them.
+    pub(super) fn of(words: Words) -> Self {
+        let (depth, depth_unit, blocks_per_pass, rows) = match words {
+            Words::F32 | Words::Bf16Pairs(_) => (320, 4, 4, 240),
+            Words::Bf16Tiles(_) => (288, TILE_WORDS, 4, 256),
+            Words::F32Parts(_) => (3 * WORDS_OF_PARTS, WORDS_OF_PARTS, 3, 384),
+        };
+        Self { depth, depth_unit, blocks_per_pass, rows }
+    }
+}
 
 /// Size of a block.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -221,7 +249,7 @@ impl Matmul {
     fn wide_len(&self) -> usize {
         match self.words {
             Words::F32 => 0,
-            Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => self.packed_words() * self.words.depths(),
+            _ => self.words.depth(self.packed_words()),
         }
     }
 
@@ -270,6 +298,26 @@ impl Matmul {
         let tiles = (to - from).div_ceil(self.tile_rows);
         let bound = |part: usize| (from + tiles * part / parts * self.tile_rows).min(to);
         (bound(part), bound(part + 1))
+    }
+
+    /// Bytes of packed B for so many of its words.
+    #[inline(always)]
+    pub(super) fn b_bytes(&self, words: usize) -> usize {
+        match self.unmade_b() {
+            Some(dtype) => self.words.depth(words) * dtype.size(),
+            None => words * size_of::<f32>(),
+        }
+    }
+
+    /// The type of a packed B that words are made of while running; `None` if it is what tiles read.
+    #[inline(always)]
+    pub(super) fn unmade_b(&self) -> Option<DType> {
+        match self.spec.b {
+            BOperand::Packed(dtype) => {
+                Some(dtype).filter(|&dtype| dtype != self.words.dtype() || self.words.are_parts())
+            }
+            BOperand::Dense(_) => None,
+        }
     }
 
     /// Words from the start of packed panels to a depth of one of them.

@@ -2,7 +2,8 @@
 //! memory in one straight line.
 //!
 //! Where words hold several depths, a panel holds a vector of words at a time: the depths of a word
-//! lie side by side, column by column. A depth that ends within a word is padded with zeros.
+//! lie side by side, column by column. A depth that ends within a word is padded with zeros. Parts of f32 are made of
+//! panels of f32: of a weight's whenever it is multiplied, so that memory holds no more than the weight.
 //!
 //! A panel is as wide as the full tile; the last one is narrower by whole vectors, and padded with
 //! zeros to one. All panels follow each other without gaps.
@@ -11,11 +12,13 @@ use half::{bf16, f16};
 use ops::DType;
 
 use crate::isa::Isa;
-use crate::simd::{Simd, SimdJob, dispatch, prefetch};
+use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch, prefetch};
 
 use super::lanes::{join_halves, load_as_f32, prefetch_row};
-use super::matmul_tile::Words;
+use super::matmul_tile::MAX_VECTORS;
+use super::parts::{DEPTHS_OF_PARTS, SplitPanel, WORDS_OF_PARTS};
 use super::transpose::transpose_in;
+use super::words::Words;
 
 /// Words of each column that are packed at a time, where the depth is contiguous: whole cache lines.
 const WORDS_AT_ONCE: usize = 64;
@@ -28,14 +31,13 @@ pub(super) struct PanelShape {
     isa: Isa,
     pub(super) lanes: usize,
     vectors: usize,
-    /// Depths of a word.
-    step: usize,
+    words: Words,
 }
 
 impl PanelShape {
     pub(super) fn of(isa: Isa, words: Words) -> Self {
         let vectors = words.shape(isa).1;
-        Self { isa, lanes: isa.lanes(), vectors, step: words.depths() }
+        Self { isa, lanes: isa.lanes(), vectors, words }
     }
 
     /// Columns of a full panel.
@@ -49,17 +51,49 @@ impl PanelShape {
         (columns - panel * self.columns()).div_ceil(self.lanes).min(self.vectors)
     }
 
-    /// Bytes of all panels.
+    /// Bytes of all panels of elements of type `dtype`.
     pub(super) fn packed_bytes(self, columns: usize, depth: usize, dtype: DType) -> usize {
-        columns.next_multiple_of(self.lanes) * depth.next_multiple_of(self.step) * dtype.size()
+        let depth = depth.next_multiple_of(self.words.depths());
+        columns.next_multiple_of(self.lanes) * depth * dtype.size()
     }
 
     /// Elements before panel `panel` of a B of this depth.
     pub(super) fn start(self, panel: usize, depth: usize) -> usize {
-        panel * self.columns() * depth.next_multiple_of(self.step)
+        panel * self.columns() * depth.next_multiple_of(self.words.depths())
     }
 
-    /// Packs one panel, of elements of type `dtype`.
+    /// Packs one panel as what is multiplied.
+    ///
+    /// # Safety
+    /// As [`PanelShape::pack`].
+    pub(super) unsafe fn pack_words(self, panel: usize, dense: &DenseB, packed: *mut u8) {
+        if !self.words.are_parts() {
+            // SAFETY: passed on.
+            unsafe { self.pack(panel, dense, packed, self.words.dtype()) };
+            return;
+        }
+        // A unit of the depth at a time is packed as f32 and split.
+        let mut block = [0f32; MAX_LANES * MAX_VECTORS * DEPTHS_OF_PARTS];
+        let width = self.vectors_of(panel, dense.columns) * self.lanes;
+        let (from, to) = dense.depth;
+        for (unit, start) in (from..to).step_by(DEPTHS_OF_PARTS).enumerate() {
+            let depth = (start, to.min(start + DEPTHS_OF_PARTS));
+            // SAFETY: the unit lies within B, its words within the panel, and the block is as long as one.
+            unsafe {
+                self.pack(
+                    panel,
+                    &DenseB { depth, ..*dense },
+                    block.as_mut_ptr().cast(),
+                    DType::F32,
+                );
+                let to = packed.cast::<f32>().add(unit * WORDS_OF_PARTS * width);
+                dispatch(self.isa, SplitPanel { from: block.as_ptr(), width, units: 1, to });
+            }
+        }
+    }
+
+    /// Packs one panel, of elements of type `dtype`; of parts, that are yet to be split: whole units of the depth of
+    /// f32.
     ///
     /// # Safety
     /// `dense` is readable for all of B, `packed` writable for the panel.
@@ -68,13 +102,18 @@ impl PanelShape {
         let width = self.vectors_of(panel, dense.columns) * self.lanes;
         let valid = width.min(dense.columns - first);
         let DenseB { strides, depth: (from, to), .. } = *dense;
-        let strip = Strip { depth: to - from, step: self.step, width, valid, strides };
+        let (depth, unit) = (to - from, self.words.depths());
+        let step = if self.words.are_parts() { 1 } else { unit };
+        let strip = Strip { depth, step, width, valid, strides };
         // SAFETY: the caller's promise.
         unsafe {
             let start = first * strides.1 + from * strides.0;
             let dense_start = dense.start.add(start * dense.dtype.size());
             let words = size_of::<f32>() / dtype.size();
-            let holds_words = self.step == words;
+            let holds_words = step == words;
+            let rest = depth.next_multiple_of(unit) - depth.next_multiple_of(step);
+            let end = packed.add(depth.next_multiple_of(step) * width * dtype.size());
+            std::ptr::write_bytes(end, 0, rest * width * dtype.size());
             if dense.dtype == dtype
                 && holds_words
                 && strides.0 == 1
@@ -100,13 +139,14 @@ impl PanelShape {
 }
 
 /// B in memory, the part of its depth that is to be packed.
+#[derive(Clone, Copy)]
 pub(super) struct DenseB {
     /// Element `(0, 0)`.
     pub(super) start: *const u8,
     /// From one depth to the next, and from one column to the next, in elements.
     pub(super) strides: (usize, usize),
     pub(super) columns: usize,
-    /// First and one past the last; the first starts a word.
+    /// First and one past the last; the first starts a unit.
     pub(super) depth: (usize, usize),
     pub(super) dtype: DType,
 }

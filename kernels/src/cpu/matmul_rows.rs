@@ -10,7 +10,8 @@ use crate::simd::{MAX_LANES, Simd};
 
 use super::lanes::{each, load_from, load_from_bf16};
 use super::matmul_across::PackAcross;
-use super::matmul_tile::Words;
+use super::parts::split_row;
+use super::words::Words;
 
 /// A matrix whose rows are numbered over several dims; strides and offset count elements.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,7 +101,7 @@ pub(super) struct PackRows<'a> {
     pub(super) words: Words,
     /// Mean and reciprocal deviation of each row, kept between calls.
     pub(super) stats: *mut [f32; 2],
-    /// A row of one call in f32, where words are not f32.
+    /// A row of one call in f32, where words are not single ones.
     pub(super) wide: *mut f32,
     /// At least [`PackRows::SCRATCH_LEN`] values, and what the prologue needs.
     pub(super) scratch: *mut f32,
@@ -131,20 +132,27 @@ impl PackRows<'_> {
             s.outline(PackAcross { rows: self, n_rows, words: (from, to), packed, stride });
             return;
         }
-        let step = self.words.depths();
         let is_first = from == self.begin;
-        let (from, padded) = (from * step, to * step);
+        let (from, padded) = (self.words.depth(from), self.words.depth(to));
         let n = padded.min(self.depth) - from;
         let dtype = self.words.dtype();
+        let are_parts = self.words.are_parts();
+        let is_plain = self.norm.is_none() && self.prologue.is_none() && self.view.dtype == dtype;
+        let units = (padded - from) / self.words.depths();
         let mut slots = [SlotPtr { ptr: self.a, stride: 0 }; MAX_SLOTS];
         for row in 0..n_rows {
             // SAFETY: the caller's promise; rows are within their views.
             unsafe {
                 let row_offset = *self.offsets.add(row);
-                let packed = packed.add(row * stride);
+                let words = packed.add(row * stride);
+                let packed = if are_parts { self.wide } else { words };
                 // F32 is made where it is wanted, anything else rounded from `wide`.
                 let wide = if dtype == DType::F32 { packed } else { self.wide };
                 slots[0] = self.view.slot(self.a, row_offset, from);
+                if are_parts && is_plain && slots[0].stride == 1 && n == padded - from {
+                    split_row(s, slots[0].ptr.cast(), units, words);
+                    continue;
+                }
                 if let Some(norm) = self.norm {
                     if is_first {
                         let whole = self.view.slot(self.a, row_offset, 0);
@@ -164,7 +172,7 @@ impl PackRows<'_> {
                     if dtype != DType::F32 {
                         store(s, dtype, wide, n, packed.cast());
                     }
-                } else if self.view.dtype == dtype && (slots[0].stride == 1 || n == 1) {
+                } else if is_plain && (slots[0].stride == 1 || n == 1) {
                     let bytes = n * dtype.size();
                     std::ptr::copy_nonoverlapping(slots[0].ptr, packed.cast::<u8>(), bytes);
                 } else {
@@ -176,6 +184,9 @@ impl PackRows<'_> {
                 // A word that the depth ends in: B has zeros there, which NaN would not become.
                 let end = packed.cast::<u8>().add(n * dtype.size());
                 std::ptr::write_bytes(end, 0, (padded - from - n) * dtype.size());
+                if are_parts {
+                    split_row(s, packed, units, words);
+                }
             }
         }
     }

@@ -10,7 +10,9 @@ use super::matmul::{Matmul, MatmulBuffers};
 use super::matmul_blocks::{PackedPanels, WorkerScratch};
 use super::matmul_pack;
 use super::matmul_rows::{PackRows, row_offsets};
-use super::matmul_tile::{Multiplier, Tile};
+use super::matmul_tile::Tile;
+use super::multiplier::Multiplier;
+use super::parts::{SplitPanel, WORDS_OF_PARTS};
 
 /// Bytes of C that are asked for before they are written: the sums of a group of panels become elements of C all at
 /// once, and each line of a row would be waited for.
@@ -40,8 +42,6 @@ pub(super) struct Task<'a> {
     /// A as [`PackShared`] packed it; without it, the task packs its own rows.
     pub(super) shared_a: Option<*const f32>,
     pub(super) b: PackedPanels,
-    /// The half type that packed B is widened from; `None` if it is what tiles read.
-    pub(super) widen: Option<DType>,
     /// First and one past the last.
     pub(super) panels: (usize, usize),
     /// The panel at which this worker probably goes on with the next task; past the last for none.
@@ -237,18 +237,23 @@ impl Task<'_> {
         let matmul = self.rows.matmul;
         let spec = &matmul.spec;
         let vectors = matmul.panel.vectors_of(block.panel, spec.columns);
-        let size = self.widen.map_or(size_of::<f32>(), DType::size);
-        let position = |panel: usize, word: usize| matmul.position(&self.b, panel, word) * size;
+        let width = vectors * S::LANES;
+        let position =
+            |panel: usize, word: usize| matmul.b_bytes(matmul.position(&self.b, panel, word));
         // SAFETY: positions are those of packed panels; `b` scratch holds a block of a full panel.
         unsafe {
             let packed = self.b.start.add(position(block.panel, block.depth_start));
-            let b = match self.widen {
+            let made = self.rows.scratch.add(layout.b).cast::<f32>();
+            let b = match matmul.unmade_b() {
                 None => packed.cast::<f32>(),
+                Some(DType::F32) => {
+                    let units = block.depth / WORDS_OF_PARTS;
+                    s.outline(SplitPanel { from: packed.cast(), width, units, to: made });
+                    made.cast_const()
+                }
                 Some(dtype) => {
-                    let wide = self.rows.scratch.add(layout.b).cast::<f32>();
-                    let n = block.depth * vectors * S::LANES;
-                    matmul_pack::widen(s, dtype, packed, n, wide);
-                    wide.cast_const()
+                    matmul_pack::widen(s, dtype, packed, block.depth * width, made);
+                    made.cast_const()
                 }
             };
             // The next block comes in piece by piece, one piece with each tile.
@@ -256,7 +261,7 @@ impl Task<'_> {
             let next_block =
                 if is_panel { self.b.start.wrapping_add(position(next.0, next.1)) } else { packed };
             let piece = block.depth / 4 * 64;
-            let next_bytes = block.depth * vectors * S::LANES * size;
+            let next_bytes = matmul.b_bytes(block.depth * width);
             let mut row = 0;
             let mut prefetched = 0;
             while row < n_rows {

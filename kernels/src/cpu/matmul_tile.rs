@@ -4,19 +4,15 @@
 //! panel's vectors once and broadcasts one element of each row. With 32 registers the full tile is
 //! 8 rows x 3 vectors: 24 sums, 3 vectors of B and one broadcast, so that per depth 11 loads feed
 //! 24 multiply-adds, and the dependency chains cover the multiply-add's latency twice. With 16
-//! registers it is 6 x 2. Where the CPU has tile registers, pairs of bf16 are multiplied in those, 32 rows by 32
-//! columns at a time.
+//! registers it is 6 x 2. What tile registers multiply goes through [`super::multiplier`].
 //!
 //! Invariant: each sum is one chain of multiply-adds in depth order, whatever tile it falls in, so
 //! results do not depend on how rows and columns are split.
 
-use ops::DType;
+use crate::isa::Bf16Dot;
+use crate::simd::{MAX_LANES, Simd, SimdJob, TileSession, prefetch, prefetch_l2};
 
-use crate::Isa;
-use crate::isa::{Bf16Dot, Bf16Tiles};
-use crate::simd::{
-    self, MAX_LANES, Simd, SimdJob, TileProduct, TileSession, prefetch, prefetch_l2, prefetch_write,
-};
+use super::words::Words;
 
 /// Most rows of a tile on any instruction set.
 pub(super) const MAX_ROWS: usize = 8;
@@ -29,75 +25,6 @@ pub(super) const fn shape(registers: usize) -> (usize, usize) {
         32.. => (8, 3),
         16.. => (6, 2),
         _ => (6, 1),
-    }
-}
-
-/// What a 32-bit word of packed A or B holds, and what multiplies them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Words {
-    /// One f32.
-    F32,
-    /// Two neighbors of the depth in bf16, the first in the lower half.
-    Bf16Pairs(Bf16Dot),
-    /// The same, for tile registers.
-    Bf16Tiles(Bf16Tiles),
-}
-
-impl Words {
-    /// The best for products of operands of type `dtype`.
-    pub(super) fn of(isa: Isa, dtype: DType) -> Self {
-        match (isa.bf16_tiles(), isa.bf16_dot()) {
-            _ if dtype != DType::Bf16 => Words::F32,
-            (Some(tiles), _) => Words::Bf16Tiles(tiles),
-            (None, Some(dot)) => Words::Bf16Pairs(dot),
-            (None, None) => Words::F32,
-        }
-    }
-
-    /// The same of attention, `least` being the fewer of queries and keys: a tile register that is mostly empty is
-    /// slower than vectors are.
-    pub(super) fn of_attention(isa: Isa, dtype: DType, least: usize) -> Self {
-        match Self::of(isa, dtype) {
-            Words::Bf16Tiles(tiles) if least <= simd::TILE_ROWS => Words::Bf16Pairs(tiles.dot()),
-            words => words,
-        }
-    }
-
-    /// Elements of the depth in a word.
-    pub(super) fn depths(self) -> usize {
-        match self {
-            Words::F32 => 1,
-            Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => 2,
-        }
-    }
-
-    /// As many words of the depth, or more, as products of packed operands take at a time: the rest is zeros.
-    pub(super) fn padded(self, words: usize) -> usize {
-        match self {
-            Words::F32 | Words::Bf16Pairs(_) => words,
-            Words::Bf16Tiles(_) => words.next_multiple_of(simd::TILE_WORDS),
-        }
-    }
-
-    /// Whether tile registers multiply.
-    pub(super) fn are_tiles(self) -> bool {
-        matches!(self, Words::Bf16Tiles(_))
-    }
-
-    /// Shape of the full tile: `(rows, vectors of columns)`.
-    pub(super) fn shape(self, isa: Isa) -> (usize, usize) {
-        match self {
-            Words::F32 | Words::Bf16Pairs(_) => shape(isa.registers()),
-            Words::Bf16Tiles(_) => (2 * simd::TILE_ROWS, 2),
-        }
-    }
-
-    /// Type of the elements.
-    pub(super) fn dtype(self) -> DType {
-        match self {
-            Words::F32 => DType::F32,
-            Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => DType::Bf16,
-        }
     }
 }
 
@@ -253,87 +180,8 @@ pub(super) unsafe fn run<S: Simd>(s: S, words: Words, rows: usize, vectors: usiz
             Words::Bf16Tiles(tiles) if const { S::LANES == MAX_LANES } => {
                 run_as(s, tiles.dot(), rows, vectors, tile);
             }
+            Words::F32Parts(_) => unreachable!("parts are multiplied in tile registers"),
             _ => run_as(s, Single, rows, vectors, tile),
-        }
-    }
-}
-
-/// What multiplies words of one kind on this thread: vector registers, or tile registers that it holds meanwhile.
-pub(super) struct Multiplier {
-    words: Words,
-    session: Option<TileSession>,
-}
-
-impl Multiplier {
-    pub(super) fn of(words: Words) -> Self {
-        let session = match words {
-            Words::F32 | Words::Bf16Pairs(_) => None,
-            Words::Bf16Tiles(tiles) => Some(TileSession::begin(tiles)),
-        };
-        Self { words, session }
-    }
-
-    /// Computes a tile of `rows` x `vectors` words. In tile registers, what is left of the depth behind whole tiles is
-    /// added in vector registers.
-    ///
-    /// # Safety
-    /// As [`run`], `rows` being at most those of [`Words::shape`].
-    #[inline(always)]
-    pub(super) unsafe fn run<S: Simd>(&mut self, s: S, rows: usize, vectors: usize, tile: &Tile) {
-        // Tile registers come with the longest vectors: there is no code for others.
-        let session = match &mut self.session {
-            Some(session) if const { S::LANES == MAX_LANES } => session,
-            _ => {
-                // SAFETY: passed on.
-                unsafe { run(s, self.words, rows, vectors, tile) };
-                return;
-            }
-        };
-        let steps = tile.depth / simd::TILE_WORDS;
-        let width = vectors * S::LANES;
-        let whole = steps * simd::TILE_WORDS;
-        if tile.accumulate {
-            // The next rows' sums were left a panel ago.
-            for row in rows..2 * rows {
-                for v in 0..vectors {
-                    prefetch_write(tile.sums.wrapping_add(row * tile.sums_stride + v * S::LANES));
-                }
-            }
-        }
-        // SAFETY: the parts of the depth and of the columns lie within the whole.
-        unsafe {
-            for v in (0..if steps > 0 { vectors } else { 0 }).step_by(2) {
-                let Tile { a, a_stride, b, sums, sums_stride, accumulate, next, .. } = *tile;
-                let (b, sums) = (b.add(v * S::LANES), sums.add(v * S::LANES));
-                let b_stride = width;
-                let product = TileProduct {
-                    a,
-                    a_stride,
-                    b,
-                    b_stride,
-                    steps,
-                    sums,
-                    sums_stride,
-                    accumulate,
-                    next,
-                };
-                session.multiply(rows, (vectors - v).min(2), &product);
-            }
-            if whole == tile.depth {
-                return;
-            }
-            let height = const { shape(S::REGISTERS).0 };
-            for row in (0..rows).step_by(height) {
-                let rest = Tile {
-                    a: tile.a.add(row * tile.a_stride + whole),
-                    b: tile.b.add(whole * width),
-                    depth: tile.depth - whole,
-                    sums: tile.sums.add(row * tile.sums_stride),
-                    accumulate: tile.accumulate || steps > 0,
-                    ..*tile
-                };
-                run_as(s, session.dot(), height.min(rows - row), vectors, &rest);
-            }
         }
     }
 }

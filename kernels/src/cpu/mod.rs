@@ -49,11 +49,13 @@ mod matmul_rows;
 mod matmul_spec;
 mod matmul_task;
 mod matmul_tile;
+mod multiplier;
 pub mod norm;
 #[cfg(feature = "training")]
 pub mod norm_grad;
 pub mod normal;
 pub mod pad;
+mod parts;
 pub mod reduce;
 mod reduce_rows;
 mod reduce_task;
@@ -63,5 +65,6 @@ pub mod scatter_add;
 mod shared;
 mod sum;
 mod transpose;
+mod words;
 
 pub use matmul_rows::{Norm, RowView};

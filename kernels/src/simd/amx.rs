@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use crate::isa::{Bf16Dot, Bf16Tiles};
 
-use super::{TILE_ROWS as ROWS, TILE_WORDS as WORDS, TileProduct};
+use super::{TILE_ROWS as ROWS, TILE_WORDS as WORDS, TileProduct, amx_loops as loops};
 
 /// Whether the CPU has tiles of bf16 and the operating system lets this process use them; asked once, before
 /// any tile is touched.
@@ -147,16 +147,39 @@ impl TileSession {
     /// columns, and initialized if they are added to.
     #[inline(always)]
     pub unsafe fn multiply(&mut self, rows: usize, columns: usize, product: &TileProduct) {
-        // SAFETY: passed on.
-        unsafe {
-            if rows > ROWS {
-                self.set_shape([ROWS, rows - ROWS]);
-                if columns == 2 { two_by_two(product) } else { two_by_one(product) }
-            } else {
-                self.set_shape([rows, ROWS]);
-                if columns == 2 { one_by_two(product) } else { one_by_one(product) }
-            }
-        }
+        let multiply = match (self.shape_for(rows), columns) {
+            (1, 1) => loops::one_by_one,
+            (1, _) => loops::one_by_two,
+            (_, 1) => loops::two_by_one,
+            _ => loops::two_by_two,
+        };
+        // SAFETY: the registers are shaped for the rows; the rest is passed on.
+        unsafe { multiply(product) }
+    }
+
+    /// The same of numbers in three parts, those of a tile of the depth following each other, in a row of A as in B: each
+    /// first part by all three, the second parts, and the third by the first.
+    ///
+    /// # Safety
+    /// As [`TileSession::multiply`], with three tiles of A and of B a step.
+    #[inline(always)]
+    pub unsafe fn multiply_parts(&mut self, rows: usize, columns: usize, product: &TileProduct) {
+        let multiply = match (self.shape_for(rows), columns) {
+            (1, 1) => loops::parts_one_by_one,
+            (1, _) => loops::parts_one_by_two,
+            (_, 1) => loops::parts_two_by_one,
+            _ => loops::parts_two_by_two,
+        };
+        // SAFETY: the registers are shaped for the rows; the rest is passed on.
+        unsafe { multiply(product) }
+    }
+
+    /// Shapes the registers for so many rows, and returns how many rows of tiles they are.
+    #[inline(always)]
+    fn shape_for(&mut self, rows: usize) -> usize {
+        let is_two = rows > ROWS;
+        self.set_shape(if is_two { [ROWS, rows - ROWS] } else { [rows, ROWS] });
+        1 + usize::from(is_two)
     }
 }
 
@@ -167,131 +190,6 @@ impl Drop for TileSession {
         unsafe { asm!("tilerelease", options(nostack, nomem)) }
     }
 }
-
-/// The first word of A's second row of tiles.
-fn lower_a(product: &TileProduct) -> *const f32 {
-    product.a.wrapping_add(ROWS * product.a_stride)
-}
-
-/// The first of the sums' second row of tiles.
-fn lower_sums(product: &TileProduct) -> *mut f32 {
-    product.sums.wrapping_add(ROWS * product.sums_stride)
-}
-
-/// The loop over the depth for one shape. Each step loads a tile of every row and column and multiplies each
-/// with each; the products are up to four chains, so that they need not wait for each other. B is read again by the
-/// next rows, all else once: it is loaded with a hint not to put it in B's place.
-macro_rules! tile_loop {
-    (
-        $name:ident,
-        zero: [$($zero:literal),*], load: [$($load:literal),*],
-        step: [$($step:literal),*], store: [$($store:literal),*],
-        $($operand:ident = $address:expr),*
-    ) => {
-        /// # Safety
-        /// As [`TileSession::multiply`], which has shaped the registers.
-        #[inline(never)]
-        unsafe fn $name(product: &TileProduct) {
-            let p = *product;
-            // SAFETY: the caller promises the memory. The registers are named as overwritten, and nothing but
-            // sums is written.
-            unsafe {
-                asm!(
-                    "test {accumulate}, {accumulate}",
-                    "jnz 2f",
-                    $($zero,)*
-                    "jmp 3f",
-                    "2:",
-                    $($load,)*
-                    "3:",
-                    $($step,)*
-                    "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + 64]",
-                    "prefetcht1 [{next} + 128]",
-                    "prefetcht1 [{next} + 192]",
-                    "add {next}, 256",
-                    "add {a}, 64",
-                    "add {b}, {b_step}",
-                    "dec {steps}",
-                    "jnz 3b",
-                    $($store,)*
-                    a = inout(reg) p.a => _,
-                    a_row = in(reg) 4 * p.a_stride,
-                    b = inout(reg) p.b => _,
-                    b_row = in(reg) 4 * p.b_stride,
-                    b_step = in(reg) 4 * WORDS * p.b_stride,
-                    c = in(reg) p.sums,
-                    c_row = in(reg) 4 * p.sums_stride,
-                    steps = inout(reg) p.steps => _,
-                    next = inout(reg) p.next => _,
-                    accumulate = in(reg) u64::from(p.accumulate),
-                    $($operand = inout(reg) $address(&p) => _,)*
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
-            }
-        }
-    };
-}
-
-tile_loop!(
-    two_by_two,
-    zero: ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-    load: [
-        "tileloaddt1 tmm0, [{c} + {c_row}]", "tileloaddt1 tmm1, [{c} + {c_row} + 64]",
-        "tileloaddt1 tmm2, [{c1} + {c_row}]", "tileloaddt1 tmm3, [{c1} + {c_row} + 64]"
-    ],
-    step: [
-        "tileloaddt1 tmm4, [{a} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_row}]", "tileloadd tmm7, [{b} + {b_row} + 64]",
-        "tileloaddt1 tmm5, [{a1} + {a_row}]",
-        "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7",
-        "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
-        "add {a1}, 64"
-    ],
-    store: [
-        "tilestored [{c} + {c_row}], tmm0", "tilestored [{c} + {c_row} + 64], tmm1",
-        "tilestored [{c1} + {c_row}], tmm2", "tilestored [{c1} + {c_row} + 64], tmm3"
-    ],
-    a1 = lower_a,
-    c1 = lower_sums
-);
-tile_loop!(
-    two_by_one,
-    zero: ["tilezero tmm0", "tilezero tmm2"],
-    load: ["tileloaddt1 tmm0, [{c} + {c_row}]", "tileloaddt1 tmm2, [{c1} + {c_row}]"],
-    step: [
-        "tileloaddt1 tmm4, [{a} + {a_row}]", "tileloadd tmm6, [{b} + {b_row}]",
-        "tileloaddt1 tmm5, [{a1} + {a_row}]",
-        "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm2, tmm5, tmm6",
-        "add {a1}, 64"
-    ],
-    store: ["tilestored [{c} + {c_row}], tmm0", "tilestored [{c1} + {c_row}], tmm2"],
-    a1 = lower_a,
-    c1 = lower_sums
-);
-tile_loop!(
-    one_by_two,
-    zero: ["tilezero tmm0", "tilezero tmm1"],
-    load: ["tileloaddt1 tmm0, [{c} + {c_row}]", "tileloaddt1 tmm1, [{c} + {c_row} + 64]"],
-    step: [
-        "tileloaddt1 tmm4, [{a} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_row}]", "tileloadd tmm7, [{b} + {b_row} + 64]",
-        "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7"
-    ],
-    store: ["tilestored [{c} + {c_row}], tmm0", "tilestored [{c} + {c_row} + 64], tmm1"],
-);
-tile_loop!(
-    one_by_one,
-    zero: ["tilezero tmm0"],
-    load: ["tileloaddt1 tmm0, [{c} + {c_row}]"],
-    step: [
-        "tileloaddt1 tmm4, [{a} + {a_row}]", "tileloadd tmm6, [{b} + {b_row}]",
-        "tdpbf16ps tmm0, tmm4, tmm6"
-    ],
-    store: ["tilestored [{c} + {c_row}], tmm0"],
-);
 
 #[cfg(test)]
 mod tests {
@@ -332,6 +230,7 @@ mod tests {
                         sums: sums.as_mut_ptr(),
                         sums_stride,
                         accumulate,
+                        rows,
                         next: std::ptr::null(),
                     };
                     // SAFETY: the operands have so many rows and words.
@@ -351,6 +250,57 @@ mod tests {
                             sum, expected as f32,
                             "{rows} x {columns} x {steps}: {row} {column}"
                         );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_are_multiplied_by_those_that_count() {
+        let Some(tiles) = Isa::available().into_iter().find_map(Isa::bf16_tiles) else { return };
+        let mut session = TileSession::begin(tiles);
+        let (steps, part) = (3, |word: usize| word / WORDS % 3);
+        let depth = 3 * steps * WORDS;
+        let (a_stride, b_stride, sums_stride) = (depth + 16, 35, 39);
+        for rows in [1, 7, 16, 17, 31, 32] {
+            for columns in [1, 2] {
+                let (a, b) = (words(rows * a_stride, 3), words(depth * b_stride, 4));
+                let (packed_a, packed_b) = (packed(&a), packed(&b));
+                for accumulate in [false, true] {
+                    let mut sums = vec![1000.0; rows * sums_stride];
+                    let product = TileProduct {
+                        a: packed_a.as_ptr(),
+                        a_stride,
+                        b: packed_b.as_ptr(),
+                        b_stride,
+                        steps,
+                        sums: sums.as_mut_ptr(),
+                        sums_stride,
+                        accumulate,
+                        rows,
+                        next: std::ptr::null(),
+                    };
+                    // SAFETY: the operands have so many rows and words.
+                    unsafe { session.multiply_parts(rows, columns, &product) };
+                    for (at, &sum) in sums.iter().enumerate() {
+                        let (row, column) = (at / sums_stride, at % sums_stride);
+                        // Of each pair of parts of one step, those whose numbers are 2 in all at most.
+                        let term = |k: usize, l: usize| {
+                            let (a, b) = (a[row * a_stride + k], b[l * b_stride + column]);
+                            a[0] * b[0] + a[1] * b[1]
+                        };
+                        let pairs = (0..depth).flat_map(|k| {
+                            let first = k / (3 * WORDS) * 3 * WORDS + k % WORDS;
+                            (0..3 - part(k)).map(move |other| (k, first + other * WORDS))
+                        });
+                        let expected = if column >= columns * WORDS {
+                            1000
+                        } else {
+                            pairs.map(|(k, l)| term(k, l)).sum::<i32>()
+                                + 1000 * i32::from(accumulate)
+                        };
+                        assert_eq!(sum, expected as f32, "{rows} x {columns}: {row} {column}");
                     }
                 }
             }

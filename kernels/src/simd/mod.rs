@@ -19,6 +19,8 @@ mod square;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
+mod amx_loops;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -374,6 +376,8 @@ pub struct TileProduct {
     pub sums_stride: usize,
     /// Whether to add to what is there.
     pub accumulate: bool,
+    /// Rows before those of the next product, whose sums are asked for meanwhile.
+    pub rows: usize,
     /// Memory to bring into the second-level cache, four lines a step; any address is allowed.
     pub next: *const f32,
 }

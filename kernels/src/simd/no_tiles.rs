@@ -31,4 +31,12 @@ impl TileSession {
     pub unsafe fn multiply(&mut self, _rows: usize, _columns: usize, _product: &TileProduct) {
         unreachable!("this CPU has no tile registers")
     }
+
+    /// Never called: there is no session.
+    ///
+    /// # Safety
+    /// None is needed.
+    pub unsafe fn multiply_parts(&mut self, _rows: usize, _columns: usize, _product: &TileProduct) {
+        unreachable!("this CPU has no tile registers")
+    }
 }

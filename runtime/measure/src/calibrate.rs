@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use compiler::Work;
 use compiler::cost::{CostModel, Level, Sample};
-use kernels::peak::{bf16_peak, fma_peak, memory_rates};
+use kernels::peak::{bf16_peak, f32_peak, memory_rates};
 use kernels::{Pool, Target};
 use ops::DType;
 
@@ -116,7 +116,7 @@ impl Machine<'_> {
         CostModel {
             launch_seconds: 0.0,
             wake_seconds: self.wake_seconds(),
-            peak_f32: fma_peak(isa, self.pool),
+            peak_f32: f32_peak(isa, self.pool),
             peak_bf16: bf16_peak(isa, self.pool),
             elementwise: 0.0,
             levels,
