@@ -29,8 +29,13 @@ use super::words::Words;
 const MAX_DEPTH_BLOCK: usize = 512;
 /// Words from which on a row of the window is a segment of its own.
 const LEAST_SEGMENT: usize = 64;
-/// Positions of a rectangle.
+/// Positions of a rectangle, and the part of the second-level cache that its strip takes at most.
 const POSITIONS: usize = 192;
+const STRIP: usize = 3;
+/// The same where tile registers multiply: what is read again around a rectangle, and computed again where a norm is
+/// applied on the way, takes more of the time.
+const TILES_POSITIONS: usize = 512;
+const TILES_STRIP: usize = 2;
 
 /// A direct convolution.
 #[derive(Clone, Debug)]
@@ -81,7 +86,9 @@ impl Direct {
             Form::TapColumns => cell,
         };
         let depth_block = words.padded(segment.div_ceil(segment.div_ceil(MAX_DEPTH_BLOCK)));
-        // A strip takes at most a third of L2, and there are some rectangles for each thread.
+        // A strip takes a part of L2, and there are some rectangles for each thread.
+        let (positions, strip) =
+            if words.are_tiles() { (TILES_POSITIONS, TILES_STRIP) } else { (POSITIONS, STRIP) };
         let strip_cells = |[height, width]: [usize; 2]| {
             let rows = (height - 1) * spec.stride[1] + kernel_height;
             let columns = (width - 1) * spec.stride[2] + kernel_width;
@@ -90,13 +97,13 @@ impl Direct {
         let [_, height, width] = spec.output;
         let across = width.div_ceil(64);
         let mut block =
-            [(POSITIONS / width.div_ceil(across)).clamp(1, height), width.div_ceil(across)];
+            [(positions / width.div_ceil(across)).clamp(1, height), width.div_ceil(across)];
         let planes = spec.input.samples * spec.output[0];
         let blocks =
             |[rows, columns]: [usize; 2]| planes * height.div_ceil(rows) * width.div_ceil(columns);
-        let is_large = |block| 4 * strip_cells(block) * cell > target.l2_bytes / 3;
+        let is_large = |block| 4 * strip_cells(block) * cell > target.l2_bytes / strip;
         while block[0] > 1 && (is_large(block) || blocks(block) < 4 * target.threads) {
-            block[0] = block[0].div_ceil(2);
+            block[0] -= 1;
         }
         while block[1] > 8 && is_large(block) {
             block[1] = block[1].div_ceil(2).next_multiple_of(8);

@@ -17,7 +17,7 @@ use crate::simd::{Simd, SimdJob};
 use super::group_stats::GroupStats;
 use super::lanes::copy;
 use super::shared::Shared;
-use crate::body::{Elementwise, Source, compile_elementwise};
+use crate::body::{Elementwise, Leaf, Source, compile_elementwise};
 
 /// The input of a convolution.
 #[derive(Clone, Debug)]
@@ -256,6 +256,29 @@ impl Cells<'_> {
             + (self.start + i) * strides[3]
             + self.line.channels.0 * strides[4]
     }
+
+    /// `n` elements of leaf `leaf`, number `index`, at position `i` as f32: where they are, or computed or copied to `to`.
+    ///
+    /// # Safety
+    /// As [`Input::line`].
+    #[inline(always)]
+    unsafe fn read<S: Simd>(
+        &self,
+        s: S,
+        leaf: &Leaf,
+        index: usize,
+        i: usize,
+        n: usize,
+        to: *mut f32,
+    ) -> *const f32 {
+        let stride = if n == 1 { 1 } else { self.input.strides[index][4] };
+        let at = self.position(index, leaf.layout.offset, i);
+        // SAFETY: passed on.
+        unsafe {
+            let slot = self.reader.shared.slot(leaf, at, stride, to);
+            load_f32(s, leaf.layout.dtype, slot, n, to)
+        }
+    }
 }
 
 impl SimdJob for Cells<'_> {
@@ -271,14 +294,6 @@ impl SimdJob for Cells<'_> {
         let mut slots = [SlotPtr { ptr: std::ptr::null(), stride: 0 }; MAX_SLOTS];
         // SAFETY: the caller of `Input::line` promises operands, and room for the line.
         unsafe {
-            // The operand as f32 at position `i`, computed or copied to `to`.
-            let read =
-                |leaf: &crate::body::Leaf, index: usize, i: usize, n: usize, to: *mut f32| {
-                    let stride = input.strides[index][4];
-                    let at = self.position(index, leaf.layout.offset, i);
-                    let slot = reader.shared.slot(leaf, at, if n == 1 { 1 } else { stride }, to);
-                    load_f32(s, leaf.layout.dtype, slot, n, to)
-                };
             if input.is_plain {
                 let leaf = &input.code.leaves[0];
                 let [.., column, channel] = input.strides[0];
@@ -286,7 +301,7 @@ impl SimdJob for Cells<'_> {
                 let (rows, n) = if is_joined { (1, self.n * n) } else { (self.n, n) };
                 for i in 0..rows {
                     let to = to.add(i * n);
-                    let values = read(leaf, 0, i, n, to);
+                    let values = self.read(s, leaf, 0, i, n, to);
                     if values != to.cast_const() {
                         copy(s, values, n, to);
                     }
@@ -298,7 +313,8 @@ impl SimdJob for Cells<'_> {
                 let leaf = &norm.input().leaves[0];
                 for i in 0..self.n {
                     let to = to.add(i * n);
-                    affine.apply(s, read(leaf, n_leaves, i, n, to), n, to);
+                    let values = self.read(s, leaf, n_leaves, i, n, to);
+                    affine.apply(s, values, n, to);
                 }
                 if let [only] = &input.code.leaves[..]
                     && matches!(only.source, Source::Frontier(_))

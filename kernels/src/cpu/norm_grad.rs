@@ -316,7 +316,8 @@ impl NormGrad {
             *means = [(along / n as f64) as f32, mean as f32, low];
         }
         for (row, (means, moments)) in means.iter().zip(&moments).enumerate().take(count) {
-            let [along, high, low] = means.map(|mean| s.splat(mean));
+            let [along, high, low] = *means;
+            let (along, high, low) = (s.splat(along), s.splat(high), s.splat(low));
             let scale = s.splat(moments.scale);
             coming.ask(first + row);
             each(

@@ -224,7 +224,11 @@ impl Simd for Avx512 {
     ) {
         // SAFETY: the caller promises LANES rows of LANES elements on both sides.
         unsafe {
-            let rows: [__m512; LANES] = std::array::from_fn(|i| self.load(from.add(i * from_row)));
+            // Not `from_fn`, which is not always inlined: each load would be a call.
+            let mut rows = [_mm512_setzero_ps(); LANES];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = self.load(from.add(i * from_row));
+            }
             // Within quarters of 128 bits first: columns of four rows, as in a block of 4 x 4.
             let mut quarters = [self.splat(0.0); LANES];
             for i in (0..LANES).step_by(4) {
