@@ -1,9 +1,10 @@
 //! Convolution with what is fused into it: on the way in a group norm, elementwise code and a
 //! doubling of height and width ([`Input`]), on the way out elementwise code (bias, residual).
 //!
-//! Two ways to compute it, chosen by shape: [`Direct`], an implicit product, takes every window;
+//! Three ways to compute it, chosen by shape: [`Direct`], an implicit product, takes every window;
 //! [`Winograd`] takes 3x3 windows that move by 1, on enough channels and positions, with a quarter of
-//! the multiplications. Both end in [`Spec::epilogue`].
+//! the multiplications; [`Doubled`] is four of the first, for 3x3 windows over a doubled input. All end in
+//! [`Spec::epilogue`].
 //!
 //! Invariant: sums are taken in an order that depends on shapes alone, so bytes depend neither on
 //! threads nor on how positions are split.
@@ -16,6 +17,7 @@ use crate::simd::{Simd, SimdJob};
 use crate::{Isa, Layout, Pool, Target};
 
 use super::conv_direct::Direct;
+use super::conv_doubled::Doubled;
 use super::conv_input::Input;
 use super::conv_winograd::Winograd;
 use super::joined_rows::{JOINED, JoinedRows};
@@ -38,6 +40,7 @@ pub struct Conv {
 pub(super) enum Method {
     Direct(Direct),
     Winograd(Box<Winograd>),
+    Doubled(Box<Doubled>),
 }
 
 /// What is to be computed.
@@ -52,8 +55,8 @@ pub(super) struct Spec {
     /// Zeros before the first element; where negative, elements that are left out.
     pub(super) pad_low: [isize; SPATIAL],
     pub(super) columns: usize,
-    result: Layout,
-    epilogue: Elementwise,
+    pub(super) result: Layout,
+    pub(super) epilogue: Elementwise,
     /// Rows of output channels: layout 0 is the result, `1 + i` the epilogue's leaf `i`.
     nest: Nest,
     /// How rows of few channels run through the epilogue as one.
@@ -69,6 +72,8 @@ pub(super) struct Weight {
     whole: Layout,
     /// Whether it is packed at load; else every run packs it.
     pub(super) is_packed: bool,
+    /// Where in the packed operand it begins, in bytes.
+    pub(super) packed_at: usize,
     /// Whether taps count from the last one.
     is_flipped: bool,
 }
@@ -95,6 +100,7 @@ impl Conv {
         match &self.method {
             Method::Direct(direct) => direct.packed_bytes(&self.spec),
             Method::Winograd(winograd) => winograd.packed_bytes(&self.spec),
+            Method::Doubled(doubled) => doubled.packed_bytes(),
         }
     }
 }
@@ -102,8 +108,11 @@ impl Conv {
 impl Method {
     /// The faster one.
     pub(super) fn of(spec: &Spec, target: &Target) -> Method {
-        match Winograd::select(spec, target) {
-            Some(winograd) => Method::Winograd(Box::new(winograd)),
+        if let Some(winograd) = Winograd::select(spec, target) {
+            return Method::Winograd(Box::new(winograd));
+        }
+        match Doubled::select(spec, target) {
+            Some(doubled) => Method::Doubled(Box::new(doubled)),
             None => Method::Direct(Direct::new(spec, target)),
         }
     }
@@ -112,6 +121,7 @@ impl Method {
         match self {
             Method::Direct(direct) => direct.tunables(),
             Method::Winograd(winograd) => winograd.tunables(),
+            Method::Doubled(doubled) => doubled.tunables(),
         }
     }
 
@@ -119,6 +129,7 @@ impl Method {
         match self {
             Method::Direct(direct) => direct.scratch_bytes(spec, threads),
             Method::Winograd(winograd) => winograd.scratch_bytes(spec, threads),
+            Method::Doubled(doubled) => doubled.scratch_bytes(threads),
         }
     }
 
@@ -132,6 +143,7 @@ impl Method {
             match self {
                 Method::Direct(direct) => direct.run(spec, pool, shared),
                 Method::Winograd(winograd) => winograd.run(spec, pool, shared),
+                Method::Doubled(doubled) => doubled.run(pool, shared),
             }
         }
     }
@@ -147,7 +159,7 @@ impl Spec {
         let ConvSite { weight: operand, weight_view: layout, epilogue, .. } = conv;
         let whole = site.operands[operand].clone();
         let is_packed = *site.is_param.get(operand)? && whole.is_dense() && whole.offset == 0;
-        let weight = Weight { operand, layout, whole, is_packed, is_flipped: false };
+        let weight = Weight { operand, layout, whole, is_packed, packed_at: 0, is_flipped: false };
         Spec::new(site.target.isa, input, weight, places, site.result.clone(), epilogue)
     }
 
@@ -306,7 +318,13 @@ impl Weight {
     /// from the last to the first.
     #[cfg(feature = "training")]
     pub(super) fn flipped(operand: usize, layout: Layout, whole: Layout) -> Weight {
-        Weight { operand, layout, whole, is_packed: false, is_flipped: true }
+        Weight { operand, layout, whole, is_packed: false, packed_at: 0, is_flipped: true }
+    }
+
+    /// What `weight` is packed as from byte `packed_at` on, of `layout` before.
+    pub(super) fn part_of_packed(weight: &Weight, layout: Layout, packed_at: usize) -> Weight {
+        let Weight { operand, whole, is_packed, .. } = weight.clone();
+        Weight { operand, layout, whole, is_packed, packed_at, is_flipped: false }
     }
 
     /// Elements from one channel to the next.
@@ -352,6 +370,7 @@ impl KernelDef for Conv {
             let mut name = match &self.method {
                 Method::Direct(direct) => direct.packing_name(&self.spec),
                 Method::Winograd(winograd) => winograd.packing_name(&self.spec),
+                Method::Doubled(doubled) => doubled.packing_name(),
             };
             if weight.layout != weight.whole {
                 name += &format!(".of_{}", weight.layout);
@@ -378,6 +397,7 @@ impl KernelDef for Conv {
             match &self.method {
                 Method::Direct(direct) => direct.pack(&self.spec, shared, pool),
                 Method::Winograd(winograd) => winograd.pack(&self.spec, shared, pool),
+                Method::Doubled(doubled) => doubled.pack(&self.spec, shared, pool),
             }
         }
     }

@@ -199,7 +199,7 @@ impl Task<'_> {
         // SAFETY: panels lie within the packed weight, tiles within A and sums.
         unsafe {
             let packed = if spec.weight.is_packed {
-                self.shared.operand(spec.weight.operand)
+                self.shared.operand(spec.weight.operand).add(spec.weight.packed_at)
             } else {
                 self.shared.scratch().add(self.areas.weight).cast_const()
             };

@@ -20,6 +20,7 @@ pub mod concat;
 pub mod conv;
 mod conv_direct;
 mod conv_direct_task;
+mod conv_doubled;
 mod conv_factors;
 mod conv_input;
 #[cfg(feature = "training")]

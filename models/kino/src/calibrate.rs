@@ -257,7 +257,7 @@ fn to_text(target: &Target, model: &CostModel) -> String {
     let bf16 = model.peak_bf16.map_or("no bf16 dot product".into(), |peak| {
         format!("{} in bf16 dot products", rate(peak))
     });
-    line(&mut text, format_args!("peak     {} in f32 multiply-adds, {bf16}", rate(model.peak_f32)));
+    line(&mut text, format_args!("peak     {} in f32, {bf16}", rate(model.peak_f32)));
     for level in &model.levels {
         let (read, write) = (moved(level.read), moved(level.write));
         line(&mut text, format_args!("{:<8} reads {read}, writes {write}", level.name));

@@ -103,6 +103,14 @@ fn convolutions_take_norm_activation_and_doubling_on_the_way_in() {
                 let y = doubled(b, args[0])?;
                 b.conv(y, args[1], &window)
             });
+            let residual = [n, 2 * h, 2 * w, out];
+            let with_residual = [types[0], types[1], types[4], (&residual[..], dtype)];
+            check_body("doubling, conv, residual", "conv", &with_residual, &[1, 2], |b, args| {
+                let y = doubled(b, args[0])?;
+                let y = b.conv(y, args[1], &window)?;
+                let y = b.add(y, args[2])?;
+                b.add(args[3], y)
+            });
             check_body("norm, doubling, conv", "conv", &types[..4], &[1], |b, args| {
                 let y = b.group_norm(args[0], args[2], args[3], groups, 1e-6)?;
                 let y = doubled(b, y)?;
