@@ -6,11 +6,12 @@
 use ops::{Attr, DType, Op};
 
 use crate::kernel::{KernelDef, Launch, Site};
-use crate::program::{MAX_SLOTS, SlotPtr};
+use crate::program::{CHUNK, MAX_SLOTS, SlotPtr};
 use crate::simd::{Simd, SimdJob, dispatch};
 use crate::{Isa, Layout};
 
 use super::group_stats::GroupStats;
+use super::joined_rows::JoinedRows;
 use super::shared::{Shared, aligned};
 use crate::body::{Elementwise, Source, compile_elementwise};
 use crate::nest::Nest;
@@ -26,6 +27,8 @@ pub struct GroupNorm {
     epilogue: Elementwise,
     /// Rows of channels: layout 0 is the result, then the epilogue's leaves.
     nest: Nest,
+    /// How rows of few channels run through the epilogue as one.
+    joined: JoinedRows,
 }
 
 impl GroupNorm {
@@ -57,19 +60,21 @@ impl GroupNorm {
             result: site.result.clone(),
             stats,
             epilogue,
+            joined: JoinedRows::new(&nest, CHUNK),
             nest,
         })
     }
 
-    fn row_bytes(&self) -> usize {
-        aligned(4 * self.channels)
+    /// Bytes of the rows that run as one, in f32.
+    fn rows_bytes(&self) -> usize {
+        aligned(4 * self.joined.elements())
     }
 
-    /// Bytes of the worker's scratch while rows are normalized: a row of the operand, a normalized
-    /// row, programs. They lie behind the statistics' results, in place of their scratch.
+    /// Bytes of the worker's scratch while rows are normalized: rows of the operand, normalized rows, the statistics
+    /// for each, what rows share, programs. They lie behind the statistics' results, in place of their scratch.
     fn worker_bytes(&self) -> usize {
         let len = self.stats.input_scratch_len().max(self.epilogue.program.scratch_len());
-        2 * self.row_bytes() + aligned(4 * len)
+        5 * self.rows_bytes() + self.joined.bytes() + aligned(4 * len)
     }
 
     fn blocks(&self) -> usize {
@@ -138,15 +143,24 @@ impl SimdJob for Normalize<'_> {
         unsafe {
             let own = stats.result_bytes() + self.worker * norm.worker_bytes();
             let input = self.shared.scratch().add(own);
-            let row = input.add(norm.row_bytes()).cast::<f32>();
-            let program = input.add(2 * norm.row_bytes()).cast::<f32>();
-            let affine = stats.affine(self.shared, 0, sample);
+            let row = input.add(norm.rows_bytes()).cast::<f32>();
+            let repeated = input.add(2 * norm.rows_bytes());
+            let copies = input.add(5 * norm.rows_bytes());
+            let program = copies.add(norm.joined.bytes()).cast::<f32>();
+            let mut affine = stats.affine(self.shared, 0, sample);
+            if norm.joined.any() {
+                affine = affine.repeated(n, norm.joined.elements(), repeated.cast());
+            }
+            let mut known = [std::ptr::null(); MAX_SLOTS];
             let (mut from, mut cursor) = (stats.at(first), norm.nest.at(first));
-            for _ in 0..count {
-                let x = stats.input_row(s, self.shared, &from, input.cast(), program);
+            let mut at = first;
+            while at < first + count {
+                let joined = norm.joined.count(at, first + count);
+                let rows = joined.min(stats.joined(at, first + count));
+                let x = stats.input_rows(s, self.shared, &from, rows, input.cast(), program);
                 let dst = self.shared.result().add(cursor.position(0) * norm.result.dtype.size());
                 let y = if is_plain { dst.cast::<f32>() } else { row };
-                affine.apply(s, x, n, y);
+                affine.apply(s, x, rows * n, y);
                 if !is_plain {
                     for (i, leaf) in norm.epilogue.leaves.iter().enumerate() {
                         let stride = match leaf.source {
@@ -155,10 +169,15 @@ impl SimdJob for Normalize<'_> {
                         };
                         slots[i] = self.shared.slot(leaf, cursor.position(1 + i), stride, y);
                     }
-                    norm.epilogue.program.run_row_in(s, n, &slots, dst, program);
+                    if rows > 1 {
+                        let sizes = norm.epilogue.program.slots().iter().map(|dtype| dtype.size());
+                        norm.joined.repeat(0, sizes, &mut slots, copies, &mut known);
+                    }
+                    norm.epilogue.program.run_row_in(s, rows * n, &slots, dst, program);
                 }
-                from.advance();
-                cursor.advance();
+                from.advance_by(rows);
+                cursor.advance_by(rows);
+                at += rows;
             }
         }
     }

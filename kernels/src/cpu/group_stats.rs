@@ -11,10 +11,12 @@
 use ops::{DType, Op, ValueId};
 
 use crate::kernel::Site;
-use crate::program::{MAX_SLOTS, SlotPtr};
+use crate::program::{CHUNK, MAX_SLOTS, SlotPtr};
 use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch};
 use crate::{Isa, Layout, Pool};
 
+use super::affine::Affine;
+use super::joined_rows::JoinedRows;
 use super::shared::{Shared, aligned};
 use super::sum::Sum;
 use crate::body::{Elementwise, Source, compile_elementwise, leaf};
@@ -39,16 +41,10 @@ pub(super) struct GroupStats {
     input: Elementwise,
     /// Rows of channels of the input's leaves.
     nest: Nest,
+    /// How many of them are read as one.
+    joined: JoinedRows,
     /// From weight and bias to f32.
     affine: [Elementwise; 2],
-}
-
-/// The numbers of one sample, one for each channel.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Affine {
-    pub(super) center: *const f32,
-    pub(super) scale: *const f32,
-    pub(super) shift: *const f32,
 }
 
 impl GroupStats {
@@ -65,6 +61,10 @@ impl GroupStats {
         let input = compile_elementwise(site.body, args[0], &[], site.operands)?.widened();
         let layouts: Vec<&Layout> = input.leaves.iter().map(|leaf| &leaf.layout).collect();
         let (n, channels) = (shape[0], shape[shape.len() - 1]);
+        let nest = Nest::with_row(&layouts, shape.len() - 1)?;
+        // Rows of the first leaf are where those of a result would be.
+        let with_result: Vec<&Layout> = layouts.iter().take(1).chain(&layouts).copied().collect();
+        let joined = JoinedRows::new(&Nest::with_row(&with_result, shape.len() - 1)?, CHUNK);
         Some(GroupStats {
             isa: site.target.isa,
             eps: norm.eps,
@@ -73,7 +73,8 @@ impl GroupStats {
             positions: shape.iter().product::<usize>() / n / channels,
             channels,
             rows_per_block: (BLOCK / channels).max(1),
-            nest: Nest::with_row(&layouts, shape.len() - 1)?,
+            nest,
+            joined: joined.unless_repeated(),
             input,
             affine,
         })
@@ -176,16 +177,23 @@ impl GroupStats {
         Affine { center: row(0), scale: row(1), shift: row(2) }
     }
 
-    /// Row at `cursor` of what is normalized: in place where it is f32, else computed into `to`.
+    /// How many rows from `row` on, and before `last`, [`GroupStats::input_rows`] reads as one.
+    pub(super) fn joined(&self, row: usize, last: usize) -> usize {
+        self.joined.count(row, last)
+    }
+
+    /// `count` rows from `cursor` on of what is normalized, one after the other: in place where it is f32, else
+    /// computed into `to`.
     ///
     /// # Safety
-    /// The buffers hold the layouts; `to` is writable for a row, `scratch` for the input's code.
+    /// The buffers hold the layouts; the rows are joined, `to` is writable for them, `scratch` for the input's code.
     #[inline(always)]
-    pub(super) unsafe fn input_row<S: Simd>(
+    pub(super) unsafe fn input_rows<S: Simd>(
         &self,
         s: S,
         shared: Shared<'_>,
         cursor: &Cursor<'_>,
+        count: usize,
         to: *mut f32,
         scratch: *mut f32,
     ) -> *const f32 {
@@ -200,43 +208,9 @@ impl GroupStats {
             if program.is_copy() && program.slots() == [DType::F32] && slots[0].stride == 1 {
                 return slots[0].ptr.cast();
             }
-            program.run_row_in(s, self.channels, &slots, to.cast(), scratch);
+            program.run_row_in(s, count * self.channels, &slots, to.cast(), scratch);
         }
         to
-    }
-}
-
-impl Affine {
-    /// The numbers from channel `first` on.
-    #[inline(always)]
-    pub(super) fn skip(self, first: usize) -> Affine {
-        let Affine { center, scale, shift } = self;
-        let [center, scale, shift] = [center, scale, shift].map(|row| row.wrapping_add(first));
-        Affine { center, scale, shift }
-    }
-
-    /// `to = (x - center) * scale + shift` for `n` channels.
-    ///
-    /// # Safety
-    /// `x` is readable and `to` writable for `n` values; they are the same or do not overlap.
-    #[inline(always)]
-    pub(super) unsafe fn apply<S: Simd>(self, s: S, x: *const f32, n: usize, to: *mut f32) {
-        let Affine { center, scale, shift } = self;
-        let mut i = 0;
-        // SAFETY: lanes below n.
-        unsafe {
-            while i + S::LANES <= n {
-                let d = s.sub(s.load(x.add(i)), s.load(center.add(i)));
-                s.store(to.add(i), s.mul_add(d, s.load(scale.add(i)), s.load(shift.add(i))));
-                i += S::LANES;
-            }
-            if i < n {
-                let rest = n - i;
-                let d = s.sub(s.load_n(x.add(i), rest), s.load_n(center.add(i), rest));
-                let y = s.mul_add(d, s.load_n(scale.add(i), rest), s.load_n(shift.add(i), rest));
-                s.store_n(to.add(i), y, rest);
-            }
-        }
     }
 }
 
@@ -337,25 +311,31 @@ impl Item<'_> {
         unsafe {
             let mut rows = Rows { ptr: std::ptr::null(), stride: 0, count };
             let mut in_place = true;
-            for i in 0..count {
+            let mut i = 0;
+            while i < count {
+                // Rows that are computed as one lie as they would one by one.
+                let joins = row_len == stats.channels;
+                let n = if joins { stats.joined(first + i, first + count) } else { 1 };
                 let to = area.rows.add(i * row_len);
-                let row = stats.input_row(s, self.shared, &cursor, to, area.program);
+                let row = stats.input_rows(s, self.shared, &cursor, n, to, area.program);
                 if i == 0 {
                     rows.ptr = row;
+                    rows.stride = if n > 1 { row_len } else { 0 };
                     in_place = row != to.cast_const();
-                } else if i == 1 {
+                } else if rows.stride == 0 {
                     rows.stride = row.offset_from(rows.ptr) as usize;
                 } else if in_place && row != rows.ptr.wrapping_add(i * rows.stride) {
                     // Rows in place that are not evenly spaced are brought together.
                     in_place = false;
                 }
-                cursor.advance();
+                cursor.advance_by(n);
+                i += n;
             }
             if !in_place && rows.ptr != area.rows.cast_const() {
                 let mut cursor = stats.nest.at(first);
                 for i in 0..count {
                     let to = area.rows.add(i * row_len);
-                    let row = stats.input_row(s, self.shared, &cursor, to, area.program);
+                    let row = stats.input_rows(s, self.shared, &cursor, 1, to, area.program);
                     std::ptr::copy_nonoverlapping(row, to, stats.channels);
                     cursor.advance();
                 }

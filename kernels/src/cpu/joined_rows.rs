@@ -55,6 +55,15 @@ impl JoinedRows {
         JoinedRows { most: (elements / row_len).clamp(1, period), period, row_len, repeated }
     }
 
+    /// These, but one by one where any leaf would have to be repeated.
+    pub(super) fn unless_repeated(self) -> JoinedRows {
+        if self.repeated.is_empty() {
+            self
+        } else {
+            JoinedRows { most: 1, repeated: vec![], ..self }
+        }
+    }
+
     /// Whether any rows join.
     pub(super) fn any(&self) -> bool {
         self.most > 1

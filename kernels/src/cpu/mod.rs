@@ -1,5 +1,6 @@
 //! Kernels for the CPU.
 
+mod affine;
 pub mod attention;
 #[cfg(feature = "training")]
 pub mod attention_grad;

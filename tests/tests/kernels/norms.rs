@@ -102,5 +102,25 @@ fn group_norms_run_with_an_activation() {
             let y = b.group_norm(args[0], args[1], args[2], groups, 1e-6)?;
             b.silu(y)
         });
+        // Rows of the operand that do not lie side by side, or are not f32; what rows share, and what they do not.
+        let (axis, n) = (shape.len() - 1, channels[0]);
+        let (mut wide, mut shared) = (shape.to_vec(), vec![1; shape.len()]);
+        (wide[axis], shared[axis]) = (2 * n, n);
+        for dtype in [F32, BF16] {
+            let types = [(&wide[..], dtype), (channels, dtype), (channels, dtype), (shape, dtype)];
+            check_body("group_norm, bias, residual", "group_norm", &types, &[1, 2], |b, args| {
+                let x = b.slice_axis(args[0], axis, n, 2 * n)?;
+                let y = b.group_norm(x, args[1], args[2], groups, 1e-6)?;
+                let bias = b.reshape(args[2], &shared)?;
+                let y = b.add(y, bias)?;
+                b.add(y, args[3])
+            });
+            let types = [types[3], types[1], types[2]];
+            check_body("group_norm, bias", "group_norm", &types, &[1, 2], |b, args| {
+                let y = b.group_norm(args[0], args[1], args[2], groups, 1e-6)?;
+                let bias = b.reshape(args[2], &shared)?;
+                b.add(y, bias)
+            });
+        }
     }
 }
