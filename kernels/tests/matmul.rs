@@ -298,7 +298,7 @@ fn f32_products_are_as_right_on_every_instruction_set_as_chains_of_multiply_adds
         let numbers = |random: &mut Random, n: usize| {
             let mut numbers = Buffer { bytes: Vec::new(), values: Vec::new() };
             for _ in 0..n {
-                let size = f64::from(random.below(21) as u32 as i32).exp2();
+                let size = (random.below(21) as f64).exp2();
                 let (bytes, value) = encode(DType::F32, (random.value() * size) as f32);
                 numbers.bytes.extend(bytes);
                 numbers.values.push(value);
