@@ -138,34 +138,39 @@ fn summed_layout(spec: &Spec) -> Layout {
     Layout { dtype: spec.weight.layout.dtype, shape, strides, offset: 0 }
 }
 
-/// Writes the taps of the phase at `place`.
+/// Writes the taps of the phase at `place`, as [`summed_layout`] says.
 ///
 /// # Safety
 /// `dense` is the base of a buffer that holds the weight's layout; it need not be aligned.
 unsafe fn sum_taps(spec: &Spec, place: [usize; 2], dense: *const u8, summed: &mut [u8]) {
     let weight = &spec.weight;
+    let dtype = weight.layout.dtype;
     let (channels, depth) = (weight.layout.shape[1], spec.kernel[0]);
+    let row = channels * depth * 4 * dtype.size();
     // SAFETY: the layout's positions lie within the buffer.
     let read = |at: usize| unsafe {
-        match weight.layout.dtype {
+        match dtype {
             DType::Bf16 => dense.cast::<bf16>().add(at).read_unaligned().to_f32(),
             DType::F16 => dense.cast::<f16>().add(at).read_unaligned().to_f32(),
             _ => dense.cast::<f32>().add(at).read_unaligned(),
         }
     };
-    let size = weight.layout.dtype.size();
-    let mut to = summed.chunks_exact_mut(size);
-    for (column, channel) in (0..spec.columns).flat_map(|o| (0..channels).map(move |c| (o, c))) {
-        for z in 0..depth {
-            for (rows, columns) in SUMS[place[0]]
-                .iter()
-                .flat_map(|rows| SUMS[place[1]].iter().map(move |columns| (rows, columns)))
-            {
-                let taps =
-                    rows.iter().flat_map(|y| columns.iter().map(move |x| (z * 3 + y) * 3 + x));
-                let sum: f32 = taps.map(|tap| read(weight.position(column, channel, tap))).sum();
-                let Some(to) = to.next() else { return };
-                match weight.layout.dtype {
+    for (column, to) in summed.chunks_exact_mut(row).enumerate() {
+        for tap in 0..depth * 4 {
+            let (z, y, x) = (tap / 4, tap / 2 % 2, tap % 2);
+            let (rows, columns) = (SUMS[place[0]][y], SUMS[place[1]][x]);
+            let terms =
+                || rows.iter().flat_map(|y| columns.iter().map(move |x| (z * 3 + y) * 3 + x));
+            let mut starts = [0; 4];
+            let count = terms().count();
+            for (start, term) in starts.iter_mut().zip(terms()) {
+                *start = weight.position(column, 0, term);
+            }
+            for channel in 0..channels {
+                let at = channel * weight.channel_stride();
+                let sum: f32 = starts[..count].iter().map(|start| read(start + at)).sum();
+                let to = &mut to[(channel * depth * 4 + tap) * dtype.size()..][..dtype.size()];
+                match dtype {
                     DType::Bf16 => to.copy_from_slice(&bf16::from_f32(sum).to_le_bytes()),
                     DType::F16 => to.copy_from_slice(&f16::from_f32(sum).to_le_bytes()),
                     _ => to.copy_from_slice(&sum.to_le_bytes()),

@@ -209,6 +209,18 @@ mod tests {
         words.iter().map(|&[low, high]| f32::from_bits(half(low) | half(high) << 16)).collect()
     }
 
+    /// The product of these words, A's and B's, to these sums.
+    fn product(
+        (a, b, sums): (&[f32], &[f32], &mut [f32]),
+        [a_stride, b_stride, sums_stride]: [usize; 3],
+        (rows, steps): (usize, usize),
+        accumulate: bool,
+    ) -> TileProduct {
+        let (a, b, sums) = (a.as_ptr(), b.as_ptr(), sums.as_mut_ptr());
+        let next = std::ptr::null();
+        TileProduct { a, a_stride, b, b_stride, steps, sums, sums_stride, accumulate, rows, next }
+    }
+
     #[test]
     fn products_of_every_shape_are_exact_and_nothing_else_is_written() {
         let Some(tiles) = Isa::available().into_iter().find_map(Isa::bf16_tiles) else { return };
@@ -221,18 +233,9 @@ mod tests {
                 let (packed_a, packed_b) = (packed(&a), packed(&b));
                 for accumulate in [false, true] {
                     let mut sums = vec![1000.0; rows * sums_stride];
-                    let product = TileProduct {
-                        a: packed_a.as_ptr(),
-                        a_stride,
-                        b: packed_b.as_ptr(),
-                        b_stride,
-                        steps,
-                        sums: sums.as_mut_ptr(),
-                        sums_stride,
-                        accumulate,
-                        rows,
-                        next: std::ptr::null(),
-                    };
+                    let strides = [a_stride, b_stride, sums_stride];
+                    let operands = (&packed_a[..], &packed_b[..], &mut sums[..]);
+                    let product = product(operands, strides, (rows, steps), accumulate);
                     // SAFETY: the operands have so many rows and words.
                     unsafe { session.multiply(rows, columns, &product) };
                     for (at, &sum) in sums.iter().enumerate() {
@@ -269,18 +272,9 @@ mod tests {
                 let (packed_a, packed_b) = (packed(&a), packed(&b));
                 for accumulate in [false, true] {
                     let mut sums = vec![1000.0; rows * sums_stride];
-                    let product = TileProduct {
-                        a: packed_a.as_ptr(),
-                        a_stride,
-                        b: packed_b.as_ptr(),
-                        b_stride,
-                        steps,
-                        sums: sums.as_mut_ptr(),
-                        sums_stride,
-                        accumulate,
-                        rows,
-                        next: std::ptr::null(),
-                    };
+                    let strides = [a_stride, b_stride, sums_stride];
+                    let operands = (&packed_a[..], &packed_b[..], &mut sums[..]);
+                    let product = product(operands, strides, (rows, steps), accumulate);
                     // SAFETY: the operands have so many rows and words.
                     unsafe { session.multiply_parts(rows, columns, &product) };
                     for (at, &sum) in sums.iter().enumerate() {
