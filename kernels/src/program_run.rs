@@ -10,7 +10,7 @@ use ops::defs::unary::Unary;
 
 use crate::isa::Isa;
 use crate::program::{CHUNK, Instr, MAX_INSTRS, Program, SlotPtr, Value};
-use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch};
+use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch, prefetch, prefetch_write};
 use crate::vec_math;
 
 /// A map over lanes with what is done to each, always inlined.
@@ -171,9 +171,30 @@ impl SimdJob for Row<'_> {
             // SAFETY: the caller of `run_row` promises n elements; the chunk lies within them.
             unsafe {
                 let dst = self.dst.add(start * program.result.size());
+                self.ask(start + len);
                 program.run_chunk(s, start, len, self.slots, dst, self.scratch);
             }
             start += len;
+        }
+    }
+}
+
+impl Row<'_> {
+    /// Asks for what the chunk from `start` on reads and writes: memory is waited for while the chunk before is worked
+    /// on. Behind the end of a row, the next one is likely to begin.
+    #[inline(always)]
+    fn ask(&self, start: usize) {
+        let lines = |dtype: DType| (0..CHUNK * dtype.size()).step_by(64);
+        let size = self.program.result.size();
+        for byte in lines(self.program.result) {
+            prefetch_write(self.dst.wrapping_add(start * size + byte));
+        }
+        for (slot, &dtype) in self.slots.iter().zip(&self.program.slots) {
+            if slot.stride == 1 {
+                for byte in lines(dtype) {
+                    prefetch(slot.ptr.wrapping_add(start * dtype.size() + byte));
+                }
+            }
         }
     }
 }

@@ -149,7 +149,7 @@ impl JoinedRows {
     }
 }
 
-/// What the joined rows after those at a time are read from. It is asked for row by row while these are worked on:
+/// What the rows after those at a time are read from. It is asked for row by row while these are worked on:
 /// all at once would keep them waiting, and nothing asks for it by itself, as rows are read in bursts of a page.
 pub(super) struct Coming {
     /// Where the first of the rows is, and the bytes of each.

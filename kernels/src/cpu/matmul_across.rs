@@ -5,9 +5,9 @@
 
 use ops::DType;
 
-use crate::simd::{MAX_LANES, Simd, SimdJob};
+use crate::simd::{MAX_LANES, Simd, SimdJob, prefetch_l2};
 
-use super::lanes::{join_halves, load_as_f32, prefetch_row};
+use super::lanes::{join_halves, load_as_f32};
 use super::matmul_rows::PackRows;
 use super::parts::{DEPTHS_OF_PARTS, split_row};
 use super::transpose::{transpose, transpose_in};
@@ -54,12 +54,15 @@ impl SimdJob for PackAcross<'_> {
             for start in (from..to).step_by(step) {
                 let end = to.min(start + step);
                 let depth = (rows.words.depth(start), rows.words.depth(end));
-                // Depths are far apart: without this, each waits for memory by itself.
-                for depth in depth.1..depth.1 + step / unit * depths {
-                    prefetch_row(first.wrapping_add(depth * depth_bytes), n_rows * dtype.size());
-                }
+                let coming = depth.1..depth.1 + step / unit * depths;
                 for row in (0..n_rows).step_by(S::LANES) {
                     let n = S::LANES.min(n_rows - row);
+                    // Depths are far apart: without this, each waits for memory by itself. All of a depth's rows at
+                    // once would be more than is on its way at a time.
+                    for depth in coming.clone() {
+                        let at = depth * depth_bytes + row * dtype.size();
+                        prefetch_l2(first.wrapping_add(at));
+                    }
                     let to = packed.add(row * stride + start - from);
                     let at = first.add(depth.0 * depth_bytes + row * dtype.size());
                     if rows.words.are_parts() {

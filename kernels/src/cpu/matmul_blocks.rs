@@ -43,12 +43,13 @@ pub(super) struct BlockLimits {
 
 impl BlockLimits {
     /// Sums cost tile registers the more to load and store, but a block's A and B must lie in the nearest cache: no
-    /// other is fast enough for them. Parts are many bytes, so more rows share them.
+    /// other is fast enough for pairs. Of parts each tile is multiplied several times, so theirs may lie in the second
+    /// level; they are many bytes, so more rows share them.
     pub(super) fn of(words: Words) -> Self {
         let (depth, depth_unit, blocks_per_pass, rows) = match words {
             Words::F32 | Words::Bf16Pairs(_) => (320, 4, 4, 240),
             Words::Bf16Tiles(_) => (288, TILE_WORDS, 4, 256),
-            Words::F32Parts(_) => (3 * WORDS_OF_PARTS, WORDS_OF_PARTS, 3, 384),
+            Words::F32Parts(_) => (6 * WORDS_OF_PARTS, WORDS_OF_PARTS, 2, 384),
         };
         Self { depth, depth_unit, blocks_per_pass, rows }
     }

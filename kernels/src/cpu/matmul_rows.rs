@@ -8,7 +8,7 @@ use ops::DType;
 use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32, store};
 use crate::simd::{MAX_LANES, Simd};
 
-use super::lanes::{each, load_from, load_from_bf16};
+use super::lanes::{each, load_from, load_from_bf16, prefetch_row};
 use super::matmul_across::PackAcross;
 use super::parts::split_row;
 use super::words::Words;
@@ -109,6 +109,9 @@ pub(super) struct PackRows<'a> {
     pub(super) begin: usize,
 }
 
+/// How many rows ahead packing asks for: each is read from the middle of a longer one, so nothing else does.
+const ROWS_AHEAD: usize = 4;
+
 impl PackRows<'_> {
     /// Least length of `scratch`.
     pub(super) const SCRATCH_LEN: usize = CHUNK;
@@ -149,6 +152,11 @@ impl PackRows<'_> {
                 // F32 is made where it is wanted, anything else rounded from `wide`.
                 let wide = if dtype == DType::F32 { packed } else { self.wide };
                 slots[0] = self.view.slot(self.a, row_offset, from);
+                if slots[0].stride == 1 && row + ROWS_AHEAD < n_rows {
+                    let coming = *self.offsets.add(row + ROWS_AHEAD);
+                    let coming = self.view.slot(self.a, coming, from).ptr;
+                    prefetch_row(coming, n * self.view.dtype.size());
+                }
                 if are_parts && is_plain && slots[0].stride == 1 && n == padded - from {
                     split_row(s, slots[0].ptr.cast(), units, words);
                     continue;

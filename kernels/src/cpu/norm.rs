@@ -223,8 +223,7 @@ unsafe fn rows<S: Simd>(
             && norm.prologue.program.slots() == [DType::F32]
             && slots[0].stride == 1;
         let mut coming = Coming::nothing();
-        let leaves = if norm.joined.any() { norm.prologue.leaves.as_slice() } else { &[] };
-        for (i, leaf) in leaves.iter().enumerate() {
+        for (i, leaf) in norm.prologue.leaves.iter().enumerate() {
             let (position, stride) = (next.position(1 + i), nest.row_stride(1 + i));
             if position != cursor.position(1 + i) {
                 let slot = shared.slot(leaf, position, stride, normalized);
@@ -301,7 +300,7 @@ impl Moments {
                     )
                 },
             );
-            for (moments, sum) in moments.iter_mut().zip(sums) {
+            for (moments, sum) in moments.iter_mut().zip(sums).take(count) {
                 let mean = sum / n as f64;
                 moments.high = mean as f32;
                 moments.low = (mean - f64::from(mean as f32)) as f32;
@@ -324,9 +323,9 @@ impl Moments {
                 )
             },
         );
-        let scales = squares.map(|squares| (1.0 / (squares / n as f64 + eps).sqrt()) as f32);
-        for (moments, scale) in moments.iter_mut().zip(scales) {
-            moments.scale = scale;
+        // Of these rows alone: divisions and roots of others would take longer than a row does.
+        for (moments, squares) in moments.iter_mut().zip(squares).take(count) {
+            moments.scale = (1.0 / (squares / n as f64 + eps).sqrt()) as f32;
         }
         moments
     }

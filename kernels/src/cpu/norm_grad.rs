@@ -212,7 +212,7 @@ impl NormGrad {
             let mut base = 1;
             for (i, code) in self.operands.iter().enumerate() {
                 let slots = slots(code, base, std::ptr::null());
-                let leaves = if self.joined.any() { base..base + code.leaves.len() } else { 0..0 };
+                let leaves = base..base + code.leaves.len();
                 let coming_slots = self.slots(shared, code, next, base, std::ptr::null());
                 for (leaf, slot) in leaves.zip(coming_slots) {
                     if cursor.position(leaf) != next.position(leaf) {
@@ -310,7 +310,7 @@ impl NormGrad {
             );
         }
         let mut means = [[0f32; 3]; MAX_LANES];
-        for (means, (along, sum)) in means.iter_mut().zip(along.into_iter().zip(sums)) {
+        for (means, (along, sum)) in means.iter_mut().zip(along.into_iter().zip(sums)).take(count) {
             let mean = sum / n as f64;
             let low = (mean - f64::from(mean as f32)) as f32;
             *means = [(along / n as f64) as f32, mean as f32, low];

@@ -6,9 +6,12 @@ use ops::DType;
 use crate::simd::Simd;
 
 use super::lanes::load_as_f32;
+use super::sum::Sum;
 
 /// Most rows at a time.
 pub(super) const ROWS: usize = 8;
+/// Vectors of sums that are kept in registers: the additions of one wait for each other.
+const VECTORS: usize = 4;
 
 /// Some rows that are folded into a strip of results, in order.
 pub(super) struct Rows {
@@ -33,21 +36,104 @@ impl Rows {
         lost: *mut f32,
     ) {
         let size = self.dtype.size();
-        for i in (0..self.n).step_by(S::LANES) {
-            let n = S::LANES.min(self.n - i);
-            // SAFETY: the caller's promise.
-            unsafe {
-                let (mut sum, mut error) = (s.load(sums.add(i)), s.load(lost.add(i)));
-                for from in &self.from[..count] {
-                    let x = load_as_f32(s, self.dtype, from.add(i * size), n);
-                    let new = s.add(sum, x);
-                    let added = s.sub(new, sum);
-                    let rest = s.add(s.sub(sum, s.sub(new, added)), s.sub(x, added));
-                    error = s.add(error, rest);
-                    sum = new;
+        let whole = self.n - self.n % S::LANES;
+        let to = (count, sums, lost);
+        // SAFETY: the caller's promise; vectors before `whole` are whole.
+        unsafe {
+            match self.dtype {
+                DType::Bf16 => self.add_whole(
+                    s,
+                    whole,
+                    to,
+                    #[inline(always)]
+                    |from, i| s.load_bf16(from.cast::<u16>().add(i)),
+                ),
+                DType::F16 => self.add_whole(
+                    s,
+                    whole,
+                    to,
+                    #[inline(always)]
+                    |from, i| s.load_f16(from.cast::<u16>().add(i)),
+                ),
+                _ => self.add_whole(
+                    s,
+                    whole,
+                    to,
+                    #[inline(always)]
+                    |from, i| s.load(from.cast::<f32>().add(i)),
+                ),
+            }
+            if whole < self.n {
+                self.add_vectors::<S, 1>(
+                    s,
+                    whole,
+                    to,
+                    #[inline(always)]
+                    |from, i| load_as_f32(s, self.dtype, from.add(i * size), self.n - whole),
+                );
+            }
+        }
+    }
+
+    /// The same of the first `whole` elements, whole vectors.
+    ///
+    /// # Safety
+    /// As [`Rows::add_to`]; `load` gives a vector of a row, from an element on.
+    #[inline(always)]
+    unsafe fn add_whole<S: Simd>(
+        &self,
+        s: S,
+        whole: usize,
+        to: (usize, *mut f32, *mut f32),
+        load: impl Fn(*const u8, usize) -> S::F + Copy,
+    ) {
+        let mut i = 0;
+        // SAFETY: passed on.
+        unsafe {
+            while i + VECTORS * S::LANES <= whole {
+                self.add_vectors::<S, VECTORS>(s, i, to, load);
+                i += VECTORS * S::LANES;
+            }
+            while i < whole {
+                self.add_vectors::<S, 1>(s, i, to, load);
+                i += S::LANES;
+            }
+        }
+    }
+
+    /// The same of `V` vectors from element `i` on.
+    ///
+    /// # Safety
+    /// As [`Rows::add_whole`].
+    #[inline(always)]
+    unsafe fn add_vectors<S: Simd, const V: usize>(
+        &self,
+        s: S,
+        i: usize,
+        (count, sums, lost): (usize, *mut f32, *mut f32),
+        load: impl Fn(*const u8, usize) -> S::F + Copy,
+    ) {
+        let (mut folded, mut v) = ([Sum::zero(s); V], 0);
+        // SAFETY: the caller's promise.
+        unsafe {
+            while v < V {
+                let at = i + v * S::LANES;
+                folded[v] = Sum::of(s.load(sums.add(at)), s.load(lost.add(at)));
+                v += 1;
+            }
+            for &from in &self.from[..count] {
+                let mut v = 0;
+                while v < V {
+                    folded[v].add(s, load(from, i + v * S::LANES));
+                    v += 1;
                 }
-                s.store(sums.add(i), sum);
-                s.store(lost.add(i), error);
+            }
+            let mut v = 0;
+            while v < V {
+                let (sum, error) = folded[v].parts();
+                s.store(sums.add(i + v * S::LANES), sum);
+                s.store(lost.add(i + v * S::LANES), error);
+                v += 1;
             }
         }
     }

@@ -26,6 +26,12 @@ impl<S: Simd> Sum<S> {
         Sum { sum, lost }
     }
 
+    /// What [`Sum::of`] takes.
+    #[inline(always)]
+    pub(crate) fn parts(self) -> (S::F, S::F) {
+        (self.sum, self.lost)
+    }
+
     /// The lanes, rounded once.
     #[inline(always)]
     pub(crate) fn rounded(self, s: S) -> S::F {
