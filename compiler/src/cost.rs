@@ -1,11 +1,12 @@
 //! How long a step takes on a machine: a pure function of the step's [`Work`] and of what was
 //! measured there once, a [`CostModel`].
 //!
-//! `seconds = launch + wake + max(compute, memory)`, where only steps that are spread over threads wake them,
+//! `seconds = launch + wake + max(compute + farther, memory)`, where only steps that are spread over threads wake them,
 //! `compute = core FLOPs / rate(kernel, type, shape) + side FLOPs / rate of elementwise code` and
 //! `memory = bytes / bandwidth of the smallest cache that holds them, and all that was moved since they were touched`;
-//! weights come from where all weights of the plan fit. Kernels without a core are paid by the byte: their `rate` is in
-//! bytes a second, and what comes from farther is added. A rate between the measured shapes is interpolated in the
+//! weights come from where all weights of the plan fit. What was measured had just been touched, so what it takes longer
+//! where that is not so, `farther`, is added. Kernels without a core are paid by the byte: their `rate` is in bytes a
+//! second. A rate between the measured shapes is interpolated in the
 //! logarithms of the dims; beyond them it is that of the nearest.
 
 use ops::DType;
@@ -140,7 +141,7 @@ impl CostModel {
                 (side, bytes as f64 / rate + self.farther_seconds(work))
             }
             Shape::Product { .. } | Shape::Attention { .. } | Shape::Conv { .. } => {
-                (work.core_flops as f64 / rate + side, memory)
+                (work.core_flops as f64 / rate + side + self.farther_seconds(work), memory)
             }
         };
         let start = self.start_seconds(work);

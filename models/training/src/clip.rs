@@ -5,6 +5,9 @@ use ops::{Builder, Error, ValueId};
 /// Added to the norm before it divides, as upstream's.
 const NORM_EPS: f64 = 1e-6;
 
+/// Fewest elements of a row whose squares are summed first, where a gradient has more.
+const ROW: usize = 256;
+
 /// The L2 norm of all `gradients` (f32, at least one) together, f32 `[1]`. The sums of squares of the rows of each
 /// are made first, because threads can share them, then their sum, then that of all in the order given, so the
 /// result does not depend on the machine.
@@ -12,11 +15,15 @@ pub fn append_global_norm(b: &mut Builder, gradients: &[ValueId]) -> Result<Valu
     let mut squares = Vec::with_capacity(gradients.len());
     for &gradient in gradients {
         let mut sum = b.square(gradient)?;
-        let axes: Vec<usize> = (0..b.ty(gradient).rank()).collect();
-        if let [others @ .., last] = &axes[..] {
-            sum = b.reduce_sum(sum, &[*last])?;
-            if !others.is_empty() {
-                sum = b.reduce_sum(sum, others)?;
+        let shape = b.shape(gradient).to_vec();
+        let axes: Vec<usize> = (0..shape.len()).collect();
+        // A row is long enough to be summed in vectors: taps of a convolution alone are not.
+        let is_row = |&axis: &usize| shape[axis..].iter().product::<usize>() >= ROW;
+        let (others, row) =
+            axes.split_at((1..axes.len()).rfind(is_row).unwrap_or(axes.len().min(1)));
+        for axes in [row, others] {
+            if !axes.is_empty() {
+                sum = b.reduce_sum(sum, axes)?;
             }
         }
         squares.push(b.reshape(sum, &[1])?);

@@ -49,6 +49,7 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
     }
     for (queries, keys, heads, width, biased) in [
         (4096, 128, 16, 72, false),
+        (128, 24, 6, 32, false),
         (24, 24, 4, 32, true),
         (120, 120, 16, 64, true),
         (200, 200, 16, 64, true),
@@ -59,6 +60,9 @@ pub(crate) fn cases(dtype: DType, weight_bytes: usize) -> Result<Vec<Case>, Erro
     }
     for (side, inputs, outputs, taps) in [
         (32, 4, 512, 3),
+        (64, 3, 16, 3),
+        (64, 64, 32, 1),
+        (16, 64, 64, 3),
         (32, 64, 64, 3),
         (64, 16, 3, 3),
         (64, 16, 16, 3),
@@ -190,6 +194,11 @@ pub(crate) fn scale(width: usize) -> f64 {
     (width as f64).powf(-0.5)
 }
 
+/// Images of a convolution: several of small ones, as models that have such see many at a time.
+pub(crate) fn images(side: usize, inputs: usize) -> usize {
+    if side * inputs > 2048 { 1 } else { 8 }
+}
+
 /// A convolution behind a norm and an activation, as decoders have them; the first one, of a few
 /// channels, and those that only change the number of channels have none.
 fn convolution(
@@ -199,7 +208,7 @@ fn convolution(
     taps: usize,
 ) -> Result<Graph, Error> {
     let mut b = Builder::new("convolution");
-    let x = b.input("x", TensorType::new(dtype, [1, side, side, inputs])?);
+    let x = b.input("x", TensorType::new(dtype, [images(side, inputs), side, side, inputs])?);
     let weight = b.param("weight", TensorType::new(dtype, [outputs, inputs, taps, taps])?);
     let bias = b.param("bias", TensorType::new(dtype, [outputs])?);
     let pad = [taps / 2; 2];

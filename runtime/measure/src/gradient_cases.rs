@@ -5,27 +5,38 @@ use ops::defs::conv::Window;
 use ops::defs::norm_grad::NormGrad;
 use ops::{Builder, DType, Error, Graph, TensorType};
 
-use crate::cases::{Case, HEADS, scale};
+use crate::cases::{Case, HEADS, images, scale};
 
 /// Each kernel of gradients from the smallest shapes to those whose speed no longer changes.
 pub(crate) fn cases(dtype: DType) -> Result<Vec<Case>, Error> {
     let mut all = Vec::new();
-    for (side, inputs, outputs) in [
-        (64, 16, 16),
-        (64, 32, 32),
-        (64, 16, 3),
-        (32, 32, 32),
-        (32, 64, 64),
-        (32, 512, 512),
-        (128, 128, 128),
+    for (rows, columns, depth) in
+        [(576, 192, 2048), (64, 64, 8192), (1152, 1152, 4096), (128, 128, 384)]
+    {
+        let graph = weight_gradient(dtype, [rows, columns, depth])?;
+        all.push(Case { kernel: "matmul", graph });
+    }
+    for (side, inputs, outputs, taps) in [
+        (64, 3, 16, 3),
+        (64, 16, 16, 3),
+        (64, 32, 16, 1),
+        (64, 32, 32, 3),
+        (64, 16, 3, 3),
+        (32, 32, 32, 3),
+        (32, 64, 64, 3),
+        (16, 64, 64, 3),
+        (32, 512, 512, 3),
+        (128, 128, 128, 3),
     ] {
         for kernel in ["conv_input_grad", "conv_weight_grad"] {
-            let graph = convolution_gradient(dtype, side, [inputs, outputs], kernel)?;
+            let graph = convolution_gradient(dtype, side, [inputs, outputs, taps], kernel)?;
             all.push(Case { kernel, graph });
         }
     }
-    for (sequences, tokens) in [(256, 16), (64, 64), (16, 256), (1, 2048)] {
-        let graph = attention_gradient(dtype, sequences, tokens)?;
+    for (sequences, tokens, heads) in
+        [(256, 16, HEADS), (64, 64, HEADS), (16, 256, HEADS), (1, 2048, HEADS), (256, 8, [6, 32])]
+    {
+        let graph = attention_gradient(dtype, [sequences, tokens], heads)?;
         all.push(Case { kernel: "attention_grad", graph });
     }
     for shape in [[64, 1152], [1024, 1152], [8192, 1152], [2048, 192], [12288, 32], [65536, 72]] {
@@ -34,16 +45,17 @@ pub(crate) fn cases(dtype: DType) -> Result<Vec<Case>, Error> {
     Ok(all)
 }
 
-/// A gradient of a convolution of 3 x 3 taps, by its operand or its weight as `kernel` says, of a few images.
+/// A gradient of a convolution of `taps` x `taps` taps, by its operand or its weight as `kernel` says, of a few images.
 fn convolution_gradient(
     dtype: DType,
     side: usize,
-    [inputs, outputs]: [usize; 2],
+    [inputs, outputs, taps]: [usize; 3],
     kernel: &str,
 ) -> Result<Graph, Error> {
-    let images = if side * inputs > 2048 { 1 } else { 8 };
-    let (x, weight) = ([images, side, side, inputs], [outputs, inputs, 3, 3]);
-    let window = Window::new(&[1, 1], &[1, 1], &[1, 1]);
+    let images = images(side, inputs);
+    let (x, weight) = ([images, side, side, inputs], [outputs, inputs, taps, taps]);
+    let pad = [taps / 2; 2];
+    let window = Window::new(&[1, 1], &pad, &pad);
     let mut b = Builder::new("convolution_gradient");
     let grad = b.input("grad", TensorType::new(dtype, [images, side, side, outputs])?);
     let out = if kernel == "conv_input_grad" {
@@ -56,8 +68,20 @@ fn convolution_gradient(
     Ok(b.finish(&[out]))
 }
 
-fn attention_gradient(dtype: DType, sequences: usize, tokens: usize) -> Result<Graph, Error> {
-    let [heads, width] = HEADS;
+/// The product of a linear layer's cotangents and rows over tokens, both as they lie in memory.
+fn weight_gradient(dtype: DType, [rows, columns, depth]: [usize; 3]) -> Result<Graph, Error> {
+    let mut b = Builder::new("weight_gradient");
+    let grad = b.input("grad", TensorType::new(dtype, [depth, rows])?);
+    let x = b.input("x", TensorType::new(dtype, [depth, columns])?);
+    let out = b.matmul(grad, x, true, false)?;
+    Ok(b.finish(&[out]))
+}
+
+fn attention_gradient(
+    dtype: DType,
+    [sequences, tokens]: [usize; 2],
+    [heads, width]: [usize; 2],
+) -> Result<Graph, Error> {
     let ty = TensorType::new(dtype, [sequences, tokens, heads, width])?;
     let mut b = Builder::new("attention_gradient");
     let args = ["q", "k", "v", "out", "grad"].map(|name| b.input(name, ty.clone()));
