@@ -171,7 +171,9 @@ impl SimdJob for Row<'_> {
             // SAFETY: the caller of `run_row` promises n elements; the chunk lies within them.
             unsafe {
                 let dst = self.dst.add(start * program.result.size());
-                self.ask(start + len);
+                if start + len < self.n {
+                    self.ask(start + len);
+                }
                 program.run_chunk(s, start, len, self.slots, dst, self.scratch);
             }
             start += len;
@@ -181,7 +183,7 @@ impl SimdJob for Row<'_> {
 
 impl Row<'_> {
     /// Asks for what the chunk from `start` on reads and writes: memory is waited for while the chunk before is worked
-    /// on. Behind the end of a row, the next one is likely to begin.
+    /// on.
     #[inline(always)]
     fn ask(&self, start: usize) {
         let lines = |dtype: DType| (0..CHUNK * dtype.size()).step_by(64);
