@@ -367,6 +367,10 @@ mod tests {
         let more = model.estimate(&far).seconds - model.estimate(&near).seconds;
         let expected = f64::from(1 << 16) * (1.0 / 1e10 - 1.0 / 4e11);
         assert!((more / expected - 1.0).abs() < 1e-9, "{more}");
+        let product = Work { core_flops: 1 << 20, ..product(16, 1 << 16) };
+        let far_product = Work { activations: vec![touch], ..product.clone() };
+        let later = model.estimate(&far_product).seconds - model.estimate(&product).seconds;
+        assert!((later / expected - 1.0).abs() < 1e-9, "{later}");
         let written = Work { bytes_written: 1 << 16, ..near };
         let more = model.limit_seconds(&Work { written_since: since, ..written.clone() })
             - model.limit_seconds(&written);

@@ -113,27 +113,23 @@ impl Rows {
         (count, sums, lost): (usize, *mut f32, *mut f32),
         load: impl Fn(*const u8, usize) -> S::F + Copy,
     ) {
-        let (mut folded, mut v) = ([Sum::zero(s); V], 0);
+        let mut folded = [Sum::zero(s); V];
         // SAFETY: the caller's promise.
         unsafe {
-            while v < V {
+            for (v, folded) in folded.iter_mut().enumerate() {
                 let at = i + v * S::LANES;
-                folded[v] = Sum::of(s.load(sums.add(at)), s.load(lost.add(at)));
-                v += 1;
+                *folded = Sum::of(s.load(sums.add(at)), s.load(lost.add(at)));
             }
             for &from in &self.from[..count] {
-                let mut v = 0;
-                while v < V {
-                    folded[v].add(s, load(from, i + v * S::LANES));
-                    v += 1;
+                for (v, folded) in folded.iter_mut().enumerate() {
+                    folded.add(s, load(from, i + v * S::LANES));
                 }
             }
-            let mut v = 0;
-            while v < V {
-                let (sum, error) = folded[v].parts();
-                s.store(sums.add(i + v * S::LANES), sum);
-                s.store(lost.add(i + v * S::LANES), error);
-                v += 1;
+            for (v, folded) in folded.into_iter().enumerate() {
+                let at = i + v * S::LANES;
+                let (sum, error) = folded.parts();
+                s.store(sums.add(at), sum);
+                s.store(lost.add(at), error);
             }
         }
     }
