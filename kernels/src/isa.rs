@@ -45,11 +45,11 @@ const KINDS: [Kind; 6] =
 pub struct Bf16Dot(());
 
 /// Proof that the CPU multiplies whole tiles of bf16 pairs, besides what [`Bf16Dot`] proves; see
-/// [`Isa::bf16_tiles`].
+/// [`Isa::tiles`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bf16Tiles(Bf16Dot);
+pub struct Tiles(Bf16Dot);
 
-impl Bf16Tiles {
+impl Tiles {
     /// What it proves besides.
     pub const fn dot(self) -> Bf16Dot {
         self.0
@@ -111,9 +111,9 @@ impl Isa {
     }
 
     /// The proof, where this is an instruction set with products of tiles.
-    pub const fn bf16_tiles(self) -> Option<Bf16Tiles> {
+    pub const fn tiles(self) -> Option<Tiles> {
         match self.0 {
-            Kind::Amx => Some(Bf16Tiles(Bf16Dot(()))),
+            Kind::Amx => Some(Tiles(Bf16Dot(()))),
             Kind::Portable | Kind::Neon | Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 => None,
         }
     }

@@ -72,8 +72,8 @@ fn chains<S: Simd>(s: S, step: impl Fn(S::F) -> S::F) -> f32 {
 const ROUNDS: usize = 1 << 17;
 /// Multiply-adds of a round: four products of tiles, whose words are pairs.
 const ROUND: usize = 4 * TILE_ROWS * TILE_ROWS * 2 * TILE_WORDS;
-/// Products of bf16 for one of f32, where that is multiplied in parts.
-const PRODUCTS_OF_PARTS: f64 = 6.0;
+/// Products of tiles of bytes for one of f32 in digits, half of which take the time of one of bf16.
+const PRODUCTS_OF_DIGITS: f64 = 6.0;
 
 /// FLOP/s of `pool`'s threads together in `dtype`: that of f32 where the CPU has no bf16 arithmetic.
 pub fn peak(isa: Isa, dtype: DType, pool: &Pool) -> f64 {
@@ -82,16 +82,16 @@ pub fn peak(isa: Isa, dtype: DType, pool: &Pool) -> f64 {
 }
 
 /// f32 FLOP/s of `pool`'s threads together, best of three short runs: of multiply-adds in vector registers, or in tile
-/// registers, which multiply f32 in parts.
+/// registers, which multiply digits of f32.
 pub fn f32_peak(isa: Isa, pool: &Pool) -> f64 {
     let rate = best_rate(pool, CHAINS * STEPS * isa.lanes(), &|| dispatch(isa, Chains));
-    let in_tiles = isa.bf16_tiles().and_then(|_| bf16_peak(isa, pool));
-    in_tiles.map_or(rate, |bf16| rate.max(bf16 / PRODUCTS_OF_PARTS))
+    let in_tiles = isa.tiles().and_then(|_| bf16_peak(isa, pool));
+    in_tiles.map_or(rate, |bf16| rate.max(2.0 * bf16 / PRODUCTS_OF_DIGITS))
 }
 
 /// The same for products of bf16 pairs, in tile registers where `isa` has them; `None` where it has neither.
 pub fn bf16_peak(isa: Isa, pool: &Pool) -> Option<f64> {
-    if let Some(tiles) = isa.bf16_tiles() {
+    if let Some(tiles) = isa.tiles() {
         return Some(best_rate(pool, ROUNDS * ROUND, &|| {
             TileSession::begin(tiles).spin(ROUNDS);
             0.0

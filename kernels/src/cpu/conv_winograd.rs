@@ -140,7 +140,7 @@ impl Winograd {
             Words::F32 => {}
             Words::Bf16Pairs(_) => direct /= 2,
             // Only the strip and the sums would count.
-            Words::Bf16Tiles(_) | Words::F32Parts(_) => return None,
+            Words::Bf16Tiles(_) | Words::F32Digits(_) => return None,
         }
         if fast > direct {
             return None;

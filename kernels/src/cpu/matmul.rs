@@ -1,7 +1,7 @@
 //! The matrix product `C[r, n] = epilogue(sum_k prologue(A[r, k]) B[k, n])`, summed in f32.
 //!
 //! Everything is counted in 32-bit *words* of the depth: one f32, or a pair of bf16 where the
-//! instruction set multiplies pairs ([`Words`]), of bf16 or of the parts of f32. Other half types are widened to f32.
+//! instruction set multiplies pairs ([`Words`]), or digits of f32. Other half types are widened to f32.
 //!
 //! One task computes a block of rows by a range of columns. It packs its rows of A into scratch
 //! that stays in the second-level cache, applying the prologue (norm of the row, then elementwise
@@ -99,8 +99,12 @@ impl Matmul {
             BOperand::Packed(dtype) => *dtype,
             BOperand::Dense(view) => view.dtype,
         };
-        let words =
-            if b_dtype == spec.product { Words::of_product(isa, b_dtype) } else { Words::F32 };
+        let n_rows = spec.rows.iter().product::<usize>();
+        let words = if b_dtype == spec.product {
+            Words::of_product(isa, b_dtype, n_rows, spec.depth)
+        } else {
+            Words::F32
+        };
         let prologue = match &spec.prologue {
             Some(program) => Some(Program::new(
                 program.slots().to_vec(),
@@ -115,10 +119,9 @@ impl Matmul {
         let limits = BlockLimits::of(words);
         let n_blocks = n_words.div_ceil(limits.depth);
         let depth_block = n_words.div_ceil(n_blocks).next_multiple_of(limits.depth_unit);
-        let n_rows = spec.rows.iter().product::<usize>();
         let n_batch = spec.batch.iter().product();
         let fit = |bytes: usize, blocks: usize| {
-            let rows = bytes / (blocks * depth_block * size_of::<f32>());
+            let rows = bytes / (blocks * words.read(depth_block) * size_of::<f32>());
             (rows / tile_rows).clamp(4, limits.rows / tile_rows) * tile_rows
         };
         let most_blocks = limits.blocks_per_pass.min(n_blocks);
@@ -189,9 +192,9 @@ impl Matmul {
         }
     }
 
-    /// Whether B is packed while running.
+    /// Whether B is packed while running: an activation, or what digits are made of.
     pub(super) fn packs_b(&self) -> bool {
-        self.dense_b().is_some()
+        self.dense_b().is_some() || self.words.digits().is_some()
     }
 
     /// Whether A is packed once, whole, before the tasks: its rows are one block, which the task of
@@ -205,7 +208,8 @@ impl Matmul {
         if !self.shares_a() {
             return 0;
         }
-        self.n_rows * self.a_stride() * size_of::<f32>()
+        // Tile registers read whole tiles of rows.
+        self.n_rows.next_multiple_of(self.tile_rows) * self.a_stride() * size_of::<f32>()
     }
 
     /// Words of a row of A that are packed at a time.
@@ -241,8 +245,8 @@ impl Matmul {
             for first in (0..self.n_batch).step_by(group) {
                 let entries = (first, self.n_batch.min(first + group));
                 for block in self.blocks_of_run() {
-                    if let Some(view) = self.dense_b() {
-                        self.pack_block(pool, buffers, view, entries, &block);
+                    if self.packs_b() {
+                        self.pack_block(pool, buffers, entries, &block);
                     }
                     self.multiply(pool, buffers, &scratch, entries, &block);
                 }
@@ -296,7 +300,6 @@ impl Matmul {
         &self,
         pool: &Pool,
         buffers: &MatmulBuffers<'_>,
-        view: &BView,
         entries: (usize, usize),
         block: &Block,
     ) {
@@ -304,22 +307,36 @@ impl Matmul {
         let (from, to) = (self.words.depth(block.words.0), self.words.depth(block.words.1));
         pool.run((entries.1 - entries.0) * panels, &|item, _| {
             let (entry, index) = (item / panels, item % panels);
-            let mut offset = [0];
-            let batch = entries.0 + entry;
-            row_offsets(&self.spec.batch, &view.batch_strides, batch, &mut offset);
-            // SAFETY: B covers its view; each item writes its own panel of scratch.
+            let depth = (from, self.spec.depth.min(to));
+            // SAFETY: B covers its view, or has all panels; each item writes its own panel of scratch.
             unsafe {
-                let dense = DenseB {
-                    start: buffers.b.add((view.offset + offset[0]) * view.dtype.size()),
-                    strides: (view.depth_stride, view.column_stride),
-                    columns: self.spec.columns,
-                    depth: (from, self.spec.depth.min(to)),
-                    dtype: view.dtype,
-                };
                 let start = index * self.panel.columns() * (block.words.1 - block.words.0);
                 let to = entry * self.packed_block_bytes() + start * size_of::<f32>();
                 let packed = buffers.scratch.add(to);
-                self.panel.pack_words(block.panels.0 + index, &dense, packed);
+                let panel = block.panels.0 + index;
+                let (panel, dense) = match &self.spec.b {
+                    BOperand::Dense(view) => {
+                        let mut offset = [0];
+                        let batch = entries.0 + entry;
+                        row_offsets(&self.spec.batch, &view.batch_strides, batch, &mut offset);
+                        let dense = DenseB {
+                            start: buffers.b.add((view.offset + offset[0]) * view.dtype.size()),
+                            strides: (view.depth_stride, view.column_stride),
+                            columns: self.spec.columns,
+                            depth,
+                            dtype: view.dtype,
+                        };
+                        (panel, dense)
+                    }
+                    // The panel as a B of its own.
+                    &BOperand::Packed(dtype) => {
+                        let start = self.panel.start(panel, self.spec.depth) * dtype.size();
+                        let columns = self.panel.columns();
+                        let (start, strides) = (buffers.b.add(start), (columns, 1));
+                        (0, DenseB { start, strides, columns, depth, dtype })
+                    }
+                };
+                self.panel.pack_words(panel, &dense, self.depth_block, packed);
             }
         });
     }
@@ -346,11 +363,10 @@ impl Matmul {
             let first_panel = |range: usize| self.first_panel(split, block, range);
             // SAFETY: the caller's promise; scratch parts of workers, and sums of tasks, are disjoint.
             unsafe {
-                let start = match &self.spec.b {
-                    BOperand::Packed(_) => buffers.b,
-                    BOperand::Dense(_) => {
-                        buffers.scratch.add(entry * self.packed_block_bytes()).cast_const()
-                    }
+                let start = if self.packs_b() {
+                    buffers.scratch.add(entry * self.packed_block_bytes()).cast_const()
+                } else {
+                    buffers.b
                 };
                 let worker_scratch = buffers.scratch.add(scratch.workers + worker * worker_bytes);
                 let sums = self.shares_sums().then(|| {
@@ -391,7 +407,7 @@ impl Matmul {
             Words::F32 => "panels",
             Words::Bf16Pairs(_) => "pairs",
             Words::Bf16Tiles(_) => "tiles",
-            Words::F32Parts(_) => "narrow-panels",
+            Words::F32Digits(_) => "vector-panels",
         }
     }
 

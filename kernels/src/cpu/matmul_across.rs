@@ -5,12 +5,13 @@
 
 use ops::DType;
 
-use crate::simd::{MAX_LANES, Simd, SimdJob, prefetch_l2};
+use crate::isa::Tiles;
+use crate::simd::digits::{DIGITS, Lines, WORDS_OF_DIGITS, WORDS_OF_UNIT, scale_at};
+use crate::simd::{MAX_LANES, Simd, SimdJob, TILE_WORDS, prefetch_l2};
 
 use super::lanes::{join_halves, load_as_f32};
 use super::matmul_rows::PackRows;
-use super::parts::{DEPTHS_OF_PARTS, split_row};
-use super::transpose::{transpose, transpose_in};
+use super::transpose::transpose;
 
 impl PackRows<'_> {
     /// Whether the rows are such, and packed as they are.
@@ -22,7 +23,7 @@ impl PackRows<'_> {
         // SAFETY: the caller's promise.
         let is_next = |row: usize| unsafe { *self.offsets.add(row) == *self.offsets + row };
         let is_plain = self.norm.is_none() && self.prologue.is_none();
-        let is_plain = is_plain && (!self.words.are_parts() || self.view.dtype == DType::F32);
+        let is_plain = is_plain && (self.words.digits().is_none() || self.view.dtype == DType::F32);
         is_plain && self.view.column_stride > 1 && n_rows > 1 && (1..n_rows).all(is_next)
     }
 }
@@ -43,18 +44,24 @@ impl SimdJob for PackAcross<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let PackAcross { rows, n_rows, words: (from, to), packed, stride } = self;
-        let (depths, unit) = rows.words.unit();
-        // Words that are made of so many depths at a time, a vector at least.
-        let step = unit.max(S::LANES);
+        if let Some(tiles) = rows.words.digits() {
+            let block = rows.depth_block;
+            for start in (from..to).step_by(block) {
+                let end = to.min(start + block);
+                // SAFETY: the caller of `PackRows::run` promises the rows, and room for their words.
+                unsafe { self.pack_digits(s, tiles, (start, end), packed.add(start - from)) };
+            }
+            return;
+        }
         let dtype = rows.view.dtype;
         let depth_bytes = rows.view.column_stride * dtype.size();
         // SAFETY: the caller of `PackRows::run` promises the rows, and room for their words.
         unsafe {
             let first = rows.a.add((rows.view.offset + *rows.offsets) * dtype.size());
-            for start in (from..to).step_by(step) {
-                let end = to.min(start + step);
+            for start in (from..to).step_by(S::LANES) {
+                let end = to.min(start + S::LANES);
                 let depth = (rows.words.depth(start), rows.words.depth(end));
-                let coming = depth.1..depth.1 + step / unit * depths;
+                let coming = depth.1..depth.1 + rows.words.depth(S::LANES);
                 for row in (0..n_rows).step_by(S::LANES) {
                     let n = S::LANES.min(n_rows - row);
                     // Depths are far apart: without this, each waits for memory by itself. All of a depth's rows at
@@ -65,11 +72,7 @@ impl SimdJob for PackAcross<'_> {
                     }
                     let to = packed.add(row * stride + start - from);
                     let at = first.add(depth.0 * depth_bytes + row * dtype.size());
-                    if rows.words.are_parts() {
-                        self.pack_parts(s, at, depth.0, n, to);
-                    } else {
-                        self.pack_words(s, at, depth, n, to);
-                    }
+                    self.pack_words(s, at, depth, n, to);
                 }
             }
         }
@@ -123,30 +126,54 @@ impl PackAcross<'_> {
         }
     }
 
-    /// Packs one unit of parts of `n` rows, from depth `from` on.
+    /// Packs the digits of one block of words of the depth.
     ///
     /// # Safety
     /// As [`PackRows::run`].
     #[inline(always)]
-    unsafe fn pack_parts<S: Simd>(
+    unsafe fn pack_digits<S: Simd>(
         &self,
         s: S,
-        at: *const u8,
-        from: usize,
-        n: usize,
+        tiles: Tiles,
+        (from, to): (usize, usize),
         packed: *mut f32,
     ) {
-        const ROW: usize = DEPTHS_OF_PARTS;
-        let column_stride = self.rows.view.column_stride;
-        let depths = ROW.min(self.rows.depth - from);
-        // Row by row.
-        let mut unit = [0f32; MAX_LANES * ROW];
-        let (at, unit) = (at.cast::<f32>(), unit.as_mut_ptr());
-        // SAFETY: the caller's promise; depths behind the last stay zero.
+        let PackAcross { rows, n_rows, stride, .. } = *self;
+        let units = (to - from) / WORDS_OF_DIGITS;
+        let from = rows.words.depth(from);
+        let depth = rows.words.depth(to).min(rows.depth) - from;
+        // A unit's digits, sixteen rows to each word.
+        let mut unit_words = [0f32; WORDS_OF_UNIT * TILE_WORDS];
+        // SAFETY: the caller's promise; squares of words lie within the unit's and within the rows'.
         unsafe {
-            transpose_in(s, (depths, n), at, column_stride, unit, ROW);
-            for row in 0..n {
-                split_row(s, unit.add(row * ROW), 1, packed.add(row * self.stride));
+            let start = rows.a.cast::<f32>().add(rows.view.offset + *rows.offsets);
+            let start = start.add(from * rows.view.column_stride);
+            for row in (0..n_rows).step_by(TILE_WORDS) {
+                let count = TILE_WORDS.min(n_rows - row);
+                let stride_of_depth = rows.view.column_stride;
+                let lines = Lines { start: start.add(row), stride: stride_of_depth, count, depth };
+                let scales = lines.scales(tiles);
+                let packed = packed.add(row * stride);
+                for part in 0..1 + usize::from(scales.has_low()) {
+                    for unit in 0..units {
+                        lines.split_unit(tiles, &scales, unit, part == 1, unit_words.as_mut_ptr());
+                        let to = packed.add((part * units + unit) * WORDS_OF_UNIT);
+                        for digit in 0..DIGITS {
+                            let square = unit_words.as_ptr().add(digit * TILE_WORDS * TILE_WORDS);
+                            let to = to.add(digit * TILE_WORDS);
+                            if count == S::LANES {
+                                s.transpose_square(square, TILE_WORDS, to, stride);
+                            } else {
+                                transpose((TILE_WORDS, count), square, TILE_WORDS, to, stride);
+                            }
+                        }
+                    }
+                }
+                for (at, words) in scales.words().into_iter().enumerate() {
+                    for (line, word) in words.into_iter().enumerate().take(count) {
+                        packed.add(line * stride + scale_at(units) + at).write(word);
+                    }
+                }
             }
         }
     }

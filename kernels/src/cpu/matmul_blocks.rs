@@ -12,11 +12,11 @@
 use ops::DType;
 
 use crate::program::Program;
+use crate::simd::digits::WORDS_OF_DIGITS;
 use crate::simd::{MAX_LANES, TILE_WORDS};
 
 use super::matmul::{BOperand, Matmul};
 use super::matmul_rows::PackRows;
-use super::parts::WORDS_OF_PARTS;
 use super::words::Words;
 
 /// Most bytes of B that are packed at a time, and of sums that wait for the next part of the depth.
@@ -43,13 +43,13 @@ pub(super) struct BlockLimits {
 
 impl BlockLimits {
     /// Sums cost tile registers the more to load and store, but a block's A and B must lie in the nearest cache: no
-    /// other is fast enough for pairs. Of parts each tile is multiplied several times, so theirs may lie in the second
-    /// level; they are many bytes, so more rows share them.
+    /// other is fast enough for pairs. Of digits each tile is multiplied several times, so theirs may lie in the second
+    /// level; and their sums take vector registers to add.
     pub(super) fn of(words: Words) -> Self {
         let (depth, depth_unit, blocks_per_pass, rows) = match words {
             Words::F32 | Words::Bf16Pairs(_) => (320, 4, 4, 240),
             Words::Bf16Tiles(_) => (288, TILE_WORDS, 4, 256),
-            Words::F32Parts(_) => (6 * WORDS_OF_PARTS, WORDS_OF_PARTS, 2, 384),
+            Words::F32Digits(_) => (18 * WORDS_OF_DIGITS, WORDS_OF_DIGITS, 1, 256),
         };
         Self { depth, depth_unit, blocks_per_pass, rows }
     }
@@ -315,7 +315,7 @@ impl Matmul {
     pub(super) fn unmade_b(&self) -> Option<DType> {
         match self.spec.b {
             BOperand::Packed(dtype) => {
-                Some(dtype).filter(|&dtype| dtype != self.words.dtype() || self.words.are_parts())
+                Some(dtype).filter(|&dtype| dtype != self.words.dtype())
             }
             BOperand::Dense(_) => None,
         }

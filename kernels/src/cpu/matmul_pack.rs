@@ -2,21 +2,22 @@
 //! memory in one straight line.
 //!
 //! Where words hold several depths, a panel holds a vector of words at a time: the depths of a word
-//! lie side by side, column by column. A depth that ends within a word is padded with zeros. Parts of f32 are made of
-//! panels of f32: of a weight's whenever it is multiplied, so that memory holds no more than the weight.
+//! lie side by side, column by column. A depth that ends within a word is padded with zeros. Digits of f32 are made of
+//! panels of f32: of a weight's in each run, so that memory holds no more than the weight.
 //!
 //! A panel is as wide as the full tile; the last one is narrower by whole vectors, and padded with
 //! zeros to one. All panels follow each other without gaps.
+
+use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 use ops::DType;
 
 use crate::isa::Isa;
-use crate::simd::{MAX_LANES, Simd, SimdJob, dispatch, prefetch};
+use crate::simd::digits::{DEPTHS_OF_DIGITS, Lines, MOST_UNITS, WORDS_OF_DIGITS, WORDS_OF_UNIT, scale_at};
+use crate::simd::{Simd, SimdJob, TILE_WORDS, dispatch, prefetch};
 
 use super::lanes::{join_halves, load_as_f32, prefetch_row};
-use super::matmul_tile::MAX_VECTORS;
-use super::parts::{DEPTHS_OF_PARTS, SplitPanel, WORDS_OF_PARTS};
 use super::transpose::transpose_in;
 use super::words::Words;
 
@@ -53,47 +54,72 @@ impl PanelShape {
 
     /// Bytes of all panels of elements of type `dtype`.
     pub(super) fn packed_bytes(self, columns: usize, depth: usize, dtype: DType) -> usize {
-        let depth = depth.next_multiple_of(self.words.depths());
+        let depth = depth.next_multiple_of(self.depths());
         columns.next_multiple_of(self.lanes) * depth * dtype.size()
     }
 
     /// Elements before panel `panel` of a B of this depth.
     pub(super) fn start(self, panel: usize, depth: usize) -> usize {
-        panel * self.columns() * depth.next_multiple_of(self.words.depths())
+        panel * self.columns() * depth.next_multiple_of(self.depths())
     }
 
-    /// Packs one panel as what is multiplied.
+    /// Depths that panels are padded to: those of a word, which is f32 where digits are made of panels.
+    fn depths(self) -> usize {
+        if self.words.digits().is_some() { 1 } else { self.words.depths() }
+    }
+
+    /// Packs one panel as what is multiplied, digits in blocks of so many words of the depth.
     ///
     /// # Safety
     /// As [`PanelShape::pack`].
-    pub(super) unsafe fn pack_words(self, panel: usize, dense: &DenseB, packed: *mut u8) {
-        if !self.words.are_parts() {
+    pub(super) unsafe fn pack_words(
+        self,
+        panel: usize,
+        dense: &DenseB,
+        depth_block: usize,
+        packed: *mut u8,
+    ) {
+        let Some(tiles) = self.words.digits() else {
             // SAFETY: passed on.
             unsafe { self.pack(panel, dense, packed, self.words.dtype()) };
             return;
-        }
-        // A unit of the depth at a time is packed as f32 and split.
-        let mut block = [0f32; MAX_LANES * MAX_VECTORS * DEPTHS_OF_PARTS];
-        let width = self.vectors_of(panel, dense.columns) * self.lanes;
-        let (from, to) = dense.depth;
-        for (unit, start) in (from..to).step_by(DEPTHS_OF_PARTS).enumerate() {
-            let depth = (start, to.min(start + DEPTHS_OF_PARTS));
-            // SAFETY: the unit lies within B, its words within the panel, and the block is as long as one.
+        };
+        let (first, (begin, end)) = (panel * self.columns(), dense.depth);
+        let count = TILE_WORDS.min(dense.columns - first);
+        let block = self.words.depth(depth_block);
+        let mut columns = [MaybeUninit::<f32>::uninit(); MOST_UNITS * DEPTHS_OF_DIGITS * TILE_WORDS];
+        for start in (begin..end).step_by(block) {
+            let depth = (start, end.min(start + block));
+            let units = (depth.1 - start).div_ceil(self.words.depths());
+            // SAFETY: the block of the depth lies within B, its words within the panel, and as f32 it is no longer than
+            // the longest one.
             unsafe {
-                self.pack(
-                    panel,
-                    &DenseB { depth, ..*dense },
-                    block.as_mut_ptr().cast(),
-                    DType::F32,
-                );
-                let to = packed.cast::<f32>().add(unit * WORDS_OF_PARTS * width);
-                dispatch(self.isa, SplitPanel { from: block.as_ptr(), width, units: 1, to });
+                let is_direct = dense.dtype == DType::F32 && dense.strides.1 == 1;
+                let (start, stride) = if is_direct {
+                    let at = first + start * dense.strides.0;
+                    (dense.start.cast::<f32>().add(at), dense.strides.0)
+                } else {
+                    let (to, dense) = (columns.as_mut_ptr().cast::<f32>(), DenseB { depth, ..*dense });
+                    self.pack(panel, &dense, to.cast(), DType::F32);
+                    (to.cast_const(), TILE_WORDS)
+                };
+                let lines = Lines { start, stride, count, depth: depth.1 - depth.0 };
+                let word = (depth.0 - begin) / self.words.depths() * WORDS_OF_DIGITS;
+                let to = packed.cast::<f32>().add(word * TILE_WORDS);
+                let scales = lines.scales(tiles);
+                for part in 0..1 + usize::from(scales.has_low()) {
+                    for unit in 0..units {
+                        let at = (part * units + unit) * WORDS_OF_UNIT * TILE_WORDS;
+                        lines.split_unit(tiles, &scales, unit, part == 1, to.add(at));
+                    }
+                }
+                let to = to.add(scale_at(units) * TILE_WORDS);
+                to.cast::<[[f32; TILE_WORDS]; 3]>().write(scales.words());
             }
         }
     }
 
-    /// Packs one panel, of elements of type `dtype`; of parts, that are yet to be split: whole units of the depth of
-    /// f32.
+    /// Packs one panel, of elements of type `dtype`: of f32 where digits are to be made of it.
     ///
     /// # Safety
     /// `dense` is readable for all of B, `packed` writable for the panel.
@@ -102,8 +128,7 @@ impl PanelShape {
         let width = self.vectors_of(panel, dense.columns) * self.lanes;
         let valid = width.min(dense.columns - first);
         let DenseB { strides, depth: (from, to), .. } = *dense;
-        let (depth, unit) = (to - from, self.words.depths());
-        let step = if self.words.are_parts() { 1 } else { unit };
+        let (depth, step) = (to - from, self.depths());
         let strip = Strip { depth, step, width, valid, strides };
         // SAFETY: the caller's promise.
         unsafe {
@@ -111,9 +136,6 @@ impl PanelShape {
             let dense_start = dense.start.add(start * dense.dtype.size());
             let words = size_of::<f32>() / dtype.size();
             let holds_words = step == words;
-            let rest = depth.next_multiple_of(unit) - depth.next_multiple_of(step);
-            let end = packed.add(depth.next_multiple_of(step) * width * dtype.size());
-            std::ptr::write_bytes(end, 0, rest * width * dtype.size());
             if dense.dtype == dtype
                 && holds_words
                 && strides.0 == 1

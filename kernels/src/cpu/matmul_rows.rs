@@ -5,12 +5,13 @@
 
 use ops::DType;
 
+use crate::isa::Tiles;
 use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32, store};
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::digits::WORDS_OF_DIGITS;
+use crate::simd::{MAX_LANES, Simd, split_line};
 
 use super::lanes::{each, load_from, load_from_bf16, prefetch_row};
 use super::matmul_across::PackAcross;
-use super::parts::split_row;
 use super::words::Words;
 
 /// A matrix whose rows are numbered over several dims; strides and offset count elements.
@@ -101,6 +102,8 @@ pub(super) struct PackRows<'a> {
     pub(super) words: Words,
     /// Mean and reciprocal deviation of each row, kept between calls.
     pub(super) stats: *mut [f32; 2],
+    /// Words of a block of the depth, whose digits have one exponent.
+    pub(super) depth_block: usize,
     /// A row of one call in f32, where words are not single ones.
     pub(super) wide: *mut f32,
     /// At least [`PackRows::SCRATCH_LEN`] values, and what the prologue needs.
@@ -139,16 +142,15 @@ impl PackRows<'_> {
         let (from, padded) = (self.words.depth(from), self.words.depth(to));
         let n = padded.min(self.depth) - from;
         let dtype = self.words.dtype();
-        let are_parts = self.words.are_parts();
+        let digits = self.words.digits();
         let is_plain = self.norm.is_none() && self.prologue.is_none() && self.view.dtype == dtype;
-        let units = (padded - from) / self.words.depths();
         let mut slots = [SlotPtr { ptr: self.a, stride: 0 }; MAX_SLOTS];
         for row in 0..n_rows {
             // SAFETY: the caller's promise; rows are within their views.
             unsafe {
                 let row_offset = *self.offsets.add(row);
                 let words = packed.add(row * stride);
-                let packed = if are_parts { self.wide } else { words };
+                let packed = if digits.is_some() { self.wide } else { words };
                 // F32 is made where it is wanted, anything else rounded from `wide`.
                 let wide = if dtype == DType::F32 { packed } else { self.wide };
                 slots[0] = self.view.slot(self.a, row_offset, from);
@@ -157,8 +159,8 @@ impl PackRows<'_> {
                     let coming = self.view.slot(self.a, coming, from).ptr;
                     prefetch_row(coming, n * self.view.dtype.size());
                 }
-                if are_parts && is_plain && slots[0].stride == 1 && n == padded - from {
-                    split_row(s, slots[0].ptr.cast(), units, words);
+                if let Some(tiles) = digits.filter(|_| is_plain && slots[0].stride == 1) {
+                    self.split(tiles, slots[0].ptr.cast(), n, words);
                     continue;
                 }
                 if let Some(norm) = self.norm {
@@ -189,13 +191,29 @@ impl PackRows<'_> {
                         store(s, dtype, x, n, packed.cast());
                     }
                 }
+                if let Some(tiles) = digits {
+                    self.split(tiles, packed, n, words);
+                    continue;
+                }
                 // A word that the depth ends in: B has zeros there, which NaN would not become.
                 let end = packed.cast::<u8>().add(n * dtype.size());
-                std::ptr::write_bytes(end, 0, (padded - from - n) * dtype.size());
-                if are_parts {
-                    split_row(s, packed, units, words);
-                }
-            }
+                std::ptr::write_bytes(end, 0, (padded - from - n) * dtype.size());            }
+        }
+    }
+
+    /// Writes the digits of `n` elements of a row, block by block of the depth.
+    ///
+    /// # Safety
+    /// `from` is readable for `n` elements, `to` writable for the words of the units that hold them.
+    #[inline(always)]
+    unsafe fn split(&self, tiles: Tiles, from: *const f32, n: usize, to: *mut f32) {
+        let block = self.words.depth(self.depth_block);
+        for start in (0..n).step_by(block) {
+            let n = block.min(n - start);
+            let units = n.div_ceil(self.words.depths());
+            let word = start / self.words.depths() * WORDS_OF_DIGITS;
+            // SAFETY: a part of both.
+            unsafe { split_line(tiles, from.add(start), n, units, to.add(word)) };
         }
     }
 

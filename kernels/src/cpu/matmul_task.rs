@@ -1,9 +1,8 @@
 //! One task of the matrix product: a block of rows by a range of panels, from packing A to the
 //! epilogue. Start reading at `run`.
 
-use ops::DType;
-
 use crate::program::SlotPtr;
+use crate::simd::digits::{NEXT_BYTES, WORDS_OF_DIGITS};
 use crate::simd::{Simd, SimdJob, prefetch_write};
 
 use super::matmul::{Matmul, MatmulBuffers};
@@ -12,7 +11,7 @@ use super::matmul_pack;
 use super::matmul_rows::{PackRows, row_offsets};
 use super::matmul_tile::Tile;
 use super::multiplier::Multiplier;
-use super::parts::{SplitPanel, WORDS_OF_PARTS};
+use super::words::Words;
 
 /// Bytes of C that are asked for before they are written: the sums of a group of panels become elements of C all at
 /// once, and each line of a row would be waited for.
@@ -109,6 +108,7 @@ impl Rows<'_> {
             offsets_stride: self.matmul.block_rows,
             depth: spec.depth,
             words: self.matmul.words,
+            depth_block: self.matmul.depth_block,
             stats: stats.cast(),
             wide,
             scratch,
@@ -246,11 +246,6 @@ impl Task<'_> {
             let made = self.rows.scratch.add(layout.b).cast::<f32>();
             let b = match matmul.unmade_b() {
                 None => packed.cast::<f32>(),
-                Some(DType::F32) => {
-                    let units = block.depth / WORDS_OF_PARTS;
-                    s.outline(SplitPanel { from: packed.cast(), width, units, to: made });
-                    made.cast_const()
-                }
                 Some(dtype) => {
                     matmul_pack::widen(s, dtype, packed, block.depth * width, made);
                     made.cast_const()
@@ -260,8 +255,11 @@ impl Task<'_> {
             let is_panel = next.0 < self.b.panels.1;
             let next_block =
                 if is_panel { self.b.start.wrapping_add(position(next.0, next.1)) } else { packed };
-            let piece = block.depth / 4 * 64;
-            let next_bytes = matmul.b_bytes(block.depth * width);
+            let piece = match matmul.words {
+                Words::F32Digits(_) => block.depth / WORDS_OF_DIGITS * NEXT_BYTES,
+                _ => block.depth / 4 * 64,
+            };
+            let next_bytes = matmul.b_bytes(matmul.words.read(block.depth) * width);
             let mut row = 0;
             let mut prefetched = 0;
             while row < n_rows {

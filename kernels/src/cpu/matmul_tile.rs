@@ -180,7 +180,7 @@ pub(super) unsafe fn run<S: Simd>(s: S, words: Words, rows: usize, vectors: usiz
             Words::Bf16Tiles(tiles) if const { S::LANES == MAX_LANES } => {
                 run_as(s, tiles.dot(), rows, vectors, tile);
             }
-            Words::F32Parts(_) => unreachable!("parts are multiplied in tile registers"),
+            Words::F32Digits(_) => unreachable!("digits are multiplied in tile registers"),
             _ => run_as(s, Single, rows, vectors, tile),
         }
     }

@@ -57,7 +57,6 @@ pub mod norm;
 pub mod norm_grad;
 pub mod normal;
 pub mod pad;
-mod parts;
 pub mod reduce;
 mod reduce_rows;
 mod reduce_task;

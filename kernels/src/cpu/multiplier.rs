@@ -1,10 +1,10 @@
 //! The micro-kernel of products of packed operands: vector registers, or tile registers where the CPU has them, 32
-//! rows by 32 columns at a time.
+//! rows by 32 columns at a time, or by 16 of digits.
 
+use crate::simd::digits::{DigitProduct, WORDS_OF_DIGITS};
 use crate::simd::{MAX_LANES, Simd, TILE_WORDS, TileProduct, TileSession};
 
 use super::matmul_tile::{self, Tile, run_as, shape};
-use super::parts::WORDS_OF_PARTS;
 use super::words::Words;
 
 /// What multiplies words of one kind on this thread: vector registers, or tile registers that it holds meanwhile.
@@ -17,13 +17,13 @@ impl Multiplier {
     pub(super) fn of(words: Words) -> Self {
         let session = match words {
             Words::F32 | Words::Bf16Pairs(_) => None,
-            Words::Bf16Tiles(tiles) | Words::F32Parts(tiles) => Some(TileSession::begin(tiles)),
+            Words::Bf16Tiles(tiles) | Words::F32Digits(tiles) => Some(TileSession::begin(tiles)),
         };
         Self { words, session }
     }
 
     /// Computes a tile of `rows` x `vectors` words. In tile registers, what is left of the depth behind whole tiles is
-    /// added in vector registers; parts have whole tiles.
+    /// added in vector registers; digits have whole tiles.
     ///
     /// # Safety
     /// As [`matmul_tile::run`], `rows` being at most those of [`Words::shape`].
@@ -38,11 +38,28 @@ impl Multiplier {
                 return;
             }
         };
-        let are_parts = self.words.are_parts();
-        let step = if are_parts { WORDS_OF_PARTS } else { TILE_WORDS };
-        let steps = tile.depth / step;
+        if self.words.digits().is_some() {
+            let Tile { a, a_stride, b, sums, sums_stride, accumulate, next, depth } = *tile;
+            let units = depth / WORDS_OF_DIGITS;
+            // SAFETY: passed on; a panel is one tile of columns wide.
+            unsafe {
+                session.multiply_digits(&DigitProduct {
+                    a,
+                    a_stride,
+                    b,
+                    units,
+                    sums,
+                    sums_stride,
+                    rows,
+                    accumulate,
+                    next,
+                });
+            }
+            return;
+        }
+        let steps = tile.depth / TILE_WORDS;
         let width = vectors * S::LANES;
-        let whole = steps * step;
+        let whole = steps * TILE_WORDS;
         // SAFETY: the parts of the depth and of the columns lie within the whole.
         unsafe {
             for v in (0..if steps > 0 { vectors } else { 0 }).step_by(2) {
@@ -62,11 +79,7 @@ impl Multiplier {
                     next,
                 };
                 let columns = (vectors - v).min(2);
-                if are_parts {
-                    session.multiply_parts(rows, columns, &product);
-                } else {
-                    session.multiply(rows, columns, &product);
-                }
+                session.multiply(rows, columns, &product);
             }
             if whole == tile.depth {
                 return;

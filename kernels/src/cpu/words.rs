@@ -3,11 +3,11 @@
 use ops::DType;
 
 use crate::Isa;
-use crate::isa::{Bf16Dot, Bf16Tiles};
+use crate::isa::{Bf16Dot, Tiles};
 use crate::simd;
 
 use super::matmul_tile;
-use super::parts::{DEPTHS_OF_PARTS, WORDS_OF_PARTS};
+use simd::digits::{DEPTHS_OF_DIGITS, WORDS_OF_DIGITS, WORDS_OF_UNIT};
 
 /// What a 32-bit word of packed A or B holds, and what multiplies them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,16 +17,15 @@ pub(super) enum Words {
     /// Two neighbors of the depth in bf16, the first in the lower half.
     Bf16Pairs(Bf16Dot),
     /// The same, for tile registers.
-    Bf16Tiles(Bf16Tiles),
-    /// The same, of the three parts that [`super::parts`] makes of f32, for tile registers: for a tile of the depth the
-    /// words of the first parts, of the second and of the third.
-    F32Parts(Bf16Tiles),
+    Bf16Tiles(Tiles),
+    /// Digits of f32, as [`simd::digits`] lays them out, for tile registers.
+    F32Digits(Tiles),
 }
 
 impl Words {
-    /// The best for operands of type `dtype` that are packed as they are: never parts.
+    /// The best for operands of type `dtype` that are packed as they are: never digits.
     pub(super) fn of(isa: Isa, dtype: DType) -> Self {
-        match (isa.bf16_tiles(), isa.bf16_dot()) {
+        match (isa.tiles(), isa.bf16_dot()) {
             _ if dtype != DType::Bf16 => Words::F32,
             (Some(tiles), _) => Words::Bf16Tiles(tiles),
             (None, Some(dot)) => Words::Bf16Pairs(dot),
@@ -34,10 +33,15 @@ impl Words {
         }
     }
 
-    /// The best for matrix products.
-    pub(super) fn of_product(isa: Isa, dtype: DType) -> Self {
-        match isa.bf16_tiles() {
-            Some(tiles) if dtype == DType::F32 => Words::F32Parts(tiles),
+    /// The best for matrix products of so many rows and so much depth: digits take longer to make than few rows or a
+    /// short depth take to multiply.
+    pub(super) fn of_product(isa: Isa, dtype: DType, rows: usize, depth: usize) -> Self {
+        match isa.tiles() {
+            Some(tiles)
+                if dtype == DType::F32 && rows >= simd::TILE_ROWS && depth >= DEPTHS_OF_DIGITS =>
+            {
+                Words::F32Digits(tiles)
+            }
             _ => Self::of(isa, dtype),
         }
     }
@@ -56,11 +60,11 @@ impl Words {
         match self {
             Words::F32 => (1, 1),
             Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => (2, 1),
-            Words::F32Parts(_) => (DEPTHS_OF_PARTS, WORDS_OF_PARTS),
+            Words::F32Digits(_) => (DEPTHS_OF_DIGITS, WORDS_OF_DIGITS),
         }
     }
 
-    /// Elements of the depth in a unit, which is a word but for parts.
+    /// Elements of the depth in a unit, which is a word but for digits.
     pub(super) fn depths(self) -> usize {
         self.unit().0
     }
@@ -82,33 +86,41 @@ impl Words {
         match self {
             Words::F32 | Words::Bf16Pairs(_) => words,
             Words::Bf16Tiles(_) => words.next_multiple_of(simd::TILE_WORDS),
-            Words::F32Parts(_) => words.next_multiple_of(WORDS_OF_PARTS),
+            Words::F32Digits(_) => words.next_multiple_of(WORDS_OF_DIGITS),
         }
     }
 
     /// Whether tile registers multiply.
     pub(super) fn are_tiles(self) -> bool {
-        matches!(self, Words::Bf16Tiles(_) | Words::F32Parts(_))
+        matches!(self, Words::Bf16Tiles(_) | Words::F32Digits(_))
     }
 
-    /// Whether words are parts of f32.
-    pub(super) fn are_parts(self) -> bool {
-        matches!(self, Words::F32Parts(_))
+    /// What makes and multiplies digits of f32, if words are such.
+    pub(super) fn digits(self) -> Option<Tiles> {
+        match self {
+            Words::F32Digits(tiles) => Some(tiles),
+            Words::F32 | Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => None,
+        }
+    }
+
+    /// Of so many words, as many as products mostly read: not those of low digits.
+    pub(super) fn read(self, words: usize) -> usize {
+        if self.digits().is_some() { words / WORDS_OF_DIGITS * WORDS_OF_UNIT } else { words }
     }
 
     /// Shape of the full tile: `(rows, vectors of columns)`.
     pub(super) fn shape(self, isa: Isa) -> (usize, usize) {
-        if self.are_tiles() {
-            (2 * simd::TILE_ROWS, 2)
-        } else {
-            matmul_tile::shape(isa.registers())
+        match self {
+            Words::F32 | Words::Bf16Pairs(_) => matmul_tile::shape(isa.registers()),
+            Words::Bf16Tiles(_) => (2 * simd::TILE_ROWS, 2),
+            Words::F32Digits(_) => (2 * simd::TILE_ROWS, 1),
         }
     }
 
     /// Type of the elements.
     pub(super) fn dtype(self) -> DType {
         match self {
-            Words::F32 | Words::F32Parts(_) => DType::F32,
+            Words::F32 | Words::F32Digits(_) => DType::F32,
             Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => DType::Bf16,
         }
     }

@@ -10,7 +10,7 @@ use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use crate::isa::{Bf16Dot, Bf16Tiles};
+use crate::isa::{Bf16Dot, Tiles};
 
 use super::{TILE_ROWS as ROWS, TILE_WORDS as WORDS, TileProduct, amx_loops as loops};
 
@@ -21,13 +21,15 @@ pub(crate) fn is_usable() -> bool {
     *USABLE.get_or_init(|| has_instructions() && is_permitted())
 }
 
-/// AMX-TILE and AMX-BF16 of CPUID's leaf 7.
+/// AMX-TILE, AMX-BF16 and AMX-INT8 of CPUID's leaf 7.
 fn has_instructions() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
+    const AMX_INT8: u32 = 1 << 25;
     __cpuid(0).eax >= 7 && {
         let features = __cpuid_count(7, 0).edx;
-        features & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+        let all = AMX_BF16 | AMX_TILE | AMX_INT8;
+        features & all == all
     }
 }
 
@@ -74,7 +76,7 @@ struct Shapes {
 /// 5 hold rows of A, 6 and 7 columns of B.
 #[derive(Debug)]
 pub struct TileSession {
-    proof: Bf16Tiles,
+    proof: Tiles,
     /// Rows of the two rows of tiles that the registers are shaped for.
     shape: [usize; 2],
     /// The registers are those of one thread.
@@ -84,7 +86,7 @@ pub struct TileSession {
 impl TileSession {
     /// Takes the registers.
     #[inline]
-    pub fn begin(proof: Bf16Tiles) -> Self {
+    pub fn begin(proof: Tiles) -> Self {
         let mut session = Self { proof, shape: [0; 2], not_send: PhantomData };
         session.set_shape([ROWS; 2]);
         session
@@ -97,7 +99,7 @@ impl TileSession {
 
     /// Shapes the registers for rows of tiles of so many rows each, which empties them.
     #[inline]
-    fn set_shape(&mut self, shape: [usize; 2]) {
+    pub(super) fn set_shape(&mut self, shape: [usize; 2]) {
         if self.shape == shape {
             return;
         }
@@ -157,23 +159,6 @@ impl TileSession {
         unsafe { multiply(product) }
     }
 
-    /// The same of numbers in three parts, those of a tile of the depth following each other, in a row of A as in B: each
-    /// first part by all three, the second parts, and the third by the first.
-    ///
-    /// # Safety
-    /// As [`TileSession::multiply`], with three tiles of A and of B a step.
-    #[inline(always)]
-    pub unsafe fn multiply_parts(&mut self, rows: usize, columns: usize, product: &TileProduct) {
-        let multiply = match (self.shape_for(rows), columns) {
-            (1, 1) => loops::parts_one_by_one,
-            (1, _) => loops::parts_one_by_two,
-            (_, 1) => loops::parts_two_by_one,
-            _ => loops::parts_two_by_two,
-        };
-        // SAFETY: the registers are shaped for the rows; the rest is passed on.
-        unsafe { multiply(product) }
-    }
-
     /// Shapes the registers for so many rows, and returns how many rows of tiles they are.
     #[inline(always)]
     fn shape_for(&mut self, rows: usize) -> usize {
@@ -223,7 +208,7 @@ mod tests {
 
     #[test]
     fn products_of_every_shape_are_exact_and_nothing_else_is_written() {
-        let Some(tiles) = Isa::available().into_iter().find_map(Isa::bf16_tiles) else { return };
+        let Some(tiles) = Isa::available().into_iter().find_map(Isa::tiles) else { return };
         let mut session = TileSession::begin(tiles);
         let (a_stride, b_stride, sums_stride) = (67, 35, 39);
         for rows in 1..=2 * ROWS {
@@ -253,48 +238,6 @@ mod tests {
                             sum, expected as f32,
                             "{rows} x {columns} x {steps}: {row} {column}"
                         );
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn parts_are_multiplied_by_those_that_count() {
-        let Some(tiles) = Isa::available().into_iter().find_map(Isa::bf16_tiles) else { return };
-        let mut session = TileSession::begin(tiles);
-        let (steps, part) = (3, |word: usize| word / WORDS % 3);
-        let depth = 3 * steps * WORDS;
-        let (a_stride, b_stride, sums_stride) = (depth + 16, 35, 39);
-        for rows in [1, 7, 16, 17, 31, 32] {
-            for columns in [1, 2] {
-                let (a, b) = (words(rows * a_stride, 3), words(depth * b_stride, 4));
-                let (packed_a, packed_b) = (packed(&a), packed(&b));
-                for accumulate in [false, true] {
-                    let mut sums = vec![1000.0; rows * sums_stride];
-                    let strides = [a_stride, b_stride, sums_stride];
-                    let operands = (&packed_a[..], &packed_b[..], &mut sums[..]);
-                    let product = product(operands, strides, (rows, steps), accumulate);
-                    // SAFETY: the operands have so many rows and words.
-                    unsafe { session.multiply_parts(rows, columns, &product) };
-                    for (at, &sum) in sums.iter().enumerate() {
-                        let (row, column) = (at / sums_stride, at % sums_stride);
-                        // Of each pair of parts of one step, those whose numbers are 2 in all at most.
-                        let term = |k: usize, l: usize| {
-                            let (a, b) = (a[row * a_stride + k], b[l * b_stride + column]);
-                            a[0] * b[0] + a[1] * b[1]
-                        };
-                        let pairs = (0..depth).flat_map(|k| {
-                            let first = k / (3 * WORDS) * 3 * WORDS + k % WORDS;
-                            (0..3 - part(k)).map(move |other| (k, first + other * WORDS))
-                        });
-                        let expected = if column >= columns * WORDS {
-                            1000
-                        } else {
-                            pairs.map(|(k, l)| term(k, l)).sum::<i32>()
-                                + 1000 * i32::from(accumulate)
-                        };
-                        assert_eq!(sum, expected as f32, "{rows} x {columns}: {row} {column}");
                     }
                 }
             }

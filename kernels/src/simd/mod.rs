@@ -11,6 +11,7 @@
 //! of sums in [`Simd::reduce_add`]. So results are identical from run to run on one [`Isa`], and
 //! agree within rounding between two.
 
+pub mod digits;
 #[cfg(not(target_arch = "x86_64"))]
 mod no_tiles;
 mod portable;
@@ -19,7 +20,11 @@ mod square;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
+mod amx_digits;
+#[cfg(target_arch = "x86_64")]
 mod amx_loops;
+#[cfg(target_arch = "x86_64")]
+mod amx_split;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -30,13 +35,15 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 pub use amx::TileSession;
 #[cfg(target_arch = "x86_64")]
+pub use amx_split::{Scales, split_line};
+#[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 #[cfg(not(target_arch = "x86_64"))]
-pub use no_tiles::TileSession;
+pub use no_tiles::{Scales, TileSession, split_line};
 pub use portable::Portable;
 pub use square::transpose_4x4;
 

@@ -1,16 +1,17 @@
 //! Tile registers where no CPU has them: nothing here can be reached.
 
-use crate::isa::{Bf16Dot, Bf16Tiles};
+use crate::isa::{Bf16Dot, Tiles};
 
-use super::TileProduct;
+use super::digits::{DigitProduct, Lines};
+use super::{TILE_WORDS, TileProduct};
 
 /// As the type of the same name of AMX.
 #[derive(Debug)]
-pub struct TileSession(Bf16Tiles);
+pub struct TileSession(Tiles);
 
 impl TileSession {
     /// Never called: there is no proof.
-    pub fn begin(proof: Bf16Tiles) -> Self {
+    pub fn begin(proof: Tiles) -> Self {
         Self(proof)
     }
 
@@ -36,7 +37,56 @@ impl TileSession {
     ///
     /// # Safety
     /// None is needed.
-    pub unsafe fn multiply_parts(&mut self, _rows: usize, _columns: usize, _product: &TileProduct) {
+    pub unsafe fn multiply_digits(&mut self, _product: &DigitProduct) {
+        unreachable!("this CPU has no tile registers")
+    }
+}
+
+/// As the type of the same name of AMX.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales(Tiles);
+
+impl Scales {
+    /// Never called: there is no proof.
+    pub fn has_low(&self) -> bool {
+        unreachable!("this CPU has no tile registers")
+    }
+
+    /// Never called: there is no proof.
+    pub fn words(&self) -> [[f32; TILE_WORDS]; 3] {
+        unreachable!("this CPU has no tile registers")
+    }
+}
+
+/// Never called: there is no proof.
+///
+/// # Safety
+/// None is needed.
+pub unsafe fn split_line(_: Tiles, _from: *const f32, _depth: usize, _units: usize, _to: *mut f32) {
+    unreachable!("this CPU has no tile registers")
+}
+
+impl Lines {
+    /// Never called: there is no proof.
+    ///
+    /// # Safety
+    /// None is needed.
+    pub unsafe fn scales(&self, _: Tiles) -> Scales {
+        unreachable!("this CPU has no tile registers")
+    }
+
+    /// Never called: there is no proof.
+    ///
+    /// # Safety
+    /// None is needed.
+    pub unsafe fn split_unit(
+        &self,
+        _: Tiles,
+        _scales: &Scales,
+        _unit: usize,
+        _is_low: bool,
+        _to: *mut f32,
+    ) {
         unreachable!("this CPU has no tile registers")
     }
 }

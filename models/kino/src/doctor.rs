@@ -97,7 +97,7 @@ fn cpu_features() -> Vec<&'static str> {
         ];
         let features = features.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
         features
-            .chain(Isa::available().iter().any(|isa| isa.bf16_tiles().is_some()).then_some("amx"))
+            .chain(Isa::available().iter().any(|isa| isa.tiles().is_some()).then_some("amx"))
             .collect()
     }
     #[cfg(not(target_arch = "x86_64"))]

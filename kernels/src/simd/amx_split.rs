@@ -1,0 +1,245 @@
+//! Digits of f32 (see [`super::digits`]), in AVX-512.
+
+use std::arch::x86_64::*;
+
+use crate::isa::Tiles;
+
+use super::{TILE_WORDS, prefetch};
+use super::digits::{
+    DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, WORDS_OF_UNIT, scale_at,
+};
+
+const LANES: usize = TILE_WORDS;
+/// How many depths ahead counting asks for.
+const DEPTHS_AHEAD: usize = 16;
+/// Numbers are whole multiples of the largest one's exponent, less this: 23 bits and a sign, and no digit above 127.
+const NUMBER_EXPONENT: f32 = 22.0;
+/// What is left of an element is at most half of a number's unit, and so has numbers of one bit less.
+const LOW_EXPONENT: f32 = 23.0;
+/// Half of the exponent of what sums of products of digits are counted in: `2^8` times `2^8` of the numbers' units.
+const UNIT_EXPONENT: f32 = 8.0;
+/// The largest number of three digits is 0.99609 of a power of two: one above it has the next exponent. Half of that, as
+/// the product stays finite.
+const FIT: f32 = 0.502;
+
+/// How sixteen lines are turned into digits.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales {
+    /// What an element's exponent grows by to become a number: zero for lines without.
+    to_number: __m512,
+    /// See [`scale_at`].
+    high: __m512,
+    low: __m512,
+    spread: __m512,
+    has_low: bool,
+}
+
+/// What is counted of sixteen lines.
+struct Count {
+    /// Bits of the largest absolute value.
+    largest: __m512i,
+    /// Sum of the biased exponents of what is not zero, and how many those are.
+    exponents: __m512i,
+    nonzero: __m512i,
+}
+
+impl Count {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new() -> Self {
+        let zero = _mm512_setzero_si512();
+        Self { largest: zero, exponents: zero, nonzero: zero }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn add(&mut self, x: __m512) {
+        let bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff));
+        let is_nonzero = _mm512_test_epi32_mask(bits, bits);
+        // As whole numbers NaN is the largest.
+        self.largest = _mm512_max_epi32(self.largest, bits);
+        let exponent = _mm512_srli_epi32::<23>(bits);
+        self.exponents =
+            _mm512_mask_add_epi32(self.exponents, is_nonzero, self.exponents, exponent);
+        let one = _mm512_set1_epi32(1);
+        self.nonzero = _mm512_mask_add_epi32(self.nonzero, is_nonzero, self.nonzero, one);
+    }
+
+    /// All lanes counted together, in each.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn together(self) -> Self {
+        Self {
+            largest: _mm512_set1_epi32(_mm512_reduce_max_epi32(self.largest)),
+            exponents: _mm512_set1_epi32(_mm512_reduce_add_epi32(self.exponents)),
+            nonzero: _mm512_set1_epi32(_mm512_reduce_add_epi32(self.nonzero)),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn scales(self) -> Scales {
+        let is_some = _mm512_test_epi32_mask(self.largest, self.largest);
+        let infinite = _mm512_set1_epi32(0x7f80_0000);
+        let is_finite = _mm512_cmplt_epi32_mask(self.largest, infinite);
+        let largest = _mm512_mul_ps(_mm512_castsi512_ps(self.largest), _mm512_set1_ps(FIT));
+        let exponent = _mm512_add_ps(_mm512_getexp_ps(largest), _mm512_set1_ps(1.0));
+        let to_number = _mm512_sub_ps(_mm512_set1_ps(NUMBER_EXPONENT), exponent);
+        let none = _mm512_set1_ps(f32::NEG_INFINITY);
+        let high = _mm512_sub_ps(_mm512_set1_ps(UNIT_EXPONENT), to_number);
+        let high = _mm512_mask_blend_ps(is_some, none, high);
+        let high = _mm512_mask_blend_ps(is_finite, _mm512_set1_ps(f32::NAN), high);
+        let top = _mm512_cvtepi32_ps(_mm512_srli_epi32::<23>(self.largest));
+        let mean =
+            _mm512_div_ps(_mm512_cvtepi32_ps(self.exponents), _mm512_cvtepi32_ps(self.nonzero));
+        let spread = _mm512_maskz_sub_ps(is_some & is_finite, top, mean);
+        let is_wide = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(spread, _mm512_set1_ps(LOW_SPREAD));
+        let low = _mm512_mask_sub_ps(none, is_wide, high, _mm512_set1_ps(LOW_EXPONENT));
+        let to_number = _mm512_maskz_mov_ps(is_some & is_finite, to_number);
+        Scales { to_number, high, low, spread, has_low: is_wide != 0 }
+    }
+}
+
+impl Scales {
+    /// The whole numbers of `x`: high ones, and low ones of what is left.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn numbers(&self, x: __m512) -> __m512i {
+        _mm512_cvtps_epi32(_mm512_scalef_ps(x, self.to_number))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn low_numbers(&self, x: __m512) -> __m512i {
+        let back = _mm512_sub_ps(_mm512_setzero_ps(), self.to_number);
+        let high = _mm512_scalef_ps(_mm512_cvtepi32_ps(self.numbers(x)), back);
+        let more = _mm512_add_ps(self.to_number, _mm512_set1_ps(LOW_EXPONENT));
+        _mm512_cvtps_epi32(_mm512_scalef_ps(_mm512_sub_ps(x, high), more))
+    }
+
+    /// Whether any of the lines has low digits.
+    pub fn has_low(&self) -> bool {
+        self.has_low
+    }
+
+    /// What [`scale_at`] is the place of, line by line.
+    pub fn words(&self) -> [[f32; LANES]; 3] {
+        // SAFETY: vectors of sixteen f32.
+        [self.high, self.low, self.spread].map(|v| unsafe { std::mem::transmute(v) })
+    }
+}
+
+/// The first to the third digit of numbers, each in the lowest byte of what is returned.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn digits(numbers: __m512i) -> [__m512i; DIGITS] {
+    // A digit is from -128 on: what is half of the next one's unit or more belongs to that.
+    let middle = _mm512_add_epi32(numbers, _mm512_set1_epi32(0x80));
+    let first = _mm512_add_epi32(numbers, _mm512_set1_epi32(0x8080));
+    [_mm512_srai_epi32::<16>(first), _mm512_srai_epi32::<8>(middle), numbers]
+}
+
+/// Splits a line whose elements follow each other, `depth` of them; the rest of the units is zeros.
+///
+/// # Safety
+/// `from` is readable for `depth` and `to` writable for the words of `units`, which hold the depth.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub unsafe fn split_line(_: Tiles, from: *const f32, depth: usize, units: usize, to: *mut f32) {
+    // SAFETY: masks leave out what is behind the depth.
+    let load = |at: usize| unsafe {
+        let n = depth.saturating_sub(at).min(LANES);
+        _mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, from.wrapping_add(at))
+    };
+    let mut count = Count::new();
+    for at in (0..depth).step_by(LANES) {
+        count.add(load(at));
+    }
+    let scales = count.together().scales();
+    let store = |numbers: __m512i, at: usize, to: *mut f32| {
+        let (unit, byte) = (at / DEPTHS_OF_DIGITS, at % DEPTHS_OF_DIGITS);
+        for (digit, bytes) in digits(numbers).into_iter().enumerate() {
+            // SAFETY: within the unit's words.
+            unsafe {
+                let to = to.add(unit * WORDS_OF_UNIT + digit * TILE_WORDS).cast::<u8>().add(byte);
+                _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(bytes));
+            }
+        }
+    };
+    for at in (0..units * DEPTHS_OF_DIGITS).step_by(LANES) {
+        store(scales.numbers(load(at)), at, to);
+    }
+    // SAFETY: the caller promises the words.
+    unsafe {
+        if scales.has_low {
+            let to = to.add(units * WORDS_OF_UNIT);
+            for at in (0..units * DEPTHS_OF_DIGITS).step_by(LANES) {
+                store(scales.low_numbers(load(at)), at, to);
+            }
+        }
+        for (at, words) in scales.words().into_iter().enumerate() {
+            to.add(scale_at(units) + at).write(words[0]);
+        }
+    }
+}
+
+impl Lines {
+    /// One depth of the lines.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn load(&self, depth: usize) -> __m512 {
+        let mask = if depth < self.depth { ((1u32 << self.count) - 1) as u16 } else { 0 };
+        // SAFETY: whoever made this has the lines; the mask leaves out all else.
+        unsafe { _mm512_maskz_loadu_ps(mask, self.start.wrapping_add(depth * self.stride)) }
+    }
+
+    /// How they are split.
+    ///
+    /// # Safety
+    /// The lines are readable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub unsafe fn scales(&self, _: Tiles) -> Scales {
+        let mut count = Count::new();
+        for depth in 0..self.depth {
+            // Depths are far apart: without this, each waits for memory by itself.
+            prefetch(self.start.wrapping_add((depth + DEPTHS_AHEAD) * self.stride));
+            count.add(self.load(depth));
+        }
+        count.scales()
+    }
+
+    /// Splits one unit: writes its high digits, or its low ones, four depths of a line to a word and sixteen lines side
+    /// by side, and this for sixteen times four depths of each digit.
+    ///
+    /// # Safety
+    /// The lines are readable, and `to` is writable for sixteen times [`WORDS_OF_UNIT`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub unsafe fn split_unit(
+        &self,
+        _: Tiles,
+        scales: &Scales,
+        unit: usize,
+        is_low: bool,
+        to: *mut f32,
+    ) {
+        for word in 0..TILE_WORDS {
+            let depth = unit * DEPTHS_OF_DIGITS + 4 * word;
+            let numbers = |at: usize| {
+                let x = self.load(depth + at);
+                digits(if is_low { scales.low_numbers(x) } else { scales.numbers(x) })
+            };
+            let four = [numbers(0), numbers(1), numbers(2), numbers(3)];
+            for digit in 0..DIGITS {
+                let [a, b, c, d] = four.map(|of| of[digit]);
+                let even = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(c));
+                let odd = _mm512_mask_blend_epi16(0xaaaa_aaaa, b, _mm512_slli_epi32::<16>(d));
+                let odd = _mm512_slli_epi16::<8>(odd);
+                let word_of = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
+                // SAFETY: within the unit's words.
+                unsafe {
+                    let to = to.add((digit * TILE_WORDS + word) * LANES);
+                    _mm512_storeu_si512(to.cast(), word_of);
+                }
+            }
+        }
+    }
+}

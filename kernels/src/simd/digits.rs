@@ -1,0 +1,78 @@
+//! How f32 is packed as digits for tile registers, which multiply bytes twice as fast as pairs of bf16.
+//!
+//! A *line*, a row of A or a column of B over one block of the depth, shares one exponent: an element is a whole number of
+//! 24 bits times a power of two, and the number three digits of base 256, each from -128 to 127. What is left of an
+//! element is such a number, too, of smaller digits: the line's *low* digits, which only lines of a wide spread
+//! have.
+//!
+//! Words of a line over `units` of the depth: three times sixteen high digits of each unit, as many low ones, and where
+//! the last unit's would end, the line's [`Scale`]. The panel of B is sixteen columns, their words side by side.
+
+use super::TILE_WORDS;
+
+/// Digits of an element.
+pub const DIGITS: usize = 3;
+/// Elements of the depth whose digits are packed together: bytes of a tile register's row.
+pub const DEPTHS_OF_DIGITS: usize = 4 * TILE_WORDS;
+/// Words of a unit's high digits, and of its low ones.
+pub const WORDS_OF_UNIT: usize = DIGITS * TILE_WORDS;
+/// Words that a unit takes.
+pub const WORDS_OF_DIGITS: usize = 2 * WORDS_OF_UNIT + TILE_WORDS;
+
+/// Words from a line's first to those that say how large its digits are: the exponent of two of its high ones, that of its
+/// low ones, and its spread.
+///
+/// An exponent is of what a product of two numbers is multiplied by, the other's exponent added to it. It is NaN where the
+/// line is not finite, and minus infinity where there are no such digits: those are never looked at.
+#[inline(always)]
+pub const fn scale_at(units: usize) -> usize {
+    units * 2 * WORDS_OF_UNIT
+}
+
+/// The spread from which on a line has low digits: how much more, in exponents of two, its largest element has than its
+/// elements have on average, zeros aside.
+pub const LOW_SPREAD: f32 = 5.0;
+/// The sum of two lines' spreads up to which their product is made of six products of digits: those whose numbers sum
+/// to two at most. Normal and uniform numbers have spreads from 1 to 4.
+pub const MOST_SPREAD: f32 = 2.0 * LOW_SPREAD;
+
+/// Sixteen lines next to each other, depth by depth.
+#[derive(Clone, Copy, Debug)]
+pub struct Lines {
+    /// The first line's first element.
+    pub start: *const f32,
+    /// From one depth to the next.
+    pub stride: usize,
+    /// Lines there are: the others are zeros.
+    pub count: usize,
+    /// Depths there are: the others are zeros.
+    pub depth: usize,
+}
+
+/// Operands of a product of at most 32 rows of A, packed as digits, by a panel of B; strides count words.
+#[derive(Clone, Copy, Debug)]
+pub struct DigitProduct {
+    /// First word of A's block; readable for whole tiles of rows.
+    pub a: *const f32,
+    /// From one row of A to the next.
+    pub a_stride: usize,
+    /// First word of the panel's block.
+    pub b: *const f32,
+    /// Units of the block's depth, at least one and at most [`MOST_UNITS`].
+    pub units: usize,
+    /// First sum.
+    pub sums: *mut f32,
+    /// From one row of sums to the next.
+    pub sums_stride: usize,
+    /// Rows of A.
+    pub rows: usize,
+    /// Whether to add to what is there.
+    pub accumulate: bool,
+    /// Memory to bring into the second-level cache, [`NEXT_BYTES`] a unit; any address is allowed.
+    pub next: *const f32,
+}
+
+/// Units whose sums of products of digits 32 bits hold, and more than any block has.
+pub const MOST_UNITS: usize = 64;
+/// Bytes that a product asks for with each unit.
+pub const NEXT_BYTES: usize = 384;
