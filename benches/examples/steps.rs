@@ -34,15 +34,7 @@ fn main() {
     let dtype = if args[1] == "bf16" { DType::Bf16 } else { DType::F32 };
     let threads = args.get(2).map_or(2, |n| n.parse().unwrap());
     let count: usize = args.get(3).map_or(45, |n| n.parse().unwrap());
-    let target = Target {
-        isa: Isa::detect(),
-        threads,
-        l1_bytes: 48 << 10,
-        l2_bytes: 1 << 20,
-        l3_bytes: 32 << 20,
-        gpu: None,
-        tiles: None,
-    };
+    let target = Target::of_cpu(Isa::detect(), threads);
     let graph = work.graph(dtype).unwrap();
     let params = graph.params().map(|(value, name)| (name.to_string(), graph.ty(value).clone()));
     let store = WeightStore::new(Noise(params.collect()));

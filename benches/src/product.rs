@@ -15,9 +15,6 @@ use runtime::Arena;
 pub const SHAPES: [(usize, usize, usize); 4] =
     [(4096, 1152, 1152), (4096, 3456, 1152), (4096, 4608, 1152), (4096, 1152, 4608)];
 
-/// Caches that are assumed.
-const CACHES: Caches = Caches { l2: 1 << 20, l3: 32 << 20 };
-
 /// What is fused into a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fusion {
@@ -91,7 +88,8 @@ impl Product {
         isa: Isa,
         pool: Pool,
     ) -> Result<Product, Box<dyn std::error::Error>> {
-        let matmul = Matmul::new(spec((m, n, k), fusion, dtype)?, isa, CACHES)?;
+        let [_, l2, l3] = kernels::caches();
+        let matmul = Matmul::new(spec((m, n, k), fusion, dtype)?, isa, Caches { l2, l3 })?;
         let dense = random(n * k, dtype)?;
         let mut packed = Arena::new(matmul.packed_b_bytes(), "packed B")?;
         let bytes = packed.len();

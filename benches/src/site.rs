@@ -61,15 +61,7 @@ impl Timed {
         let layouts: Vec<Layout> = args.iter().map(|&arg| Layout::dense(body.ty(arg))).collect();
         let is_param: Vec<bool> = (0..args.len()).map(|i| weights.contains(&i)).collect();
         let result = Layout::dense(body.ty(out));
-        let target = Target {
-            isa: Isa::detect(),
-            threads: pool.threads(),
-            l1_bytes: 32 << 10,
-            l2_bytes: 1 << 20,
-            l3_bytes: 32 << 20,
-            gpu: None,
-            tiles: None,
-        };
+        let target = Target::of_cpu(Isa::detect(), pool.threads());
         let site = Site {
             body: &body,
             operands: &layouts,

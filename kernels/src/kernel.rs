@@ -34,6 +34,14 @@ pub struct Target {
     pub tiles: Option<Arc<Tiles>>,
 }
 
+impl Target {
+    /// This machine's CPU, with its caches.
+    pub fn of_cpu(isa: Isa, threads: usize) -> Self {
+        let [l1_bytes, l2_bytes, l3_bytes] = crate::caches();
+        Self { isa, threads, l1_bytes, l2_bytes, l3_bytes, gpu: None, tiles: None }
+    }
+}
+
 /// One place in a graph that needs a kernel.
 #[derive(Debug)]
 pub struct Site<'a> {

@@ -6,6 +6,7 @@
 
 mod attention_site;
 pub mod body;
+mod caches;
 mod conv_site;
 pub mod cpu;
 pub mod cuda;
@@ -23,6 +24,7 @@ mod program_run;
 pub mod simd;
 pub mod vec_math;
 
+pub use caches::caches;
 pub use error::Error;
 pub use isa::Isa;
 pub use kernel::{Kernel, KernelDef, Launch, Packing, Site, Target};

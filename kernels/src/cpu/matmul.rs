@@ -121,7 +121,8 @@ impl Matmul {
         let depth_block = n_words.div_ceil(n_blocks).next_multiple_of(limits.depth_unit);
         let n_batch = spec.batch.iter().product();
         let fit = |bytes: usize, blocks: usize| {
-            let rows = bytes / (blocks * words.read(depth_block) * size_of::<f32>());
+            let depth = n_words.min(blocks * depth_block);
+            let rows = bytes / (words.read(depth) * size_of::<f32>());
             (rows / tile_rows).clamp(4, limits.rows / tile_rows) * tile_rows
         };
         let most_blocks = limits.blocks_per_pass.min(n_blocks);
@@ -208,8 +209,14 @@ impl Matmul {
         if !self.shares_a() {
             return 0;
         }
-        // Tile registers read whole tiles of rows.
-        self.n_rows.next_multiple_of(self.tile_rows) * self.a_stride() * size_of::<f32>()
+        self.digit_parts() * self.a_words() * size_of::<f32>()
+    }
+
+    /// Words of the rows of A that are packed at a time: whole tiles, which tile registers read; and from digits to low
+    /// ones.
+    pub(super) fn a_words(&self) -> usize {
+        let rows = if self.shares_a() { self.n_rows } else { self.block_rows };
+        rows.next_multiple_of(self.tile_rows) * self.a_stride()
     }
 
     /// Words of a row of A that are packed at a time.
@@ -218,9 +225,19 @@ impl Matmul {
     }
 
     /// Words from one packed row of A to the next: an odd number of cache lines, so that the
-    /// rows of a tile never compete for the same set of the first-level cache.
+    /// rows of a tile never compete for the same set of the first-level cache. Those of digits are read several lines
+    /// at a time, so neighbors must not start in neighboring sets either.
     pub(super) fn a_stride(&self) -> usize {
-        (self.packed_words().div_ceil(16) | 1) * 16
+        /// Sets of the first-level cache, and how far apart rows of digits start at least.
+        const SETS: usize = 64;
+        const APART: usize = 9;
+        let mut lines = self.packed_words().div_ceil(16) | 1;
+        if self.words.digits().is_some() {
+            while !(APART..=SETS - APART).contains(&(lines % SETS)) {
+                lines += 2;
+            }
+        }
+        lines * 16
     }
 
     pub(super) fn group_panels(&self) -> usize {
@@ -279,7 +296,7 @@ impl Matmul {
                 let panel = self.first_panel(split, &block, worker);
                 if !self.packs_b() && panel < block.panels.1 {
                     let Block { panels, words, .. } = block;
-                    let b = PackedPanels { start: buffers.b, panels, words };
+                    let b = PackedPanels { start: buffers.b, panels, words, low: 0 };
                     let first = self.b_bytes(self.position(&b, panel, 0));
                     let piece = self.b_bytes(self.depth_block * self.panel.columns());
                     let piece = (piece * pool.threads()).div_ceil(64 * tiles);
@@ -336,7 +353,7 @@ impl Matmul {
                         (0, DenseB { start, strides, columns, depth, dtype })
                     }
                 };
-                self.panel.pack_words(panel, &dense, self.depth_block, packed);
+                self.panel.pack_words(panel, &dense, self.depth_block, packed, self.b_low());
             }
         });
     }
@@ -380,7 +397,12 @@ impl Matmul {
                     shared_a: self
                         .shares_a()
                         .then(|| buffers.scratch.add(scratch.shared_a).cast_const().cast()),
-                    b: PackedPanels { start, panels: block.panels, words: block.words },
+                    b: PackedPanels {
+                        start,
+                        panels: block.panels,
+                        words: block.words,
+                        low: self.b_low(),
+                    },
                     panels: (first_panel(range), first_panel(range + 1)),
                     // Workers take turns, more or less.
                     then: first_panel(range + pool.threads()),

@@ -157,7 +157,7 @@ impl PackAcross<'_> {
                 for part in 0..1 + usize::from(scales.has_low()) {
                     for unit in 0..units {
                         lines.split_unit(tiles, &scales, unit, part == 1, unit_words.as_mut_ptr());
-                        let to = packed.add((part * units + unit) * WORDS_OF_UNIT);
+                        let to = packed.add(part * rows.low + unit * WORDS_OF_UNIT);
                         for digit in 0..DIGITS {
                             let square = unit_words.as_ptr().add(digit * TILE_WORDS * TILE_WORDS);
                             let to = to.add(digit * TILE_WORDS);
@@ -170,9 +170,7 @@ impl PackAcross<'_> {
                     }
                 }
                 for (at, words) in scales.words().into_iter().enumerate() {
-                    for (line, word) in words.into_iter().enumerate().take(count) {
-                        packed.add(line * stride + scale_at(units) + at).write(word);
-                    }
+                    packed.add(at * stride + scale_at(units)).cast::<[f32; TILE_WORDS]>().write(words);
                 }
             }
         }

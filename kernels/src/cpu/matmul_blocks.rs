@@ -12,7 +12,7 @@
 use ops::DType;
 
 use crate::program::Program;
-use crate::simd::digits::WORDS_OF_DIGITS;
+use crate::simd::digits::{MOST_UNITS, WORDS_OF_DIGITS};
 use crate::simd::{MAX_LANES, TILE_WORDS};
 
 use super::matmul::{BOperand, Matmul};
@@ -49,7 +49,7 @@ impl BlockLimits {
         let (depth, depth_unit, blocks_per_pass, rows) = match words {
             Words::F32 | Words::Bf16Pairs(_) => (320, 4, 4, 240),
             Words::Bf16Tiles(_) => (288, TILE_WORDS, 4, 256),
-            Words::F32Digits(_) => (18 * WORDS_OF_DIGITS, WORDS_OF_DIGITS, 1, 256),
+            Words::F32Digits(_) => (MOST_UNITS * WORDS_OF_DIGITS, WORDS_OF_DIGITS, 1, 192),
         };
         Self { depth, depth_unit, blocks_per_pass, rows }
     }
@@ -89,6 +89,8 @@ pub(super) struct PackedPanels {
     pub(super) panels: (usize, usize),
     /// Words of the depth that they have, the same.
     pub(super) words: (usize, usize),
+    /// Words from digits to low ones.
+    pub(super) low: usize,
 }
 
 /// Byte offsets within the scratch of a run, and its size.
@@ -129,7 +131,7 @@ impl Matmul {
         let shared_bytes = (l3_bytes / 8 * 3).min(SHARED_BYTES);
         let columns = self.panel.columns();
         let panels = self.n_panels();
-        let panel_bytes = |words: usize| words * columns * size_of::<f32>();
+        let panel_bytes = |words: usize| self.digit_parts() * words * columns * size_of::<f32>();
         if !self.packs_b() || panels * panel_bytes(self.n_words) <= shared_bytes {
             return BlockShape { rows: self.n_rows, panels, words: self.n_words };
         }
@@ -138,7 +140,8 @@ impl Matmul {
         let rows = if words == self.n_words {
             self.n_rows
         } else {
-            even(self.n_rows, shared_bytes / (panels * panel_bytes(1)), self.tile_rows)
+            let row_bytes = panels * columns * size_of::<f32>();
+            even(self.n_rows, shared_bytes / row_bytes, self.tile_rows)
         };
         BlockShape { rows, panels, words }
     }
@@ -186,6 +189,16 @@ impl Matmul {
         (columns * self.block.words * size_of::<f32>()).next_multiple_of(64)
     }
 
+    /// Parts of what is packed: digits have high and low ones.
+    pub(super) fn digit_parts(&self) -> usize {
+        1 + usize::from(self.words.digits().is_some())
+    }
+
+    /// Words from the digits of packed B to its low ones.
+    pub(super) fn b_low(&self) -> usize {
+        self.packed_block_bytes() * self.batch_group() / size_of::<f32>()
+    }
+
     /// Batch entries whose B is packed at a time.
     pub(super) fn batch_group(&self) -> usize {
         let whole = BlockShape { rows: self.n_rows, panels: self.n_panels(), words: self.n_words };
@@ -199,7 +212,7 @@ impl Matmul {
 
     /// How the scratch of a run on `threads` threads is laid out.
     pub(super) fn run_scratch(&self, threads: usize) -> RunScratch {
-        let shared_a = self.packed_block_bytes() * self.batch_group();
+        let shared_a = self.digit_parts() * self.packed_block_bytes() * self.batch_group();
         let sums = shared_a + self.shared_a_bytes();
         let sums_len = if self.shares_sums() {
             let len = |block: Block| {
@@ -235,9 +248,9 @@ impl Matmul {
         let program_len = program_len.max(spec.epilogue.scratch_len());
         let n_views = 2 + spec.prologue_operands.len() + spec.epilogue_operands.len();
         WorkerScratch {
-            a: part(if self.shares_a() { 0 } else { self.block_rows * self.a_stride() * float }),
+            a: part(if self.shares_a() { 0 } else { self.digit_parts() * self.a_words() * float }),
             sums: part(groups * self.block_rows * self.sums_stride() * float),
-            b: part(self.depth_block * self.panel.columns() * float),
+            b: part(if self.packs_b() { 0 } else { self.depth_block * self.panel.columns() * float }),
             stats: part(self.block_rows * 2 * float),
             wide: part(self.wide_len() * float),
             offsets: part(self.block_rows * n_views * size_of::<usize>()),

@@ -68,7 +68,8 @@ impl PanelShape {
         if self.words.digits().is_some() { 1 } else { self.words.depths() }
     }
 
-    /// Packs one panel as what is multiplied, digits in blocks of so many words of the depth.
+    /// Packs one panel as what is multiplied, digits in blocks of so many words of the depth, and low ones so many words
+    /// behind the others.
     ///
     /// # Safety
     /// As [`PanelShape::pack`].
@@ -78,6 +79,7 @@ impl PanelShape {
         dense: &DenseB,
         depth_block: usize,
         packed: *mut u8,
+        low: usize,
     ) {
         let Some(tiles) = self.words.digits() else {
             // SAFETY: passed on.
@@ -109,7 +111,7 @@ impl PanelShape {
                 let scales = lines.scales(tiles);
                 for part in 0..1 + usize::from(scales.has_low()) {
                     for unit in 0..units {
-                        let at = (part * units + unit) * WORDS_OF_UNIT * TILE_WORDS;
+                        let at = part * low + unit * WORDS_OF_UNIT * TILE_WORDS;
                         lines.split_unit(tiles, &scales, unit, part == 1, to.add(at));
                     }
                 }

@@ -2,7 +2,7 @@
 //! epilogue. Start reading at `run`.
 
 use crate::program::SlotPtr;
-use crate::simd::digits::{NEXT_BYTES, WORDS_OF_DIGITS};
+use crate::simd::digits::{DigitProduct, NEXT_BYTES, WORDS_OF_DIGITS};
 use crate::simd::{Simd, SimdJob, prefetch_write};
 
 use super::matmul::{Matmul, MatmulBuffers};
@@ -109,6 +109,7 @@ impl Rows<'_> {
             depth: spec.depth,
             words: self.matmul.words,
             depth_block: self.matmul.depth_block,
+            low: self.matmul.a_words(),
             stats: stats.cast(),
             wide,
             scratch,
@@ -255,28 +256,40 @@ impl Task<'_> {
             let is_panel = next.0 < self.b.panels.1;
             let next_block =
                 if is_panel { self.b.start.wrapping_add(position(next.0, next.1)) } else { packed };
+            let next_bytes = matmul.b_bytes(matmul.words.read(block.depth) * width);
             let piece = match matmul.words {
                 Words::F32Digits(_) => block.depth / WORDS_OF_DIGITS * NEXT_BYTES,
                 _ => block.depth / 4 * 64,
             };
-            let next_bytes = matmul.b_bytes(matmul.words.read(block.depth) * width);
-            let mut row = 0;
-            let mut prefetched = 0;
-            while row < n_rows {
+            // The last ones may overlap: what is too far is the next block's turn.
+            let last_piece = next_bytes.saturating_sub(piece);
+            let (a_stride, sums_stride) = (matmul.a_stride(), matmul.sums_stride());
+            let accumulate = block.depth_start > 0;
+            for row in (0..n_rows).step_by(matmul.tile_rows) {
                 let rows = matmul.tile_rows.min(n_rows - row);
-                let tile = Tile {
-                    a: a.add(row * matmul.a_stride()),
-                    a_stride: matmul.a_stride(),
-                    b,
-                    depth: block.depth,
-                    sums: sums.add(row * matmul.sums_stride()),
-                    sums_stride: matmul.sums_stride(),
-                    accumulate: block.depth_start > 0,
-                    next: next_block.wrapping_add(prefetched.min(next_bytes)).cast(),
-                };
-                multiplier.run(s, rows, vectors, &tile);
-                prefetched += piece;
-                row += rows;
+                let piece = (row / matmul.tile_rows * piece).min(last_piece);
+                let next = next_block.wrapping_add(piece).cast();
+                let (a, sums) = (a.add(row * a_stride), sums.add(row * sums_stride));
+                let depth = block.depth;
+                if matmul.words.digits().is_some() {
+                    multiplier.run_digits(&DigitProduct {
+                        a,
+                        a_stride,
+                        a_low: matmul.a_words(),
+                        b,
+                        b_low: self.b.low,
+                        units: depth / WORDS_OF_DIGITS,
+                        sums,
+                        sums_stride,
+                        rows,
+                        accumulate,
+                        next,
+                    });
+                } else {
+                    let tile =
+                        Tile { a, a_stride, b, depth, sums, sums_stride, accumulate, next };
+                    multiplier.run(s, rows, vectors, &tile);
+                }
             }
         }
     }

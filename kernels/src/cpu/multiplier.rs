@@ -1,7 +1,7 @@
 //! The micro-kernel of products of packed operands: vector registers, or tile registers where the CPU has them, 32
 //! rows by 32 columns at a time, or by 16 of digits.
 
-use crate::simd::digits::{DigitProduct, WORDS_OF_DIGITS};
+use crate::simd::digits::DigitProduct;
 use crate::simd::{MAX_LANES, Simd, TILE_WORDS, TileProduct, TileSession};
 
 use super::matmul_tile::{self, Tile, run_as, shape};
@@ -22,8 +22,19 @@ impl Multiplier {
         Self { words, session }
     }
 
-    /// Computes a tile of `rows` x `vectors` words. In tile registers, what is left of the depth behind whole tiles is
-    /// added in vector registers; digits have whole tiles.
+    /// Computes a tile of digits.
+    ///
+    /// # Safety
+    /// As [`TileSession::multiply_digits`]; words are digits.
+    #[inline(always)]
+    pub(super) unsafe fn run_digits(&mut self, product: &DigitProduct) {
+        let session = self.session.as_mut().expect("digits are multiplied in tile registers");
+        // SAFETY: passed on.
+        unsafe { session.multiply_digits(product) }
+    }
+
+    /// Computes a tile of `rows` x `vectors` words that are not digits. In tile registers, what is left of the depth behind whole tiles is
+    /// added in vector registers.
     ///
     /// # Safety
     /// As [`matmul_tile::run`], `rows` being at most those of [`Words::shape`].
@@ -38,25 +49,6 @@ impl Multiplier {
                 return;
             }
         };
-        if self.words.digits().is_some() {
-            let Tile { a, a_stride, b, sums, sums_stride, accumulate, next, depth } = *tile;
-            let units = depth / WORDS_OF_DIGITS;
-            // SAFETY: passed on; a panel is one tile of columns wide.
-            unsafe {
-                session.multiply_digits(&DigitProduct {
-                    a,
-                    a_stride,
-                    b,
-                    units,
-                    sums,
-                    sums_stride,
-                    rows,
-                    accumulate,
-                    next,
-                });
-            }
-            return;
-        }
         let steps = tile.depth / TILE_WORDS;
         let width = vectors * S::LANES;
         let whole = steps * TILE_WORDS;

@@ -48,7 +48,8 @@ macro_rules! digit_loop {
                     $($step,)*
                     "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]", "prefetcht1 [{next} + 128]",
                     "prefetcht1 [{next} + 192]", "prefetcht1 [{next} + 256]",
-                    "prefetcht1 [{next} + 320]",
+                    "prefetcht1 [{next} + 320]", "prefetcht1 [{next} + 384]",
+                    "prefetcht1 [{next} + 448]",
                     "add {next}, {next_bytes}",
                     "tilestored [{awake}], tmm7",
                     "add {a}, {a_unit}", "add {a1}, {a_unit}", "add {b}, {b_unit}",
@@ -146,7 +147,7 @@ digit_loop!(
 /// Which of the lines' exponents scale the sums.
 #[derive(Clone, Copy)]
 struct Exponents {
-    /// Words from a line's first to the exponent, A's and B's.
+    /// Words from A's first to the exponents of its upper sixteen rows, and from B's first to its columns'.
     at: [usize; 2],
     /// What is added to them.
     more: f32,
@@ -173,7 +174,6 @@ impl TileSession {
 unsafe fn multiply(product: &DigitProduct) {
     let p = product;
     let scales = scale_at(p.units);
-    let low = p.units * WORDS_OF_UNIT;
     let is_two = p.rows > ROWS;
     let [multiply, multiply_more] = if is_two { [two, two_more] } else { [one, one_more] };
     let mut sums = Sums(MaybeUninit::uninit());
@@ -183,17 +183,24 @@ unsafe fn multiply(product: &DigitProduct) {
         for row in 0..p.rows {
             _mm_prefetch::<_MM_HINT_ET0>(p.sums.add(row * p.sums_stride).cast());
         }
-        let spread_of = |row: usize| *p.a.add(row * p.a_stride + scales + 2);
-        let a_spread = (0..p.rows).map(spread_of).fold(0.0, f32::max);
-        let b_spread = _mm512_reduce_max_ps(_mm512_loadu_ps(p.b.add((scales + 2) * WORDS)));
         let mut part = |[a, b]: [usize; 2], next: *const f32, accumulate: bool| {
-            let (from_a, from_b) = (p.a.add(a * low), p.b.add(b * low * WORDS));
+            let (from_a, from_b) = (p.a.add(a * p.a_low), p.b.add(b * p.b_low));
             multiply(from_a, p.a_stride, from_b, p.units, next, &mut sums);
-            let exponents =
-                Exponents { at: [scales + a, scales + b], more: 0.0, is_whole: true };
+            let at = [a * p.a_stride + scales, (scales + b) * WORDS];
+            let exponents = Exponents { at, more: 0.0, is_whole: true };
             add(p, &sums, exponents, accumulate);
         };
         part([0, 0], p.next, p.accumulate);
+        let spreads = p.a.add(2 * p.a_stride + scales);
+        let valid = |rows: usize| ((1u32 << rows.min(ROWS)) - 1) as u16;
+        let mut a_spreads = _mm512_maskz_loadu_ps(valid(p.rows), spreads);
+        if is_two {
+            let lower = spreads.add(ROWS * p.a_stride);
+            let lower = _mm512_maskz_loadu_ps(valid(p.rows - ROWS), lower);
+            a_spreads = _mm512_max_ps(a_spreads, lower);
+        }
+        let a_spread = _mm512_reduce_max_ps(a_spreads);
+        let b_spread = _mm512_reduce_max_ps(_mm512_loadu_ps(p.b.add((scales + 2) * WORDS)));
         if a_spread + b_spread <= MOST_SPREAD {
             return;
         }
@@ -204,7 +211,8 @@ unsafe fn multiply(product: &DigitProduct) {
             part([0, 1], p.a, true);
         }
         multiply_more(p.a, p.a_stride, p.b, p.units, p.a, &mut sums);
-        let exponents = Exponents { at: [scales; 2], more: -8.0, is_whole: false };
+        let at = [scales, scales * WORDS];
+        let exponents = Exponents { at, more: -8.0, is_whole: false };
         add(p, &sums, exponents, true);
     }
 }
@@ -220,7 +228,7 @@ unsafe fn add(p: &DigitProduct, sums: &Sums, exponents: Exponents, accumulate: b
     let sums = sums.0.as_ptr().cast::<i32>();
     // SAFETY: the caller promises the sums of the rows, and the exponents.
     unsafe {
-        let b_exponents = _mm512_loadu_ps(p.b.add(b_at * WORDS));
+        let b_exponents = _mm512_loadu_ps(p.b.add(b_at));
         let b_exponents = _mm512_add_ps(b_exponents, _mm512_set1_ps(more));
         let (first, second) = (_mm512_set1_ps(65536.0), _mm512_set1_ps(256.0));
         for row in 0..p.rows {
@@ -234,7 +242,8 @@ unsafe fn add(p: &DigitProduct, sums: &Sums, exponents: Exponents, accumulate: b
                 sum = _mm512_fmadd_ps(load(1), second, sum);
                 sum = _mm512_fmadd_ps(load(0), first, sum);
             }
-            let a_exponent = _mm512_set1_ps(*p.a.add(row * p.a_stride + a_at));
+            let a_exponent = p.a.add(row / ROWS * ROWS * p.a_stride + a_at + row % ROWS);
+            let a_exponent = _mm512_set1_ps(*a_exponent);
             let sum = _mm512_scalef_ps(sum, _mm512_add_ps(a_exponent, b_exponents));
             let to = p.sums.add(row * p.sums_stride);
             let sum = if accumulate { _mm512_add_ps(_mm512_loadu_ps(to), sum) } else { sum };

@@ -6,7 +6,7 @@ use crate::isa::Tiles;
 
 use super::{TILE_WORDS, prefetch};
 use super::digits::{
-    DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, WORDS_OF_UNIT, scale_at,
+    DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, WORDS_OF_UNIT,
 };
 
 const LANES: usize = TILE_WORDS;
@@ -139,12 +139,22 @@ fn digits(numbers: __m512i) -> [__m512i; DIGITS] {
     [_mm512_srai_epi32::<16>(first), _mm512_srai_epi32::<8>(middle), numbers]
 }
 
-/// Splits a line whose elements follow each other, `depth` of them; the rest of the units is zeros.
+/// Splits a line whose elements follow each other, `depth` of them; the rest of the units is zeros. Its low digits are
+/// `low` words behind its high ones; its scale goes to `scale`, one word to each step of `scale_step`.
 ///
 /// # Safety
-/// `from` is readable for `depth` and `to` writable for the words of `units`, which hold the depth.
+/// `from` is readable for `depth` and `to` writable for the words of `units`, which hold the depth, in both places;
+/// `scale` is, too.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub unsafe fn split_line(_: Tiles, from: *const f32, depth: usize, units: usize, to: *mut f32) {
+pub unsafe fn split_line(
+    _: Tiles,
+    from: *const f32,
+    depth: usize,
+    units: usize,
+    to: *mut f32,
+    low: usize,
+    (scale, scale_step): (*mut f32, usize),
+) {
     // SAFETY: masks leave out what is behind the depth.
     let load = |at: usize| unsafe {
         let n = depth.saturating_sub(at).min(LANES);
@@ -171,13 +181,13 @@ pub unsafe fn split_line(_: Tiles, from: *const f32, depth: usize, units: usize,
     // SAFETY: the caller promises the words.
     unsafe {
         if scales.has_low {
-            let to = to.add(units * WORDS_OF_UNIT);
+            let to = to.add(low);
             for at in (0..units * DEPTHS_OF_DIGITS).step_by(LANES) {
                 store(scales.low_numbers(load(at)), at, to);
             }
         }
         for (at, words) in scales.words().into_iter().enumerate() {
-            to.add(scale_at(units) + at).write(words[0]);
+            scale.add(at * scale_step).write(words[0]);
         }
     }
 }

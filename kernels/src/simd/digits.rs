@@ -5,8 +5,9 @@
 //! element is such a number, too, of smaller digits: the line's *low* digits, which only lines of a wide spread
 //! have.
 //!
-//! Words of a line over `units` of the depth: three times sixteen high digits of each unit, as many low ones, and where
-//! the last unit's would end, the line's [`Scale`]. The panel of B is sixteen columns, their words side by side.
+//! Words of a line over some units of the depth: three times sixteen digits of each unit, and behind the last unit's a
+//! place for scales (see [`scale_at`]). Low digits are the same at some distance. A panel of B is sixteen columns, their
+//! words side by side.
 
 use super::TILE_WORDS;
 
@@ -14,19 +15,19 @@ use super::TILE_WORDS;
 pub const DIGITS: usize = 3;
 /// Elements of the depth whose digits are packed together: bytes of a tile register's row.
 pub const DEPTHS_OF_DIGITS: usize = 4 * TILE_WORDS;
-/// Words of a unit's high digits, and of its low ones.
+/// Words of a unit's digits.
 pub const WORDS_OF_UNIT: usize = DIGITS * TILE_WORDS;
-/// Words that a unit takes.
-pub const WORDS_OF_DIGITS: usize = 2 * WORDS_OF_UNIT + TILE_WORDS;
+/// Words that a unit takes, its share of the place for the scale included.
+pub const WORDS_OF_DIGITS: usize = WORDS_OF_UNIT + TILE_WORDS;
 
-/// Words from a line's first to those that say how large its digits are: the exponent of two of its high ones, that of its
-/// low ones, and its spread.
+/// Words from a line's first to its place for scales. Those of sixteen lines lie side by side, in the places of the first
+/// three: the exponents of two of their high digits, those of their low ones, and their spreads.
 ///
 /// An exponent is of what a product of two numbers is multiplied by, the other's exponent added to it. It is NaN where the
 /// line is not finite, and minus infinity where there are no such digits: those are never looked at.
 #[inline(always)]
 pub const fn scale_at(units: usize) -> usize {
-    units * 2 * WORDS_OF_UNIT
+    units * WORDS_OF_UNIT
 }
 
 /// The spread from which on a line has low digits: how much more, in exponents of two, its largest element has than its
@@ -56,15 +57,19 @@ pub struct DigitProduct {
     pub a: *const f32,
     /// From one row of A to the next.
     pub a_stride: usize,
+    /// From A's high digits to its low ones.
+    pub a_low: usize,
     /// First word of the panel's block.
     pub b: *const f32,
-    /// Units of the block's depth, at least one and at most [`MOST_UNITS`].
+    /// From B's high digits to its low ones.
+    pub b_low: usize,
+    /// Units of the block's depth, at least one; few enough for 32 bits to hold the sums.
     pub units: usize,
     /// First sum.
     pub sums: *mut f32,
     /// From one row of sums to the next.
     pub sums_stride: usize,
-    /// Rows of A.
+    /// Rows of A; tiles of their words are readable for all rows.
     pub rows: usize,
     /// Whether to add to what is there.
     pub accumulate: bool,
@@ -72,7 +77,7 @@ pub struct DigitProduct {
     pub next: *const f32,
 }
 
-/// Units whose sums of products of digits 32 bits hold, and more than any block has.
-pub const MOST_UNITS: usize = 64;
+/// Units of a block: the more there are, the fewer sums are to be added.
+pub const MOST_UNITS: usize = 18;
 /// Bytes that a product asks for with each unit.
-pub const NEXT_BYTES: usize = 384;
+pub const NEXT_BYTES: usize = 512;

@@ -62,7 +62,15 @@ impl Scales {
 ///
 /// # Safety
 /// None is needed.
-pub unsafe fn split_line(_: Tiles, _from: *const f32, _depth: usize, _units: usize, _to: *mut f32) {
+pub unsafe fn split_line(
+    _: Tiles,
+    _from: *const f32,
+    _depth: usize,
+    _units: usize,
+    _to: *mut f32,
+    _low: usize,
+    _scale: (*mut f32, usize),
+) {
     unreachable!("this CPU has no tile registers")
 }
 

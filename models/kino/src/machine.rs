@@ -16,13 +16,6 @@ use crate::units;
 /// Names an instruction set to use instead of the best: `amx`, `avx512bf16`, `avx512`, `avx2`, `neon`, `portable`.
 pub(crate) const ISA_VARIABLE: &str = "KINO_CPU";
 
-/// Level 1, level 2 and last-level data caches in bytes where the system does not tell.
-const USUAL_CACHES: [usize; 3] = [32 << 10, 1 << 20, 16 << 20];
-
-/// Most bytes of the last-level cache that are counted on: a virtual machine is told of all that its socket has, and
-/// shares it with others.
-const MAX_LAST_LEVEL: usize = 32 << 20;
-
 /// Most threads: far above any machine, far below what a process may have.
 const MAX_THREADS: usize = 1024;
 
@@ -41,8 +34,7 @@ pub(crate) fn target(forced_isa: Option<&str>, threads: Option<usize>) -> Outcom
             return Err(Failure::Usage(reason));
         }
     };
-    let [l1_bytes, l2_bytes, l3_bytes] = caches();
-    Ok(Target { isa, threads, l1_bytes, l2_bytes, l3_bytes, gpu: None, tiles: None })
+    Ok(Target::of_cpu(isa, threads))
 }
 
 /// What a plan for a GPU is compiled for: nothing of this machine.
@@ -72,37 +64,6 @@ pub(crate) fn describe(target: &Target) -> String {
 /// Cores that this process may use.
 pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-/// Bytes of data caches: level 1 and 2 of a core, and what may be counted on of the last level.
-pub(crate) fn caches() -> [usize; 3] {
-    let mut caches = USUAL_CACHES;
-    for index in 0..8 {
-        let folder = format!("/sys/devices/system/cpu/cpu0/cache/index{index}");
-        let read = |name: &str| fs::read_to_string(Path::new(&folder).join(name)).ok();
-        let (Some(level), Some(kind), Some(size)) = (read("level"), read("type"), read("size"))
-        else {
-            continue;
-        };
-        let level = level.trim().parse::<usize>().ok().filter(|level| (1..=3).contains(level));
-        if let (Some(level), Some(size), false) =
-            (level, cache_size(&size), kind.trim() == "Instruction")
-        {
-            caches[level - 1] = size;
-        }
-    }
-    caches[2] = caches[2].min(MAX_LAST_LEVEL);
-    caches
-}
-
-/// `48K` in bytes.
-fn cache_size(text: &str) -> Option<usize> {
-    let text = text.trim();
-    let (number, unit) = match text.strip_suffix('K') {
-        Some(number) => (number, 1 << 10),
-        None => (text.strip_suffix('M')?, 1 << 20),
-    };
-    number.parse::<usize>().ok()?.checked_mul(unit).filter(|&size| size > 0)
 }
 
 /// Memory in bytes: what there is, and what a new program may take. `None` where it is unknown.
@@ -168,15 +129,6 @@ pub(crate) fn cuda_driver() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cache_sizes_have_units() {
-        assert_eq!(cache_size("48K\n"), Some(48 << 10));
-        assert_eq!(cache_size("32M"), Some(32 << 20));
-        for bad in ["", "K", "48", "0K", "99999999999999999999K"] {
-            assert_eq!(cache_size(bad), None, "{bad:?}");
-        }
-    }
 
     #[test]
     fn memory_that_is_not_there_is_refused() {

@@ -52,15 +52,7 @@ fn made_up(ty: &TensorType) -> Vec<u8> {
 /// The least seconds of each step of `graph`, by kernel, with FLOPs; and of all steps.
 fn measure(graph: Graph) -> (BTreeMap<&'static str, (f64, u64, usize)>, f64) {
     let threads = std::thread::available_parallelism().unwrap().get();
-    let target = Target {
-        isa: Isa::detect(),
-        threads,
-        l1_bytes: 48 << 10,
-        l2_bytes: 1 << 20,
-        l3_bytes: 32 << 20,
-        gpu: None,
-        tiles: None,
-    };
+    let target = Target::of_cpu(Isa::detect(), threads);
     let plan = Arc::new(compiler::compile_training(graph, &target, None).unwrap().plan);
     let pool = Arc::new(Pool::new(threads).unwrap());
     let store = WeightStore::new(NoWeights);

@@ -60,15 +60,7 @@ fn main() {
         start.elapsed().as_secs_f64()
     );
     let threads = std::thread::available_parallelism().unwrap().get();
-    let target = Target {
-        isa: Isa::detect(),
-        threads,
-        l1_bytes: 48 << 10,
-        l2_bytes: 1 << 20,
-        l3_bytes: 32 << 20,
-        gpu: None,
-        tiles: None,
-    };
+    let target = Target::of_cpu(Isa::detect(), threads);
     let start = Instant::now();
     let carried = program.carried();
     let plan = compiler::compile_training_carrying(program.graph, &target, None, &carried);

@@ -53,15 +53,7 @@ fn main() {
     let (program, params) = (program.unwrap(), params.unwrap());
     let params = params.into_iter().map(|param| (param.name, param.shape)).collect();
     let threads = std::thread::available_parallelism().unwrap().get();
-    let target = Target {
-        isa: Isa::detect(),
-        threads,
-        l1_bytes: 48 << 10,
-        l2_bytes: 1 << 20,
-        l3_bytes: 32 << 20,
-        gpu: None,
-        tiles: None,
-    };
+    let target = Target::of_cpu(Isa::detect(), threads);
     let plan = Arc::new(compiler::compile_training(program.graph, &target, None).unwrap().plan);
     println!("{} steps, {:.1} MiB", plan.steps.len(), plan.arena_bytes as f64 / 1048576.0);
     let store = WeightStore::new(Zeros(params));
