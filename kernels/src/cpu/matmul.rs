@@ -21,6 +21,7 @@ use crate::Error;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::program::Program;
+use crate::simd::digits::GROUPS;
 use crate::simd::{MAX_LANES, dispatch, prefetch_l2};
 
 pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
@@ -28,7 +29,7 @@ pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
 use super::matmul_blocks::{
     Block, BlockLimits, BlockShape, GROUP_COLUMNS, PackedPanels, RunScratch,
 };
-use super::matmul_pack::{DenseB, PanelShape};
+use super::matmul_pack::{DenseB, PackedDigits, PanelShape};
 use super::matmul_rows::row_offsets;
 use super::matmul_task::{PackShared, Rows, Task};
 use super::words::Words;
@@ -322,40 +323,71 @@ impl Matmul {
     ) {
         let panels = block.panels.1 - block.panels.0;
         let (from, to) = (self.words.depth(block.words.0), self.words.depth(block.words.1));
-        pool.run((entries.1 - entries.0) * panels, &|item, _| {
-            let (entry, index) = (item / panels, item % panels);
+        // Digits are made of neighbors together, where a thread has several of them.
+        let neighbors = match self.words.digits() {
+            Some(_) => GROUPS.min(panels.div_ceil(pool.threads())),
+            None => 1,
+        };
+        let items = panels.div_ceil(neighbors);
+        pool.run((entries.1 - entries.0) * items, &|item, _| {
+            let (entry, index) = (item / items, item % items * neighbors);
+            let count = neighbors.min(panels - index);
             let depth = (from, self.spec.depth.min(to));
-            // SAFETY: B covers its view, or has all panels; each item writes its own panel of scratch.
+            let start = index * self.panel.columns() * (block.words.1 - block.words.0);
+            let at = entry * self.packed_block_bytes() + start * size_of::<f32>();
+            let panel = block.panels.0 + index;
+            // SAFETY: B covers its view, or has all panels; each item writes its own panels of scratch.
             unsafe {
-                let start = index * self.panel.columns() * (block.words.1 - block.words.0);
-                let to = entry * self.packed_block_bytes() + start * size_of::<f32>();
-                let packed = buffers.scratch.add(to);
-                let panel = block.panels.0 + index;
-                let (panel, dense) = match &self.spec.b {
+                let packed = buffers.scratch.add(at);
+                match &self.spec.b {
                     BOperand::Dense(view) => {
                         let mut offset = [0];
                         let batch = entries.0 + entry;
                         row_offsets(&self.spec.batch, &view.batch_strides, batch, &mut offset);
+                        let start = (view.offset + offset[0]) * view.dtype.size();
                         let dense = DenseB {
-                            start: buffers.b.add((view.offset + offset[0]) * view.dtype.size()),
+                            start: buffers.b.add(start),
                             strides: (view.depth_stride, view.column_stride),
                             columns: self.spec.columns,
                             depth,
                             dtype: view.dtype,
                         };
-                        (panel, dense)
+                        self.pack_panels((panel, count), &dense, packed);
                     }
-                    // The panel as a B of its own.
                     &BOperand::Packed(dtype) => {
-                        let start = self.panel.start(panel, self.spec.depth) * dtype.size();
-                        let columns = self.panel.columns();
-                        let (start, strides) = (buffers.b.add(start), (columns, 1));
-                        (0, DenseB { start, strides, columns, depth, dtype })
+                        for at in 0..count {
+                            // A panel is a B of its own.
+                            let start = self.panel.start(panel + at, self.spec.depth);
+                            let start = buffers.b.add(start * dtype.size());
+                            let columns = self.panel.columns();
+                            let dense =
+                                DenseB { start, strides: (columns, 1), columns, depth, dtype };
+                            let bytes = columns * (block.words.1 - block.words.0) * size_of::<f32>();
+                            self.pack_panels((0, 1), &dense, packed.add(at * bytes));
+                        }
                     }
-                };
-                self.panel.pack_words(panel, &dense, self.depth_block, packed, self.b_low());
+                }
             }
         });
+    }
+
+    /// Packs neighboring panels: the first one, and how many.
+    ///
+    /// # Safety
+    /// As [`PanelShape::pack`], for all of them.
+    unsafe fn pack_panels(&self, panels: (usize, usize), dense: &DenseB, packed: *mut u8) {
+        // SAFETY: passed on.
+        unsafe {
+            match self.words.digits() {
+                Some(tiles) => {
+                    let digits = packed.cast();
+                    let (low, depth_block) = (self.b_low(), self.depth_block);
+                    let to = PackedDigits { digits, low, depth_block };
+                    self.panel.pack_digits(tiles, panels, dense, &to);
+                }
+                None => self.panel.pack_words(panels.0, dense, packed),
+            }
+        }
     }
 
     /// Multiplies a block for some batch entries, and ends what it ends.

@@ -6,8 +6,8 @@
 use ops::DType;
 
 use crate::isa::Tiles;
-use crate::simd::digits::{DIGITS, Lines, WORDS_OF_DIGITS, WORDS_OF_UNIT, scale_at};
-use crate::simd::{MAX_LANES, Simd, SimdJob, TILE_WORDS, prefetch_l2};
+use crate::simd::digits::{DIGITS, GROUPS, Lines, WORDS_OF_DIGITS, WORDS_OF_UNIT, scale_at};
+use crate::simd::{MAX_LANES, Scales, Simd, SimdJob, TILE_WORDS, prefetch_l2};
 
 use super::lanes::{join_halves, load_as_f32};
 use super::matmul_rows::PackRows;
@@ -142,35 +142,46 @@ impl PackAcross<'_> {
         let units = (to - from) / WORDS_OF_DIGITS;
         let from = rows.words.depth(from);
         let depth = rows.words.depth(to).min(rows.depth) - from;
-        // A unit's digits, sixteen rows to each word.
-        let mut unit_words = [0f32; WORDS_OF_UNIT * TILE_WORDS];
+        // Digits of a unit, sixteen rows to each word.
+        const GROUP: usize = WORDS_OF_UNIT * TILE_WORDS;
+        let mut unit_words = [0f32; GROUPS * GROUP];
+        let unit_words = unit_words.as_mut_ptr();
         // SAFETY: the caller's promise; squares of words lie within the unit's and within the rows'.
         unsafe {
             let start = rows.a.cast::<f32>().add(rows.view.offset + *rows.offsets);
             let start = start.add(from * rows.view.column_stride);
-            for row in (0..n_rows).step_by(TILE_WORDS) {
-                let count = TILE_WORDS.min(n_rows - row);
+            for first in (0..n_rows).step_by(GROUPS * TILE_WORDS) {
+                let count = (GROUPS * TILE_WORDS).min(n_rows - first);
                 let stride_of_depth = rows.view.column_stride;
-                let lines = Lines { start: start.add(row), stride: stride_of_depth, count, depth };
-                let scales = lines.scales(tiles);
-                let packed = packed.add(row * stride);
-                for part in 0..1 + usize::from(scales.has_low()) {
+                let start = start.add(first);
+                let lines = Lines { start, stride: stride_of_depth, count, depth };
+                let scales = lines.scales::<GROUPS>(tiles);
+                let packed = packed.add(first * stride);
+                let groups = || (0..count).step_by(TILE_WORDS).enumerate();
+                for part in 0..1 + usize::from(scales.iter().any(Scales::has_low)) {
                     for unit in 0..units {
-                        lines.split_unit(tiles, &scales, unit, part == 1, unit_words.as_mut_ptr());
+                        lines.split_unit(tiles, &scales, unit, part == 1, (unit_words, GROUP));
                         let to = packed.add(part * rows.low + unit * WORDS_OF_UNIT);
-                        for digit in 0..DIGITS {
-                            let square = unit_words.as_ptr().add(digit * TILE_WORDS * TILE_WORDS);
-                            let to = to.add(digit * TILE_WORDS);
-                            if count == S::LANES {
-                                s.transpose_square(square, TILE_WORDS, to, stride);
-                            } else {
-                                transpose((TILE_WORDS, count), square, TILE_WORDS, to, stride);
+                        for (group, row) in groups() {
+                            let count = TILE_WORDS.min(count - row);
+                            for digit in 0..DIGITS {
+                                let square = group * GROUP + digit * TILE_WORDS * TILE_WORDS;
+                                let square = unit_words.add(square).cast_const();
+                                let to = to.add(row * stride + digit * TILE_WORDS);
+                                if count == S::LANES {
+                                    s.transpose_square(square, TILE_WORDS, to, stride);
+                                } else {
+                                    transpose((TILE_WORDS, count), square, TILE_WORDS, to, stride);
+                                }
                             }
                         }
                     }
                 }
-                for (at, words) in scales.words().into_iter().enumerate() {
-                    packed.add(at * stride + scale_at(units)).cast::<[f32; TILE_WORDS]>().write(words);
+                for (group, row) in groups() {
+                    let to = packed.add(row * stride + scale_at(units));
+                    for (at, words) in scales[group].words().into_iter().enumerate() {
+                        to.add(at * stride).cast::<[f32; TILE_WORDS]>().write(words);
+                    }
                 }
             }
         }

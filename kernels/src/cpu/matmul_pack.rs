@@ -13,9 +13,11 @@ use std::mem::MaybeUninit;
 use half::{bf16, f16};
 use ops::DType;
 
-use crate::isa::Isa;
-use crate::simd::digits::{DEPTHS_OF_DIGITS, Lines, MOST_UNITS, WORDS_OF_DIGITS, WORDS_OF_UNIT, scale_at};
-use crate::simd::{Simd, SimdJob, TILE_WORDS, dispatch, prefetch};
+use crate::isa::{Isa, Tiles};
+use crate::simd::digits::{
+    DEPTHS_OF_DIGITS, GROUPS, Lines, MOST_UNITS, WORDS_OF_DIGITS, WORDS_OF_UNIT, scale_at,
+};
+use crate::simd::{Scales, Simd, SimdJob, TILE_WORDS, dispatch, prefetch};
 
 use super::lanes::{join_halves, load_as_f32, prefetch_row};
 use super::transpose::transpose_in;
@@ -68,54 +70,84 @@ impl PanelShape {
         if self.words.digits().is_some() { 1 } else { self.words.depths() }
     }
 
-    /// Packs one panel as what is multiplied, digits in blocks of so many words of the depth, and low ones so many words
-    /// behind the others.
+    /// Packs one panel as what is multiplied, words that are not digits.
     ///
     /// # Safety
     /// As [`PanelShape::pack`].
-    pub(super) unsafe fn pack_words(
+    pub(super) unsafe fn pack_words(self, panel: usize, dense: &DenseB, packed: *mut u8) {
+        // SAFETY: passed on.
+        unsafe { self.pack(panel, dense, packed, self.words.dtype()) }
+    }
+
+    /// Packs the digits of `panels` neighbors, at most [`GROUPS`].
+    ///
+    /// # Safety
+    /// As [`PanelShape::pack`], for all of them.
+    pub(super) unsafe fn pack_digits(
         self,
-        panel: usize,
+        tiles: Tiles,
+        (panel, panels): (usize, usize),
         dense: &DenseB,
-        depth_block: usize,
-        packed: *mut u8,
-        low: usize,
+        to: &PackedDigits,
     ) {
-        let Some(tiles) = self.words.digits() else {
-            // SAFETY: passed on.
-            unsafe { self.pack(panel, dense, packed, self.words.dtype()) };
-            return;
-        };
-        let (first, (begin, end)) = (panel * self.columns(), dense.depth);
-        let count = TILE_WORDS.min(dense.columns - first);
-        let block = self.words.depth(depth_block);
-        let mut columns = [MaybeUninit::<f32>::uninit(); MOST_UNITS * DEPTHS_OF_DIGITS * TILE_WORDS];
+        let first = panel * self.columns();
+        let (begin, end) = dense.depth;
+        let block = self.words.depth(to.depth_block);
+        let panel_words = self.words.of_depth(end - begin) * TILE_WORDS;
+        let mut columns =
+            [MaybeUninit::<f32>::uninit(); MOST_UNITS * DEPTHS_OF_DIGITS * TILE_WORDS];
         for start in (begin..end).step_by(block) {
             let depth = (start, end.min(start + block));
-            let units = (depth.1 - start).div_ceil(self.words.depths());
-            // SAFETY: the block of the depth lies within B, its words within the panel, and as f32 it is no longer than
+            let word = (start - begin) / self.words.depths() * WORDS_OF_DIGITS;
+            let digits = to.digits.wrapping_add(word * TILE_WORDS);
+            let depths = depth.1 - start;
+            // SAFETY: the block of the depth lies within B, its words within the panels, and as f32 it is no longer than
             // the longest one.
             unsafe {
-                let is_direct = dense.dtype == DType::F32 && dense.strides.1 == 1;
-                let (start, stride) = if is_direct {
-                    let at = first + start * dense.strides.0;
-                    (dense.start.cast::<f32>().add(at), dense.strides.0)
-                } else {
-                    let (to, dense) = (columns.as_mut_ptr().cast::<f32>(), DenseB { depth, ..*dense });
-                    self.pack(panel, &dense, to.cast(), DType::F32);
-                    (to.cast_const(), TILE_WORDS)
-                };
-                let lines = Lines { start, stride, count, depth: depth.1 - depth.0 };
-                let word = (depth.0 - begin) / self.words.depths() * WORDS_OF_DIGITS;
-                let to = packed.cast::<f32>().add(word * TILE_WORDS);
-                let scales = lines.scales(tiles);
-                for part in 0..1 + usize::from(scales.has_low()) {
-                    for unit in 0..units {
-                        let at = part * low + unit * WORDS_OF_UNIT * TILE_WORDS;
-                        lines.split_unit(tiles, &scales, unit, part == 1, to.add(at));
-                    }
+                if dense.dtype == DType::F32 && dense.strides.1 == 1 {
+                    let start = dense.start.cast::<f32>().add(first + start * dense.strides.0);
+                    let count = (panels * TILE_WORDS).min(dense.columns - first);
+                    let lines = Lines { start, stride: dense.strides.0, count, depth: depths };
+                    self.split::<GROUPS>(tiles, &lines, panels, (digits, panel_words), to.low);
+                    continue;
                 }
-                let to = to.add(scale_at(units) * TILE_WORDS);
+                for at in 0..panels {
+                    let columns = columns.as_mut_ptr().cast::<f32>();
+                    let dense = DenseB { depth, ..*dense };
+                    self.pack(panel + at, &dense, columns.cast(), DType::F32);
+                    let (start, count) = (columns.cast_const(), TILE_WORDS);
+                    let lines = Lines { start, stride: TILE_WORDS, count, depth: depths };
+                    let digits = digits.add(at * panel_words);
+                    self.split::<1>(tiles, &lines, 1, (digits, panel_words), to.low);
+                }
+            }
+        }
+    }
+
+    /// Splits one block of lines that are columns of `panels` panels.
+    ///
+    /// # Safety
+    /// The lines are readable, their words writable.
+    unsafe fn split<const G: usize>(
+        self,
+        tiles: Tiles,
+        lines: &Lines,
+        panels: usize,
+        (digits, panel_words): (*mut f32, usize),
+        low: usize,
+    ) {
+        let units = lines.depth.div_ceil(self.words.depths());
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scales = lines.scales::<G>(tiles);
+            for part in 0..1 + usize::from(scales.iter().any(Scales::has_low)) {
+                for unit in 0..units {
+                    let at = part * low + unit * WORDS_OF_UNIT * TILE_WORDS;
+                    lines.split_unit(tiles, &scales, unit, part == 1, (digits.add(at), panel_words));
+                }
+            }
+            for (panel, scales) in scales.iter().enumerate().take(panels) {
+                let to = digits.add(panel * panel_words + scale_at(units) * TILE_WORDS);
                 to.cast::<[[f32; TILE_WORDS]; 3]>().write(scales.words());
             }
         }
@@ -173,6 +205,16 @@ pub(super) struct DenseB {
     /// First and one past the last; the first starts a unit.
     pub(super) depth: (usize, usize),
     pub(super) dtype: DType,
+}
+
+/// Where panels of digits go.
+pub(super) struct PackedDigits {
+    /// The first panel's first word.
+    pub(super) digits: *mut f32,
+    /// Words from digits to low ones.
+    pub(super) low: usize,
+    /// Words of a block of the depth.
+    pub(super) depth_block: usize,
 }
 
 /// The part of B that becomes one panel.

@@ -11,7 +11,7 @@ use super::digits::{
 
 const LANES: usize = TILE_WORDS;
 /// How many depths ahead counting asks for.
-const DEPTHS_AHEAD: usize = 16;
+const DEPTHS_AHEAD: usize = 8;
 /// Numbers are whole multiples of the largest one's exponent, less this: 23 bits and a sign, and no digit above 127.
 const NUMBER_EXPONENT: f32 = 22.0;
 /// What is left of an element is at most half of a number's unit, and so has numbers of one bit less.
@@ -35,6 +35,7 @@ pub struct Scales {
 }
 
 /// What is counted of sixteen lines.
+#[derive(Clone, Copy)]
 struct Count {
     /// Bits of the largest absolute value.
     largest: __m512i,
@@ -78,7 +79,7 @@ impl Count {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn scales(self) -> Scales {
+    fn scales(&self) -> Scales {
         let is_some = _mm512_test_epi32_mask(self.largest, self.largest);
         let infinite = _mm512_set1_epi32(0x7f80_0000);
         let is_finite = _mm512_cmplt_epi32_mask(self.largest, infinite);
@@ -193,61 +194,82 @@ pub unsafe fn split_line(
 }
 
 impl Lines {
-    /// One depth of the lines.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn load(&self, depth: usize) -> __m512 {
-        let mask = if depth < self.depth { ((1u32 << self.count) - 1) as u16 } else { 0 };
-        // SAFETY: whoever made this has the lines; the mask leaves out all else.
-        unsafe { _mm512_maskz_loadu_ps(mask, self.start.wrapping_add(depth * self.stride)) }
+    /// Lines of a group that are there.
+    fn mask(&self, group: usize) -> u16 {
+        let count = self.count.saturating_sub(group * LANES).min(LANES);
+        ((1u32 << count) - 1) as u16
     }
 
-    /// How they are split.
+    /// One depth of a group of lines.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn load(&self, depth: usize, group: usize) -> __m512 {
+        let mask = if depth < self.depth { self.mask(group) } else { 0 };
+        let at = depth * self.stride + group * LANES;
+        // SAFETY: whoever made this has the lines; the mask leaves out all else.
+        unsafe { _mm512_maskz_loadu_ps(mask, self.start.wrapping_add(at)) }
+    }
+
+    /// How the groups' lines are split.
     ///
     /// # Safety
     /// The lines are readable.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn scales(&self, _: Tiles) -> Scales {
-        let mut count = Count::new();
+    pub unsafe fn scales<const G: usize>(&self, _: Tiles) -> [Scales; G] {
+        let mut counts = [Count::new(); G];
         for depth in 0..self.depth {
-            // Depths are far apart: without this, each waits for memory by itself.
-            prefetch(self.start.wrapping_add((depth + DEPTHS_AHEAD) * self.stride));
-            count.add(self.load(depth));
+            for (group, count) in counts.iter_mut().enumerate() {
+                // Depths are far apart: without this, each waits for memory by itself.
+                let ahead = (depth + DEPTHS_AHEAD) * self.stride + group * LANES;
+                prefetch(self.start.wrapping_add(ahead));
+                count.add(self.load(depth, group));
+            }
         }
-        count.scales()
+        let mut scales = [counts[0].scales(); G];
+        for (scales, count) in scales.iter_mut().zip(&counts).skip(1) {
+            *scales = count.scales();
+        }
+        scales
     }
 
     /// Splits one unit: writes its high digits, or its low ones, four depths of a line to a word and sixteen lines side
-    /// by side, and this for sixteen times four depths of each digit.
+    /// by side, and this for sixteen times four depths of each digit; those of a group `to_group` behind the last
+    /// group's.
     ///
     /// # Safety
-    /// The lines are readable, and `to` is writable for sixteen times [`WORDS_OF_UNIT`].
+    /// The lines are readable, and `to` is writable for sixteen times [`WORDS_OF_UNIT`] of each group that has
+    /// lines.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn split_unit(
+    pub unsafe fn split_unit<const G: usize>(
         &self,
         _: Tiles,
-        scales: &Scales,
+        scales: &[Scales; G],
         unit: usize,
         is_low: bool,
-        to: *mut f32,
+        (to, to_group): (*mut f32, usize),
     ) {
         for word in 0..TILE_WORDS {
             let depth = unit * DEPTHS_OF_DIGITS + 4 * word;
-            let numbers = |at: usize| {
-                let x = self.load(depth + at);
-                digits(if is_low { scales.low_numbers(x) } else { scales.numbers(x) })
-            };
-            let four = [numbers(0), numbers(1), numbers(2), numbers(3)];
-            for digit in 0..DIGITS {
-                let [a, b, c, d] = four.map(|of| of[digit]);
-                let even = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(c));
-                let odd = _mm512_mask_blend_epi16(0xaaaa_aaaa, b, _mm512_slli_epi32::<16>(d));
-                let odd = _mm512_slli_epi16::<8>(odd);
-                let word_of = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
-                // SAFETY: within the unit's words.
-                unsafe {
-                    let to = to.add((digit * TILE_WORDS + word) * LANES);
-                    _mm512_storeu_si512(to.cast(), word_of);
+            for (group, scales) in scales.iter().enumerate() {
+                if group * LANES >= self.count {
+                    break;
+                }
+                let numbers = |at: usize| {
+                    let x = self.load(depth + at, group);
+                    digits(if is_low { scales.low_numbers(x) } else { scales.numbers(x) })
+                };
+                let four = [numbers(0), numbers(1), numbers(2), numbers(3)];
+                for digit in 0..DIGITS {
+                    let [a, b, c, d] = four.map(|of| of[digit]);
+                    let even = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(c));
+                    let odd = _mm512_mask_blend_epi16(0xaaaa_aaaa, b, _mm512_slli_epi32::<16>(d));
+                    let odd = _mm512_slli_epi16::<8>(odd);
+                    let word_of = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
+                    // SAFETY: within the unit's words.
+                    unsafe {
+                        let to = to.add(group * to_group + (digit * TILE_WORDS + word) * LANES);
+                        _mm512_storeu_si512(to.cast(), word_of);
+                    }
                 }
             }
         }

@@ -37,14 +37,18 @@ pub const LOW_SPREAD: f32 = 5.0;
 /// to two at most. Normal and uniform numbers have spreads from 1 to 4.
 pub const MOST_SPREAD: f32 = 2.0 * LOW_SPREAD;
 
-/// Sixteen lines next to each other, depth by depth.
+/// Groups of lines that are split together where they are neighbors: a depth's lines are more than one cache line, and
+/// depths may lie far apart.
+pub const GROUPS: usize = 4;
+
+/// Up to [`GROUPS`] times sixteen lines next to each other, depth by depth.
 #[derive(Clone, Copy, Debug)]
 pub struct Lines {
     /// The first line's first element.
     pub start: *const f32,
     /// From one depth to the next.
     pub stride: usize,
-    /// Lines there are: the others are zeros.
+    /// Lines there are: those behind them are zeros.
     pub count: usize,
     /// Depths there are: the others are zeros.
     pub depth: usize,

@@ -79,7 +79,7 @@ impl Lines {
     ///
     /// # Safety
     /// None is needed.
-    pub unsafe fn scales(&self, _: Tiles) -> Scales {
+    pub unsafe fn scales<const G: usize>(&self, _: Tiles) -> [Scales; G] {
         unreachable!("this CPU has no tile registers")
     }
 
@@ -87,13 +87,13 @@ impl Lines {
     ///
     /// # Safety
     /// None is needed.
-    pub unsafe fn split_unit(
+    pub unsafe fn split_unit<const G: usize>(
         &self,
         _: Tiles,
-        _scales: &Scales,
+        _scales: &[Scales; G],
         _unit: usize,
         _is_low: bool,
-        _to: *mut f32,
+        _to: (*mut f32, usize),
     ) {
         unreachable!("this CPU has no tile registers")
     }
