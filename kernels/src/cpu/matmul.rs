@@ -21,7 +21,7 @@ use crate::Error;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::program::Program;
-use crate::simd::digits::GROUPS;
+use crate::simd::digits::{GROUPS, Scales};
 use crate::simd::{MAX_LANES, dispatch, prefetch_l2};
 
 pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
@@ -123,7 +123,7 @@ impl Matmul {
         let n_batch = spec.batch.iter().product();
         let fit = |bytes: usize, blocks: usize| {
             let depth = n_words.min(blocks * depth_block);
-            let rows = bytes / (words.read(depth) * size_of::<f32>());
+            let rows = bytes / (depth * size_of::<f32>());
             (rows / tile_rows).clamp(4, limits.rows / tile_rows) * tile_rows
         };
         let most_blocks = limits.blocks_per_pass.min(n_blocks);
@@ -210,14 +210,18 @@ impl Matmul {
         if !self.shares_a() {
             return 0;
         }
-        self.digit_parts() * self.a_words() * size_of::<f32>()
+        self.packed_a_bytes()
     }
 
-    /// Words of the rows of A that are packed at a time: whole tiles, which tile registers read; and from digits to low
-    /// ones.
+    /// Words of the rows of A that are packed at a time, and from digits to low ones.
     pub(super) fn a_words(&self) -> usize {
+        self.a_rows() * self.a_stride()
+    }
+
+    /// Rows of A that are packed at a time: whole tiles, which tile registers read.
+    pub(super) fn a_rows(&self) -> usize {
         let rows = if self.shares_a() { self.n_rows } else { self.block_rows };
-        rows.next_multiple_of(self.tile_rows) * self.a_stride()
+        rows.next_multiple_of(self.tile_rows)
     }
 
     /// Words of a row of A that are packed at a time.
@@ -297,7 +301,13 @@ impl Matmul {
                 let panel = self.first_panel(split, &block, worker);
                 if !self.packs_b() && panel < block.panels.1 {
                     let Block { panels, words, .. } = block;
-                    let b = PackedPanels { start: buffers.b, panels, words, low: 0 };
+                    let b = PackedPanels {
+                        start: buffers.b,
+                        panels,
+                        words,
+                        low: 0,
+                        scales: std::ptr::null(),
+                    };
                     let first = self.b_bytes(self.position(&b, panel, 0));
                     let piece = self.b_bytes(self.depth_block * self.panel.columns());
                     let piece = (piece * pool.threads()).div_ceil(64 * tiles);
@@ -339,6 +349,10 @@ impl Matmul {
             // SAFETY: B covers its view, or has all panels; each item writes its own panels of scratch.
             unsafe {
                 let packed = buffers.scratch.add(at);
+                let scales = self.packed_b_scales() + entry * self.b_scales_bytes();
+                let scales = buffers.scratch.add(scales).cast::<Scales>();
+                let panel_scales = (block.words.1 - block.words.0).div_ceil(self.depth_block);
+                let scales = scales.add(index * panel_scales);
                 match &self.spec.b {
                     BOperand::Dense(view) => {
                         let mut offset = [0];
@@ -352,7 +366,7 @@ impl Matmul {
                             depth,
                             dtype: view.dtype,
                         };
-                        self.pack_panels((panel, count), &dense, packed);
+                        self.pack_panels((panel, count), &dense, packed, scales);
                     }
                     &BOperand::Packed(dtype) => {
                         for at in 0..count {
@@ -363,7 +377,8 @@ impl Matmul {
                             let dense =
                                 DenseB { start, strides: (columns, 1), columns, depth, dtype };
                             let bytes = columns * (block.words.1 - block.words.0) * size_of::<f32>();
-                            self.pack_panels((0, 1), &dense, packed.add(at * bytes));
+                            let scales = scales.add(at * panel_scales);
+                            self.pack_panels((0, 1), &dense, packed.add(at * bytes), scales);
                         }
                     }
                 }
@@ -375,14 +390,20 @@ impl Matmul {
     ///
     /// # Safety
     /// As [`PanelShape::pack`], for all of them.
-    unsafe fn pack_panels(&self, panels: (usize, usize), dense: &DenseB, packed: *mut u8) {
+    unsafe fn pack_panels(
+        &self,
+        panels: (usize, usize),
+        dense: &DenseB,
+        packed: *mut u8,
+        scales: *mut Scales,
+    ) {
         // SAFETY: passed on.
         unsafe {
             match self.words.digits() {
                 Some(tiles) => {
                     let digits = packed.cast();
                     let (low, depth_block) = (self.b_low(), self.depth_block);
-                    let to = PackedDigits { digits, low, depth_block };
+                    let to = PackedDigits { digits, low, scales, depth_block };
                     self.panel.pack_digits(tiles, panels, dense, &to);
                 }
                 None => self.panel.pack_words(panels.0, dense, packed),
@@ -434,6 +455,10 @@ impl Matmul {
                         panels: block.panels,
                         words: block.words,
                         low: self.b_low(),
+                        scales: buffers
+                            .scratch
+                            .add(self.packed_b_scales() + entry * self.b_scales_bytes())
+                            .cast(),
                     },
                     panels: (first_panel(range), first_panel(range + 1)),
                     // Workers take turns, more or less.

@@ -6,8 +6,8 @@
 use ops::DType;
 
 use crate::isa::Tiles;
-use crate::simd::digits::{DIGITS, GROUPS, Lines, WORDS_OF_DIGITS, WORDS_OF_UNIT, scale_at};
-use crate::simd::{MAX_LANES, Scales, Simd, SimdJob, TILE_WORDS, prefetch_l2};
+use crate::simd::digits::{DIGITS, GROUPS, Lines, Scales, WORDS_OF_UNIT};
+use crate::simd::{MAX_LANES, Simd, SimdJob, Splitting, TILE_WORDS, prefetch_l2};
 
 use super::lanes::{join_halves, load_as_f32};
 use super::matmul_rows::PackRows;
@@ -46,10 +46,13 @@ impl SimdJob for PackAcross<'_> {
         let PackAcross { rows, n_rows, words: (from, to), packed, stride } = self;
         if let Some(tiles) = rows.words.digits() {
             let block = rows.depth_block;
-            for start in (from..to).step_by(block) {
+            for (index, start) in (from..to).step_by(block).enumerate() {
                 let end = to.min(start + block);
-                // SAFETY: the caller of `PackRows::run` promises the rows, and room for their words.
-                unsafe { self.pack_digits(s, tiles, (start, end), packed.add(start - from)) };
+                // SAFETY: the caller of `PackRows::run` promises the rows, and room for their words and scales.
+                unsafe {
+                    let scales = rows.scales.add(index * rows.scales_step);
+                    self.pack_digits(s, tiles, (start, end), packed.add(start - from), scales);
+                }
             }
             return;
         }
@@ -137,9 +140,10 @@ impl PackAcross<'_> {
         tiles: Tiles,
         (from, to): (usize, usize),
         packed: *mut f32,
+        scales: *mut Scales,
     ) {
         let PackAcross { rows, n_rows, stride, .. } = *self;
-        let units = (to - from) / WORDS_OF_DIGITS;
+        let units = (to - from) / WORDS_OF_UNIT;
         let from = rows.words.depth(from);
         let depth = rows.words.depth(to).min(rows.depth) - from;
         // Digits of a unit, sixteen rows to each word.
@@ -155,12 +159,12 @@ impl PackAcross<'_> {
                 let stride_of_depth = rows.view.column_stride;
                 let start = start.add(first);
                 let lines = Lines { start, stride: stride_of_depth, count, depth };
-                let scales = lines.scales::<GROUPS>(tiles);
+                let splittings = lines.splittings::<GROUPS>(tiles);
                 let packed = packed.add(first * stride);
                 let groups = || (0..count).step_by(TILE_WORDS).enumerate();
-                for part in 0..1 + usize::from(scales.iter().any(Scales::has_low)) {
+                for part in 0..1 + usize::from(splittings.iter().any(Splitting::has_low)) {
                     for unit in 0..units {
-                        lines.split_unit(tiles, &scales, unit, part == 1, (unit_words, GROUP));
+                        lines.split_unit(tiles, &splittings, unit, part == 1, (unit_words, GROUP));
                         let to = packed.add(part * rows.low + unit * WORDS_OF_UNIT);
                         for (group, row) in groups() {
                             let count = TILE_WORDS.min(count - row);
@@ -178,10 +182,7 @@ impl PackAcross<'_> {
                     }
                 }
                 for (group, row) in groups() {
-                    let to = packed.add(row * stride + scale_at(units));
-                    for (at, words) in scales[group].words().into_iter().enumerate() {
-                        to.add(at * stride).cast::<[f32; TILE_WORDS]>().write(words);
-                    }
+                    scales.add((first + row) / TILE_WORDS).write(splittings[group].scales());
                 }
             }
         }

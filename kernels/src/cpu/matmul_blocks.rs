@@ -12,8 +12,8 @@
 use ops::DType;
 
 use crate::program::Program;
-use crate::simd::digits::{MOST_UNITS, WORDS_OF_DIGITS};
-use crate::simd::{MAX_LANES, TILE_WORDS};
+use crate::simd::digits::{MOST_UNITS, Scales, WORDS_OF_UNIT};
+use crate::simd::{MAX_LANES, TILE_ROWS, TILE_WORDS};
 
 use super::matmul::{BOperand, Matmul};
 use super::matmul_rows::PackRows;
@@ -49,7 +49,7 @@ impl BlockLimits {
         let (depth, depth_unit, blocks_per_pass, rows) = match words {
             Words::F32 | Words::Bf16Pairs(_) => (320, 4, 4, 240),
             Words::Bf16Tiles(_) => (288, TILE_WORDS, 4, 256),
-            Words::F32Digits(_) => (MOST_UNITS * WORDS_OF_DIGITS, WORDS_OF_DIGITS, 1, 192),
+            Words::F32Digits(_) => (MOST_UNITS * WORDS_OF_UNIT, WORDS_OF_UNIT, 1, 192),
         };
         Self { depth, depth_unit, blocks_per_pass, rows }
     }
@@ -91,6 +91,8 @@ pub(super) struct PackedPanels {
     pub(super) words: (usize, usize),
     /// Words from digits to low ones.
     pub(super) low: usize,
+    /// Scales of digits, panel by panel, and in it block by block of the depth.
+    pub(super) scales: *const Scales,
 }
 
 /// Byte offsets within the scratch of a run, and its size.
@@ -194,6 +196,29 @@ impl Matmul {
         1 + usize::from(self.words.digits().is_some())
     }
 
+    /// Bytes of the scales of a block of one batch entry of B, if that is packed as digits.
+    pub(super) fn b_scales_bytes(&self) -> usize {
+        let blocks = self.block.words.div_ceil(self.depth_block);
+        (self.digit_parts() - 1) * self.block.panels * blocks * size_of::<Scales>()
+    }
+
+    /// Where the scales of all batch entries of packed B start, behind the digits: a byte offset within the scratch.
+    pub(super) fn packed_b_scales(&self) -> usize {
+        self.digit_parts() * self.packed_block_bytes() * self.batch_group()
+    }
+
+    /// Bytes of A as it is packed at a time, scales included.
+    pub(super) fn packed_a_bytes(&self) -> usize {
+        let blocks = self.packed_words().div_ceil(self.depth_block);
+        let scales = (self.digit_parts() - 1) * blocks * self.a_scales_step();
+        self.digit_parts() * self.a_words() * size_of::<f32>() + scales * size_of::<Scales>()
+    }
+
+    /// From the scales of one block of the depth of packed A to those of the next: so many sixteen rows there are.
+    pub(super) fn a_scales_step(&self) -> usize {
+        self.a_rows() / TILE_ROWS
+    }
+
     /// Words from the digits of packed B to its low ones.
     pub(super) fn b_low(&self) -> usize {
         self.packed_block_bytes() * self.batch_group() / size_of::<f32>()
@@ -212,7 +237,7 @@ impl Matmul {
 
     /// How the scratch of a run on `threads` threads is laid out.
     pub(super) fn run_scratch(&self, threads: usize) -> RunScratch {
-        let shared_a = self.digit_parts() * self.packed_block_bytes() * self.batch_group();
+        let shared_a = self.packed_b_scales() + self.b_scales_bytes() * self.batch_group();
         let sums = shared_a + self.shared_a_bytes();
         let sums_len = if self.shares_sums() {
             let len = |block: Block| {
@@ -248,7 +273,7 @@ impl Matmul {
         let program_len = program_len.max(spec.epilogue.scratch_len());
         let n_views = 2 + spec.prologue_operands.len() + spec.epilogue_operands.len();
         WorkerScratch {
-            a: part(if self.shares_a() { 0 } else { self.digit_parts() * self.a_words() * float }),
+            a: part(if self.shares_a() { 0 } else { self.packed_a_bytes() }),
             sums: part(groups * self.block_rows * self.sums_stride() * float),
             b: part(if self.packs_b() { 0 } else { self.depth_block * self.panel.columns() * float }),
             stats: part(self.block_rows * 2 * float),

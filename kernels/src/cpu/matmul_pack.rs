@@ -15,9 +15,9 @@ use ops::DType;
 
 use crate::isa::{Isa, Tiles};
 use crate::simd::digits::{
-    DEPTHS_OF_DIGITS, GROUPS, Lines, MOST_UNITS, WORDS_OF_DIGITS, WORDS_OF_UNIT, scale_at,
+    DEPTHS_OF_DIGITS, GROUPS, Lines, MOST_UNITS, Scales, WORDS_OF_UNIT,
 };
-use crate::simd::{Scales, Simd, SimdJob, TILE_WORDS, dispatch, prefetch};
+use crate::simd::{Simd, SimdJob, Splitting, TILE_WORDS, dispatch, prefetch};
 
 use super::lanes::{join_halves, load_as_f32, prefetch_row};
 use super::transpose::transpose_in;
@@ -98,9 +98,11 @@ impl PanelShape {
             [MaybeUninit::<f32>::uninit(); MOST_UNITS * DEPTHS_OF_DIGITS * TILE_WORDS];
         for start in (begin..end).step_by(block) {
             let depth = (start, end.min(start + block));
-            let word = (start - begin) / self.words.depths() * WORDS_OF_DIGITS;
+            let word = (start - begin) / self.words.depths() * WORDS_OF_UNIT;
             let digits = to.digits.wrapping_add(word * TILE_WORDS);
             let depths = depth.1 - start;
+            let blocks = (end - begin).div_ceil(block);
+            let scales = to.scales.wrapping_add((start - begin) / block);
             // SAFETY: the block of the depth lies within B, its words within the panels, and as f32 it is no longer than
             // the longest one.
             unsafe {
@@ -108,7 +110,7 @@ impl PanelShape {
                     let start = dense.start.cast::<f32>().add(first + start * dense.strides.0);
                     let count = (panels * TILE_WORDS).min(dense.columns - first);
                     let lines = Lines { start, stride: dense.strides.0, count, depth: depths };
-                    self.split::<GROUPS>(tiles, &lines, panels, (digits, panel_words), to.low);
+                    self.split::<GROUPS>(tiles, &lines, (digits, panel_words), to.low, (scales, blocks));
                     continue;
                 }
                 for at in 0..panels {
@@ -118,13 +120,14 @@ impl PanelShape {
                     let (start, count) = (columns.cast_const(), TILE_WORDS);
                     let lines = Lines { start, stride: TILE_WORDS, count, depth: depths };
                     let digits = digits.add(at * panel_words);
-                    self.split::<1>(tiles, &lines, 1, (digits, panel_words), to.low);
+                    let scales = (scales.add(at * blocks), blocks);
+                    self.split::<1>(tiles, &lines, (digits, panel_words), to.low, scales);
                 }
             }
         }
     }
 
-    /// Splits one block of lines that are columns of `panels` panels.
+    /// Splits one block of lines that are columns of panels.
     ///
     /// # Safety
     /// The lines are readable, their words writable.
@@ -132,23 +135,23 @@ impl PanelShape {
         self,
         tiles: Tiles,
         lines: &Lines,
-        panels: usize,
         (digits, panel_words): (*mut f32, usize),
         low: usize,
+        (to_scales, panel_scales): (*mut Scales, usize),
     ) {
         let units = lines.depth.div_ceil(self.words.depths());
         // SAFETY: the caller's promise.
         unsafe {
-            let scales = lines.scales::<G>(tiles);
-            for part in 0..1 + usize::from(scales.iter().any(Scales::has_low)) {
+            let splittings = lines.splittings::<G>(tiles);
+            for part in 0..1 + usize::from(splittings.iter().any(Splitting::has_low)) {
                 for unit in 0..units {
                     let at = part * low + unit * WORDS_OF_UNIT * TILE_WORDS;
-                    lines.split_unit(tiles, &scales, unit, part == 1, (digits.add(at), panel_words));
+                    lines.split_unit(tiles, &splittings, unit, part == 1, (digits.add(at), panel_words));
                 }
             }
-            for (panel, scales) in scales.iter().enumerate().take(panels) {
-                let to = digits.add(panel * panel_words + scale_at(units) * TILE_WORDS);
-                to.cast::<[[f32; TILE_WORDS]; 3]>().write(scales.words());
+            let panels = lines.count.div_ceil(TILE_WORDS);
+            for (panel, splitting) in splittings.iter().enumerate().take(panels) {
+                to_scales.add(panel * panel_scales).write(splitting.scales());
             }
         }
     }
@@ -213,7 +216,9 @@ pub(super) struct PackedDigits {
     pub(super) digits: *mut f32,
     /// Words from digits to low ones.
     pub(super) low: usize,
-    /// Words of a block of the depth.
+    /// The first panel's scales, block by block of the depth.
+    pub(super) scales: *mut Scales,
+    /// Words of a block.
     pub(super) depth_block: usize,
 }
 

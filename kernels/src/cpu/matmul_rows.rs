@@ -7,7 +7,7 @@ use ops::DType;
 
 use crate::isa::Tiles;
 use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32, store};
-use crate::simd::digits::{WORDS_OF_DIGITS, scale_at};
+use crate::simd::digits::{Scales, WORDS_OF_UNIT};
 use crate::simd::{MAX_LANES, Simd, TILE_ROWS, split_line};
 
 use super::lanes::{each, load_from, load_from_bf16, prefetch_row};
@@ -106,6 +106,10 @@ pub(super) struct PackRows<'a> {
     pub(super) depth_block: usize,
     /// Words from digits to low ones.
     pub(super) low: usize,
+    /// Scales of the first sixteen rows in the first block of a call, those of the next rows behind them.
+    pub(super) scales: *mut Scales,
+    /// From those of one block to the next.
+    pub(super) scales_step: usize,
     /// A row of one call in f32, where words are not single ones.
     pub(super) wide: *mut f32,
     /// At least [`PackRows::SCRATCH_LEN`] values, and what the prologue needs.
@@ -162,7 +166,7 @@ impl PackRows<'_> {
                     prefetch_row(coming, n * self.view.dtype.size());
                 }
                 if let Some(tiles) = digits.filter(|_| is_plain && slots[0].stride == 1) {
-                    self.split(tiles, slots[0].ptr.cast(), n, words, row, stride);
+                    self.split(tiles, slots[0].ptr.cast(), n, words, row);
                     continue;
                 }
                 if let Some(norm) = self.norm {
@@ -194,7 +198,7 @@ impl PackRows<'_> {
                     }
                 }
                 if let Some(tiles) = digits {
-                    self.split(tiles, packed, n, words, row, stride);
+                    self.split(tiles, packed, n, words, row);
                     continue;
                 }
                 // A word that the depth ends in: B has zeros there, which NaN would not become.
@@ -203,11 +207,10 @@ impl PackRows<'_> {
         }
     }
 
-    /// Writes the digits of `n` elements of row `row`, block by block of the depth; rows are `stride` words apart.
+    /// Writes the digits of `n` elements of row `row`, block by block of the depth.
     ///
     /// # Safety
-    /// `from` is readable for `n` elements, `to` and the rows of its tile writable for the words of the units that hold
-    /// them.
+    /// `from` is readable for `n` elements, `to` writable for the words of the units that hold them.
     #[inline(always)]
     unsafe fn split(
         &self,
@@ -216,19 +219,17 @@ impl PackRows<'_> {
         n: usize,
         to: *mut f32,
         row: usize,
-        stride: usize,
     ) {
-        let in_tile = row % TILE_ROWS;
         let block = self.words.depth(self.depth_block);
-        for start in (0..n).step_by(block) {
+        for (index, start) in (0..n).step_by(block).enumerate() {
             let n = block.min(n - start);
             let units = n.div_ceil(self.words.depths());
-            let word = start / self.words.depths() * WORDS_OF_DIGITS;
-            // SAFETY: a part of both, and the place of the tile's scales.
+            let word = start / self.words.depths() * WORDS_OF_UNIT;
+            // SAFETY: a part of both, and the row's scales.
             unsafe {
-                let to = to.add(word);
-                let scale = to.sub(in_tile * stride).add(scale_at(units) + in_tile);
-                split_line(tiles, from.add(start), n, units, to, self.low, (scale, stride));
+                let scales = self.scales.add(index * self.scales_step + row / TILE_ROWS);
+                let scales = (scales, row % TILE_ROWS);
+                split_line(tiles, from.add(start), n, units, to.add(word), self.low, scales);
             }
         }
     }

@@ -2,8 +2,8 @@
 //! epilogue. Start reading at `run`.
 
 use crate::program::SlotPtr;
-use crate::simd::digits::{DigitProduct, NEXT_BYTES, WORDS_OF_DIGITS};
-use crate::simd::{Simd, SimdJob, prefetch_write};
+use crate::simd::digits::{DigitProduct, NEXT_BYTES, Scales, WORDS_OF_UNIT};
+use crate::simd::{Simd, SimdJob, TILE_ROWS, prefetch_write};
 
 use super::matmul::{Matmul, MatmulBuffers};
 use super::matmul_blocks::{PackedPanels, WorkerScratch};
@@ -58,6 +58,29 @@ struct PanelBlock {
     depth: usize,
 }
 
+/// A block of packed rows.
+#[derive(Clone, Copy)]
+struct PackedA {
+    words: *const f32,
+    /// Of digits, those of the first sixteen rows.
+    scales: *const Scales,
+}
+
+impl Matmul {
+    /// Scales of packed A, which follow its digits: those of row `row` in the block from word `word` on.
+    fn a_scales(&self, a: *mut f32, row: usize, word: usize) -> *mut Scales {
+        let scales = a.wrapping_add(self.digit_parts() * self.a_words()).cast::<Scales>();
+        scales.wrapping_add(word / self.depth_block * self.a_scales_step() + row / TILE_ROWS)
+    }
+
+    /// Position of a block's scales of B.
+    fn b_scales_at(&self, b: &PackedPanels, block: &PanelBlock) -> usize {
+        let blocks = (b.words.1 - b.words.0).div_ceil(self.depth_block);
+        let before = (block.depth_start - b.words.0) / self.depth_block;
+        (block.panel - b.panels.0) * blocks + before
+    }
+}
+
 impl Rows<'_> {
     fn len(&self) -> usize {
         self.rows.1 - self.rows.0
@@ -110,6 +133,8 @@ impl Rows<'_> {
             words: self.matmul.words,
             depth_block: self.matmul.depth_block,
             low: self.matmul.a_words(),
+            scales: std::ptr::null_mut(),
+            scales_step: self.matmul.a_scales_step(),
             stats: stats.cast(),
             wide,
             scratch,
@@ -129,8 +154,9 @@ impl SimdJob for PackShared<'_> {
         // SAFETY: as in [`Task`]; `packed` has room for all rows.
         unsafe {
             let offsets = rows.write_offsets(&layout);
+            let scales = matmul.a_scales(packed, rows.rows.0, 0);
             let packed = packed.add(rows.rows.0 * matmul.a_stride());
-            let pack = rows.packing(&layout, offsets);
+            let pack = PackRows { scales, ..rows.packing(&layout, offsets) };
             pack.run(s, rows.len(), (0, matmul.n_words), packed, matmul.a_stride());
         }
     }
@@ -155,7 +181,8 @@ impl SimdJob for Task<'_> {
             let offsets = self.rows.write_offsets(&layout);
             let c_offsets = offsets.add((1 + spec.prologue_operands.len()) * matmul.block_rows);
             let (begin, end) = self.b.words;
-            let pack = PackRows { begin, ..self.rows.packing(&layout, offsets) };
+            let scales = matmul.a_scales(a_packed, 0, 0);
+            let pack = PackRows { begin, scales, ..self.rows.packing(&layout, offsets) };
             let group_panels = matmul.group_panels();
             let (all_sums, group_len) = match self.sums {
                 Some(sums) => (sums, self.sums_group),
@@ -169,12 +196,16 @@ impl SimdJob for Task<'_> {
             let mut pass_start = begin;
             while pass_start < end {
                 let pass_end = (pass_start + matmul.depth_pass).min(end);
-                let a = match self.shared_a {
-                    Some(a) => a.add(self.rows.rows.0 * matmul.a_stride() + pass_start),
+                let (a, scales) = match self.shared_a {
+                    Some(a) => {
+                        let first = self.rows.rows.0;
+                        let scales = matmul.a_scales(a.cast_mut(), first, pass_start);
+                        (a.add(first * matmul.a_stride() + pass_start), scales)
+                    }
                     None => {
                         let pass = (pass_start, pass_end);
                         pack.run(s, n_rows, pass, a_packed, matmul.a_stride());
-                        a_packed.cast_const()
+                        (a_packed.cast_const(), scales)
                     }
                 };
                 let mut group_start = self.panels.0;
@@ -197,7 +228,11 @@ impl SimdJob for Task<'_> {
                             } else {
                                 (self.then, begin)
                             };
-                            let a = a.add(start - pass_start);
+                            let before = (start - pass_start) / matmul.depth_block;
+                            let a = PackedA {
+                                words: a.add(start - pass_start),
+                                scales: scales.wrapping_add(before * matmul.a_scales_step()),
+                            };
                             let sums = sums.add(column);
                             self.multiply(s, multiplier, &layout, &block, next, n_rows, a, sums);
                             start += depth;
@@ -232,7 +267,7 @@ impl Task<'_> {
         block: &PanelBlock,
         next: (usize, usize),
         n_rows: usize,
-        a: *const f32,
+        a: PackedA,
         sums: *mut f32,
     ) {
         let matmul = self.rows.matmul;
@@ -256,9 +291,9 @@ impl Task<'_> {
             let is_panel = next.0 < self.b.panels.1;
             let next_block =
                 if is_panel { self.b.start.wrapping_add(position(next.0, next.1)) } else { packed };
-            let next_bytes = matmul.b_bytes(matmul.words.read(block.depth) * width);
+            let next_bytes = matmul.b_bytes(block.depth * width);
             let piece = match matmul.words {
-                Words::F32Digits(_) => block.depth / WORDS_OF_DIGITS * NEXT_BYTES,
+                Words::F32Digits(_) => block.depth / WORDS_OF_UNIT * NEXT_BYTES,
                 _ => block.depth / 4 * 64,
             };
             // The last ones may overlap: what is too far is the next block's turn.
@@ -269,16 +304,19 @@ impl Task<'_> {
                 let rows = matmul.tile_rows.min(n_rows - row);
                 let piece = (row / matmul.tile_rows * piece).min(last_piece);
                 let next = next_block.wrapping_add(piece).cast();
-                let (a, sums) = (a.add(row * a_stride), sums.add(row * sums_stride));
+                let a_scales = a.scales.wrapping_add(row / TILE_ROWS);
+                let (a, sums) = (a.words.add(row * a_stride), sums.add(row * sums_stride));
                 let depth = block.depth;
                 if matmul.words.digits().is_some() {
                     multiplier.run_digits(&DigitProduct {
                         a,
                         a_stride,
                         a_low: matmul.a_words(),
+                        a_scales,
                         b,
                         b_low: self.b.low,
-                        units: depth / WORDS_OF_DIGITS,
+                        b_scales: self.b.scales.add(matmul.b_scales_at(&self.b, block)),
+                        units: depth / WORDS_OF_UNIT,
                         sums,
                         sums_stride,
                         rows,

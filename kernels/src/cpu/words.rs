@@ -7,7 +7,7 @@ use crate::isa::{Bf16Dot, Tiles};
 use crate::simd;
 
 use super::matmul_tile;
-use simd::digits::{DEPTHS_OF_DIGITS, WORDS_OF_DIGITS, WORDS_OF_UNIT};
+use simd::digits::{DEPTHS_OF_DIGITS, WORDS_OF_UNIT};
 
 /// What a 32-bit word of packed A or B holds, and what multiplies them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,7 +60,7 @@ impl Words {
         match self {
             Words::F32 => (1, 1),
             Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => (2, 1),
-            Words::F32Digits(_) => (DEPTHS_OF_DIGITS, WORDS_OF_DIGITS),
+            Words::F32Digits(_) => (DEPTHS_OF_DIGITS, WORDS_OF_UNIT),
         }
     }
 
@@ -86,7 +86,7 @@ impl Words {
         match self {
             Words::F32 | Words::Bf16Pairs(_) => words,
             Words::Bf16Tiles(_) => words.next_multiple_of(simd::TILE_WORDS),
-            Words::F32Digits(_) => words.next_multiple_of(WORDS_OF_DIGITS),
+            Words::F32Digits(_) => words.next_multiple_of(WORDS_OF_UNIT),
         }
     }
 
@@ -101,11 +101,6 @@ impl Words {
             Words::F32Digits(tiles) => Some(tiles),
             Words::F32 | Words::Bf16Pairs(_) | Words::Bf16Tiles(_) => None,
         }
-    }
-
-    /// Of so many words, as many as products mostly read: not those of low digits.
-    pub(super) fn read(self, words: usize) -> usize {
-        if self.digits().is_some() { words / WORDS_OF_DIGITS * WORDS_OF_UNIT } else { words }
     }
 
     /// Shape of the full tile: `(rows, vectors of columns)`.

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::amx::TileSession;
-use super::digits::{DigitProduct, MOST_SPREAD, LOW_SPREAD, NEXT_BYTES, WORDS_OF_UNIT, scale_at};
+use super::digits::{DigitProduct, LOW_SPREAD, MOST_SPREAD, NEXT_BYTES, Scales, WORDS_OF_UNIT};
 use super::{TILE_ROWS as ROWS, TILE_WORDS as WORDS};
 
 /// Sums of products of digits, two rows of tiles of three positions.
@@ -147,8 +147,8 @@ digit_loop!(
 /// Which of the lines' exponents scale the sums.
 #[derive(Clone, Copy)]
 struct Exponents {
-    /// Words from A's first to the exponents of its upper sixteen rows, and from B's first to its columns'.
-    at: [usize; 2],
+    /// Whether A's are of low digits, and B's.
+    are_low: [usize; 2],
     /// What is added to them.
     more: f32,
     /// Whether the sums of all positions are there, or only the last's place.
@@ -173,7 +173,6 @@ impl TileSession {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn multiply(product: &DigitProduct) {
     let p = product;
-    let scales = scale_at(p.units);
     let is_two = p.rows > ROWS;
     let [multiply, multiply_more] = if is_two { [two, two_more] } else { [one, one_more] };
     let mut sums = Sums(MaybeUninit::uninit());
@@ -186,21 +185,20 @@ unsafe fn multiply(product: &DigitProduct) {
         let mut part = |[a, b]: [usize; 2], next: *const f32, accumulate: bool| {
             let (from_a, from_b) = (p.a.add(a * p.a_low), p.b.add(b * p.b_low));
             multiply(from_a, p.a_stride, from_b, p.units, next, &mut sums);
-            let at = [a * p.a_stride + scales, (scales + b) * WORDS];
-            let exponents = Exponents { at, more: 0.0, is_whole: true };
+            let exponents = Exponents { are_low: [a, b], more: 0.0, is_whole: true };
             add(p, &sums, exponents, accumulate);
         };
         part([0, 0], p.next, p.accumulate);
-        let spreads = p.a.add(2 * p.a_stride + scales);
+        let spreads = |scales: *const Scales| (*scales)[2].as_ptr();
         let valid = |rows: usize| ((1u32 << rows.min(ROWS)) - 1) as u16;
-        let mut a_spreads = _mm512_maskz_loadu_ps(valid(p.rows), spreads);
+        let mut a_spreads = _mm512_maskz_loadu_ps(valid(p.rows), spreads(p.a_scales));
         if is_two {
-            let lower = spreads.add(ROWS * p.a_stride);
+            let lower = spreads(p.a_scales.add(1));
             let lower = _mm512_maskz_loadu_ps(valid(p.rows - ROWS), lower);
             a_spreads = _mm512_max_ps(a_spreads, lower);
         }
         let a_spread = _mm512_reduce_max_ps(a_spreads);
-        let b_spread = _mm512_reduce_max_ps(_mm512_loadu_ps(p.b.add((scales + 2) * WORDS)));
+        let b_spread = _mm512_reduce_max_ps(_mm512_loadu_ps(spreads(p.b_scales)));
         if a_spread + b_spread <= MOST_SPREAD {
             return;
         }
@@ -211,8 +209,7 @@ unsafe fn multiply(product: &DigitProduct) {
             part([0, 1], p.a, true);
         }
         multiply_more(p.a, p.a_stride, p.b, p.units, p.a, &mut sums);
-        let at = [scales, scales * WORDS];
-        let exponents = Exponents { at, more: -8.0, is_whole: false };
+        let exponents = Exponents { are_low: [0, 0], more: -8.0, is_whole: false };
         add(p, &sums, exponents, true);
     }
 }
@@ -224,11 +221,11 @@ unsafe fn multiply(product: &DigitProduct) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn add(p: &DigitProduct, sums: &Sums, exponents: Exponents, accumulate: bool) {
-    let Exponents { at: [a_at, b_at], more, is_whole } = exponents;
+    let Exponents { are_low: [a_low, b_low], more, is_whole } = exponents;
     let sums = sums.0.as_ptr().cast::<i32>();
     // SAFETY: the caller promises the sums of the rows, and the exponents.
     unsafe {
-        let b_exponents = _mm512_loadu_ps(p.b.add(b_at));
+        let b_exponents = _mm512_loadu_ps((&raw const (*p.b_scales)[b_low]).cast());
         let b_exponents = _mm512_add_ps(b_exponents, _mm512_set1_ps(more));
         let (first, second) = (_mm512_set1_ps(65536.0), _mm512_set1_ps(256.0));
         for row in 0..p.rows {
@@ -242,8 +239,8 @@ unsafe fn add(p: &DigitProduct, sums: &Sums, exponents: Exponents, accumulate: b
                 sum = _mm512_fmadd_ps(load(1), second, sum);
                 sum = _mm512_fmadd_ps(load(0), first, sum);
             }
-            let a_exponent = p.a.add(row / ROWS * ROWS * p.a_stride + a_at + row % ROWS);
-            let a_exponent = _mm512_set1_ps(*a_exponent);
+            let a_exponent = (*p.a_scales.add(row / ROWS))[a_low][row % ROWS];
+            let a_exponent = _mm512_set1_ps(a_exponent);
             let sum = _mm512_scalef_ps(sum, _mm512_add_ps(a_exponent, b_exponents));
             let to = p.sums.add(row * p.sums_stride);
             let sum = if accumulate { _mm512_add_ps(_mm512_loadu_ps(to), sum) } else { sum };

@@ -6,7 +6,7 @@ use crate::isa::Tiles;
 
 use super::{TILE_WORDS, prefetch};
 use super::digits::{
-    DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, WORDS_OF_UNIT,
+    DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, Scales, WORDS_OF_UNIT,
 };
 
 const LANES: usize = TILE_WORDS;
@@ -24,10 +24,10 @@ const FIT: f32 = 0.502;
 
 /// How sixteen lines are turned into digits.
 #[derive(Clone, Copy, Debug)]
-pub struct Scales {
+pub struct Splitting {
     /// What an element's exponent grows by to become a number: zero for lines without.
     to_number: __m512,
-    /// See [`scale_at`].
+    /// See [`Scales`].
     high: __m512,
     low: __m512,
     spread: __m512,
@@ -79,7 +79,7 @@ impl Count {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn scales(&self) -> Scales {
+    fn splitting(&self) -> Splitting {
         let is_some = _mm512_test_epi32_mask(self.largest, self.largest);
         let infinite = _mm512_set1_epi32(0x7f80_0000);
         let is_finite = _mm512_cmplt_epi32_mask(self.largest, infinite);
@@ -97,11 +97,11 @@ impl Count {
         let is_wide = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(spread, _mm512_set1_ps(LOW_SPREAD));
         let low = _mm512_mask_sub_ps(none, is_wide, high, _mm512_set1_ps(LOW_EXPONENT));
         let to_number = _mm512_maskz_mov_ps(is_some & is_finite, to_number);
-        Scales { to_number, high, low, spread, has_low: is_wide != 0 }
+        Splitting { to_number, high, low, spread, has_low: is_wide != 0 }
     }
 }
 
-impl Scales {
+impl Splitting {
     /// The whole numbers of `x`: high ones, and low ones of what is left.
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -123,8 +123,8 @@ impl Scales {
         self.has_low
     }
 
-    /// What [`scale_at`] is the place of, line by line.
-    pub fn words(&self) -> [[f32; LANES]; 3] {
+    /// The lines' scales.
+    pub fn scales(&self) -> Scales {
         // SAFETY: vectors of sixteen f32.
         [self.high, self.low, self.spread].map(|v| unsafe { std::mem::transmute(v) })
     }
@@ -141,11 +141,11 @@ fn digits(numbers: __m512i) -> [__m512i; DIGITS] {
 }
 
 /// Splits a line whose elements follow each other, `depth` of them; the rest of the units is zeros. Its low digits are
-/// `low` words behind its high ones; its scale goes to `scale`, one word to each step of `scale_step`.
+/// `low` words behind its high ones; its scale is that of `line` in `scales`.
 ///
 /// # Safety
 /// `from` is readable for `depth` and `to` writable for the words of `units`, which hold the depth, in both places;
-/// `scale` is, too.
+/// `scales` is readable and writable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub unsafe fn split_line(
     _: Tiles,
@@ -154,7 +154,7 @@ pub unsafe fn split_line(
     units: usize,
     to: *mut f32,
     low: usize,
-    (scale, scale_step): (*mut f32, usize),
+    (scales, line): (*mut Scales, usize),
 ) {
     // SAFETY: masks leave out what is behind the depth.
     let load = |at: usize| unsafe {
@@ -165,7 +165,7 @@ pub unsafe fn split_line(
     for at in (0..depth).step_by(LANES) {
         count.add(load(at));
     }
-    let scales = count.together().scales();
+    let splitting = count.together().splitting();
     let store = |numbers: __m512i, at: usize, to: *mut f32| {
         let (unit, byte) = (at / DEPTHS_OF_DIGITS, at % DEPTHS_OF_DIGITS);
         for (digit, bytes) in digits(numbers).into_iter().enumerate() {
@@ -177,18 +177,18 @@ pub unsafe fn split_line(
         }
     };
     for at in (0..units * DEPTHS_OF_DIGITS).step_by(LANES) {
-        store(scales.numbers(load(at)), at, to);
+        store(splitting.numbers(load(at)), at, to);
     }
     // SAFETY: the caller promises the words.
     unsafe {
-        if scales.has_low {
+        if splitting.has_low {
             let to = to.add(low);
             for at in (0..units * DEPTHS_OF_DIGITS).step_by(LANES) {
-                store(scales.low_numbers(load(at)), at, to);
+                store(splitting.low_numbers(load(at)), at, to);
             }
         }
-        for (at, words) in scales.words().into_iter().enumerate() {
-            scale.add(at * scale_step).write(words[0]);
+        for (to, of) in (*scales).iter_mut().zip(splitting.scales()) {
+            to[line] = of[0];
         }
     }
 }
@@ -215,7 +215,7 @@ impl Lines {
     /// # Safety
     /// The lines are readable.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn scales<const G: usize>(&self, _: Tiles) -> [Scales; G] {
+    pub unsafe fn splittings<const G: usize>(&self, _: Tiles) -> [Splitting; G] {
         let mut counts = [Count::new(); G];
         for depth in 0..self.depth {
             for (group, count) in counts.iter_mut().enumerate() {
@@ -225,11 +225,11 @@ impl Lines {
                 count.add(self.load(depth, group));
             }
         }
-        let mut scales = [counts[0].scales(); G];
-        for (scales, count) in scales.iter_mut().zip(&counts).skip(1) {
-            *scales = count.scales();
+        let mut splittings = [counts[0].splitting(); G];
+        for (splitting, count) in splittings.iter_mut().zip(&counts).skip(1) {
+            *splitting = count.splitting();
         }
-        scales
+        splittings
     }
 
     /// Splits one unit: writes its high digits, or its low ones, four depths of a line to a word and sixteen lines side
@@ -243,20 +243,20 @@ impl Lines {
     pub unsafe fn split_unit<const G: usize>(
         &self,
         _: Tiles,
-        scales: &[Scales; G],
+        splittings: &[Splitting; G],
         unit: usize,
         is_low: bool,
         (to, to_group): (*mut f32, usize),
     ) {
         for word in 0..TILE_WORDS {
             let depth = unit * DEPTHS_OF_DIGITS + 4 * word;
-            for (group, scales) in scales.iter().enumerate() {
+            for (group, splitting) in splittings.iter().enumerate() {
                 if group * LANES >= self.count {
                     break;
                 }
                 let numbers = |at: usize| {
                     let x = self.load(depth + at, group);
-                    digits(if is_low { scales.low_numbers(x) } else { scales.numbers(x) })
+                    digits(if is_low { splitting.low_numbers(x) } else { splitting.numbers(x) })
                 };
                 let four = [numbers(0), numbers(1), numbers(2), numbers(3)];
                 for digit in 0..DIGITS {

@@ -5,9 +5,8 @@
 //! element is such a number, too, of smaller digits: the line's *low* digits, which only lines of a wide spread
 //! have.
 //!
-//! Words of a line over some units of the depth: three times sixteen digits of each unit, and behind the last unit's a
-//! place for scales (see [`scale_at`]). Low digits are the same at some distance. A panel of B is sixteen columns, their
-//! words side by side.
+//! Words of a line over some units of the depth: three times sixteen digits of each unit. Low digits are the same at some
+//! distance. A panel of B is sixteen columns, their words side by side. Sixteen lines have their [`Scales`] elsewhere.
 
 use super::TILE_WORDS;
 
@@ -17,18 +16,14 @@ pub const DIGITS: usize = 3;
 pub const DEPTHS_OF_DIGITS: usize = 4 * TILE_WORDS;
 /// Words of a unit's digits.
 pub const WORDS_OF_UNIT: usize = DIGITS * TILE_WORDS;
-/// Words that a unit takes, its share of the place for the scale included.
-pub const WORDS_OF_DIGITS: usize = WORDS_OF_UNIT + TILE_WORDS;
 
-/// Words from a line's first to its place for scales. Those of sixteen lines lie side by side, in the places of the first
-/// three: the exponents of two of their high digits, those of their low ones, and their spreads.
+/// Of sixteen lines, the exponents of two of their high digits, those of their low ones, and their spreads.
 ///
 /// An exponent is of what a product of two numbers is multiplied by, the other's exponent added to it. It is NaN where the
 /// line is not finite, and minus infinity where there are no such digits: those are never looked at.
-#[inline(always)]
-pub const fn scale_at(units: usize) -> usize {
-    units * WORDS_OF_UNIT
-}
+pub type Scales = [[f32; TILE_WORDS]; 3];
+/// Words of them.
+pub const WORDS_OF_SCALES: usize = 3 * TILE_WORDS;
 
 /// The spread from which on a line has low digits: how much more, in exponents of two, its largest element has than its
 /// elements have on average, zeros aside.
@@ -63,10 +58,14 @@ pub struct DigitProduct {
     pub a_stride: usize,
     /// From A's high digits to its low ones.
     pub a_low: usize,
+    /// Scales of the rows, sixteen at a time.
+    pub a_scales: *const Scales,
     /// First word of the panel's block.
     pub b: *const f32,
     /// From B's high digits to its low ones.
     pub b_low: usize,
+    /// The panel's scales.
+    pub b_scales: *const Scales,
     /// Units of the block's depth, at least one; few enough for 32 bits to hold the sums.
     pub units: usize,
     /// First sum.

@@ -35,7 +35,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 pub use amx::TileSession;
 #[cfg(target_arch = "x86_64")]
-pub use amx_split::{Scales, split_line};
+pub use amx_split::{Splitting, split_line};
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -43,7 +43,7 @@ pub use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 #[cfg(not(target_arch = "x86_64"))]
-pub use no_tiles::{Scales, TileSession, split_line};
+pub use no_tiles::{Splitting, TileSession, split_line};
 pub use portable::Portable;
 pub use square::transpose_4x4;
 

@@ -2,8 +2,8 @@
 
 use crate::isa::{Bf16Dot, Tiles};
 
-use super::digits::{DigitProduct, Lines};
-use super::{TILE_WORDS, TileProduct};
+use super::TileProduct;
+use super::digits::{DigitProduct, Lines, Scales};
 
 /// As the type of the same name of AMX.
 #[derive(Debug)]
@@ -44,16 +44,16 @@ impl TileSession {
 
 /// As the type of the same name of AMX.
 #[derive(Clone, Copy, Debug)]
-pub struct Scales(Tiles);
+pub struct Splitting(Tiles);
 
-impl Scales {
+impl Splitting {
     /// Never called: there is no proof.
     pub fn has_low(&self) -> bool {
         unreachable!("this CPU has no tile registers")
     }
 
     /// Never called: there is no proof.
-    pub fn words(&self) -> [[f32; TILE_WORDS]; 3] {
+    pub fn scales(&self) -> Scales {
         unreachable!("this CPU has no tile registers")
     }
 }
@@ -69,7 +69,7 @@ pub unsafe fn split_line(
     _units: usize,
     _to: *mut f32,
     _low: usize,
-    _scale: (*mut f32, usize),
+    _scales: (*mut Scales, usize),
 ) {
     unreachable!("this CPU has no tile registers")
 }
@@ -79,7 +79,7 @@ impl Lines {
     ///
     /// # Safety
     /// None is needed.
-    pub unsafe fn scales<const G: usize>(&self, _: Tiles) -> [Scales; G] {
+    pub unsafe fn splittings<const G: usize>(&self, _: Tiles) -> [Splitting; G] {
         unreachable!("this CPU has no tile registers")
     }
 
@@ -90,7 +90,7 @@ impl Lines {
     pub unsafe fn split_unit<const G: usize>(
         &self,
         _: Tiles,
-        _scales: &[Scales; G],
+        _splittings: &[Splitting; G],
         _unit: usize,
         _is_low: bool,
         _to: (*mut f32, usize),
