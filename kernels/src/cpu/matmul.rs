@@ -376,7 +376,8 @@ impl Matmul {
                             let columns = self.panel.columns();
                             let dense =
                                 DenseB { start, strides: (columns, 1), columns, depth, dtype };
-                            let bytes = columns * (block.words.1 - block.words.0) * size_of::<f32>();
+                            let bytes =
+                                columns * (block.words.1 - block.words.0) * size_of::<f32>();
                             let scales = scales.add(at * panel_scales);
                             self.pack_panels((0, 1), &dense, packed.add(at * bytes), scales);
                         }

@@ -43,13 +43,13 @@ pub(super) struct BlockLimits {
 
 impl BlockLimits {
     /// Sums cost tile registers the more to load and store, but a block's A and B must lie in the nearest cache: no
-    /// other is fast enough for pairs. Of digits each tile is multiplied several times, so theirs may lie in the second
-    /// level; and their sums take vector registers to add.
+    /// other is fast enough for pairs. Of digits B's lie there, which are read several times; A's are read once from the
+    /// second level.
     pub(super) fn of(words: Words) -> Self {
         let (depth, depth_unit, blocks_per_pass, rows) = match words {
             Words::F32 | Words::Bf16Pairs(_) => (320, 4, 4, 240),
             Words::Bf16Tiles(_) => (288, TILE_WORDS, 4, 256),
-            Words::F32Digits(_) => (MOST_UNITS * WORDS_OF_UNIT, WORDS_OF_UNIT, 1, 192),
+            Words::F32Digits(_) => (MOST_UNITS * WORDS_OF_UNIT, WORDS_OF_UNIT, 2, 192),
         };
         Self { depth, depth_unit, blocks_per_pass, rows }
     }
@@ -275,7 +275,11 @@ impl Matmul {
         WorkerScratch {
             a: part(if self.shares_a() { 0 } else { self.packed_a_bytes() }),
             sums: part(groups * self.block_rows * self.sums_stride() * float),
-            b: part(if self.packs_b() { 0 } else { self.depth_block * self.panel.columns() * float }),
+            b: part(if self.packs_b() {
+                0
+            } else {
+                self.depth_block * self.panel.columns() * float
+            }),
             stats: part(self.block_rows * 2 * float),
             wide: part(self.wide_len() * float),
             offsets: part(self.block_rows * n_views * size_of::<usize>()),
@@ -352,9 +356,7 @@ impl Matmul {
     #[inline(always)]
     pub(super) fn unmade_b(&self) -> Option<DType> {
         match self.spec.b {
-            BOperand::Packed(dtype) => {
-                Some(dtype).filter(|&dtype| dtype != self.words.dtype())
-            }
+            BOperand::Packed(dtype) => Some(dtype).filter(|&dtype| dtype != self.words.dtype()),
             BOperand::Dense(_) => None,
         }
     }

@@ -14,9 +14,7 @@ use half::{bf16, f16};
 use ops::DType;
 
 use crate::isa::{Isa, Tiles};
-use crate::simd::digits::{
-    DEPTHS_OF_DIGITS, GROUPS, Lines, MOST_UNITS, Scales, WORDS_OF_UNIT,
-};
+use crate::simd::digits::{DEPTHS_OF_DIGITS, GROUPS, Lines, MOST_UNITS, Scales, WORDS_OF_UNIT};
 use crate::simd::{Simd, SimdJob, Splitting, TILE_WORDS, dispatch, prefetch};
 
 use super::lanes::{join_halves, load_as_f32, prefetch_row};
@@ -110,7 +108,13 @@ impl PanelShape {
                     let start = dense.start.cast::<f32>().add(first + start * dense.strides.0);
                     let count = (panels * TILE_WORDS).min(dense.columns - first);
                     let lines = Lines { start, stride: dense.strides.0, count, depth: depths };
-                    self.split::<GROUPS>(tiles, &lines, (digits, panel_words), to.low, (scales, blocks));
+                    self.split::<GROUPS>(
+                        tiles,
+                        &lines,
+                        (digits, panel_words),
+                        to.low,
+                        (scales, blocks),
+                    );
                     continue;
                 }
                 for at in 0..panels {
@@ -146,7 +150,13 @@ impl PanelShape {
             for part in 0..1 + usize::from(splittings.iter().any(Splitting::has_low)) {
                 for unit in 0..units {
                     let at = part * low + unit * WORDS_OF_UNIT * TILE_WORDS;
-                    lines.split_unit(tiles, &splittings, unit, part == 1, (digits.add(at), panel_words));
+                    lines.split_unit(
+                        tiles,
+                        &splittings,
+                        unit,
+                        part == 1,
+                        (digits.add(at), panel_words),
+                    );
                 }
             }
             let panels = lines.count.div_ceil(TILE_WORDS);

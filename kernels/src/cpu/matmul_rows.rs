@@ -203,7 +203,8 @@ impl PackRows<'_> {
                 }
                 // A word that the depth ends in: B has zeros there, which NaN would not become.
                 let end = packed.cast::<u8>().add(n * dtype.size());
-                std::ptr::write_bytes(end, 0, (padded - from - n) * dtype.size());            }
+                std::ptr::write_bytes(end, 0, (padded - from - n) * dtype.size());
+            }
         }
     }
 
@@ -212,14 +213,7 @@ impl PackRows<'_> {
     /// # Safety
     /// `from` is readable for `n` elements, `to` writable for the words of the units that hold them.
     #[inline(always)]
-    unsafe fn split(
-        &self,
-        tiles: Tiles,
-        from: *const f32,
-        n: usize,
-        to: *mut f32,
-        row: usize,
-    ) {
+    unsafe fn split(&self, tiles: Tiles, from: *const f32, n: usize, to: *mut f32, row: usize) {
         let block = self.words.depth(self.depth_block);
         for (index, start) in (0..n).step_by(block).enumerate() {
             let n = block.min(n - start);

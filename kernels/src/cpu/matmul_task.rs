@@ -2,7 +2,7 @@
 //! epilogue. Start reading at `run`.
 
 use crate::program::SlotPtr;
-use crate::simd::digits::{DigitProduct, NEXT_BYTES, Scales, WORDS_OF_UNIT};
+use crate::simd::digits::{DigitProduct, Scales, WORDS_OF_UNIT};
 use crate::simd::{Simd, SimdJob, TILE_ROWS, prefetch_write};
 
 use super::matmul::{Matmul, MatmulBuffers};
@@ -11,7 +11,6 @@ use super::matmul_pack;
 use super::matmul_rows::{PackRows, row_offsets};
 use super::matmul_tile::Tile;
 use super::multiplier::Multiplier;
-use super::words::Words;
 
 /// Bytes of C that are asked for before they are written: the sums of a group of panels become elements of C all at
 /// once, and each line of a row would be waited for.
@@ -292,42 +291,34 @@ impl Task<'_> {
             let next_block =
                 if is_panel { self.b.start.wrapping_add(position(next.0, next.1)) } else { packed };
             let next_bytes = matmul.b_bytes(block.depth * width);
-            let piece = match matmul.words {
-                Words::F32Digits(_) => block.depth / WORDS_OF_UNIT * NEXT_BYTES,
-                _ => block.depth / 4 * 64,
-            };
-            // The last ones may overlap: what is too far is the next block's turn.
-            let last_piece = next_bytes.saturating_sub(piece);
             let (a_stride, sums_stride) = (matmul.a_stride(), matmul.sums_stride());
-            let accumulate = block.depth_start > 0;
-            for row in (0..n_rows).step_by(matmul.tile_rows) {
+            let (depth, accumulate) = (block.depth, block.depth_start > 0);
+            if matmul.words.digits().is_some() {
+                multiplier.run_digits(&DigitProduct {
+                    a: a.words,
+                    a_stride,
+                    a_low: matmul.a_words(),
+                    a_scales: a.scales,
+                    b,
+                    b_low: self.b.low,
+                    b_scales: self.b.scales.add(matmul.b_scales_at(&self.b, block)),
+                    units: depth / WORDS_OF_UNIT,
+                    sums,
+                    sums_stride,
+                    rows: n_rows,
+                    accumulate,
+                    next: next_block.cast(),
+                    next_bytes,
+                });
+                return;
+            }
+            for (tile, row) in (0..n_rows).step_by(matmul.tile_rows).enumerate() {
                 let rows = matmul.tile_rows.min(n_rows - row);
-                let piece = (row / matmul.tile_rows * piece).min(last_piece);
+                let piece = (tile * (depth / 4 * 64)).min(next_bytes);
                 let next = next_block.wrapping_add(piece).cast();
-                let a_scales = a.scales.wrapping_add(row / TILE_ROWS);
                 let (a, sums) = (a.words.add(row * a_stride), sums.add(row * sums_stride));
-                let depth = block.depth;
-                if matmul.words.digits().is_some() {
-                    multiplier.run_digits(&DigitProduct {
-                        a,
-                        a_stride,
-                        a_low: matmul.a_words(),
-                        a_scales,
-                        b,
-                        b_low: self.b.low,
-                        b_scales: self.b.scales.add(matmul.b_scales_at(&self.b, block)),
-                        units: depth / WORDS_OF_UNIT,
-                        sums,
-                        sums_stride,
-                        rows,
-                        accumulate,
-                        next,
-                    });
-                } else {
-                    let tile =
-                        Tile { a, a_stride, b, depth, sums, sums_stride, accumulate, next };
-                    multiplier.run(s, rows, vectors, &tile);
-                }
+                let tile = Tile { a, a_stride, b, depth, sums, sums_stride, accumulate, next };
+                multiplier.run(s, rows, vectors, &tile);
             }
         }
     }

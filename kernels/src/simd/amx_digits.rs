@@ -14,92 +14,171 @@ use super::amx::TileSession;
 use super::digits::{DigitProduct, LOW_SPREAD, MOST_SPREAD, NEXT_BYTES, Scales, WORDS_OF_UNIT};
 use super::{TILE_ROWS as ROWS, TILE_WORDS as WORDS};
 
-/// Sums of products of digits, two rows of tiles of three positions.
+/// Sums of products of digits: of 32 rows, for each number that positions sum to. And a line that registers are stored to
+/// only for the sake of storing: see [`super::amx_loops`].
 #[repr(C, align(64))]
-struct Sums(MaybeUninit<[[[[i32; WORDS]; ROWS]; 3]; 2]>);
+struct Sums(MaybeUninit<[[[i32; WORDS]; 2 * ROWS]; 3]>, [i32; WORDS]);
 
-/// What registers are stored to only for the sake of storing: see [`super::amx_loops`].
-#[repr(C, align(64))]
-struct Line([f32; WORDS]);
+impl Sums {
+    fn new() -> Self {
+        Self(MaybeUninit::uninit(), [0; WORDS])
+    }
+}
+
+/// What a loop over units reads.
+#[derive(Clone, Copy)]
+struct Operands {
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    units: usize,
+    next: *const f32,
+}
+
+/// Sums of 32 rows that are added to those of f32 while others are made.
+#[derive(Clone, Copy)]
+struct Waiting {
+    sums: *const Sums,
+    /// Exponents of the rows, and of the columns.
+    rows: *const f32,
+    columns: __m512,
+    to: *mut f32,
+    to_stride: usize,
+    accumulate: bool,
+}
+
+/// Rows of [`Waiting`] sums that are added with each unit.
+const ROWS_A_UNIT: usize = 4;
 
 /// A loop over units, whose registers 0 and 1 are the sums of positions that sum to 0, upper and lower rows, 2 and 3 to
 /// 1, 4 and 5 to 2. Register 6 holds A, 7 B.
 macro_rules! digit_loop {
-    ($name:ident, step: [$($step:literal),*], store: [$($store:literal),*]) => {
+    ($name:ident, step: [$($step:literal),* $(,)?]) => {
+        digit_loop!($name(), step: [$($step),*], add: [],);
+    };
+    (
+        $name:ident($($waiting:ident: $type:ty)?),
+        step: [$($step:literal),* $(,)?], add: [$($add:literal),* $(,)?], $($more:tt)*
+    ) => {
+        /// Adds the products of all units to what the registers hold, and returns the operands behind them.
+        ///
         /// # Safety
         /// A is readable from `a` on for the rows of tiles, B from `b` on, each for `units`; the registers are of full
         /// shape.
+        #[target_feature(enable = "avx512f")]
         unsafe fn $name(
-            a: *const f32,
-            a_stride: usize,
-            b: *const f32,
+            operands: Operands,
             units: usize,
-            next: *const f32,
             sums: &mut Sums,
-        ) {
-            let mut spare = Line([0.0; WORDS]);
+            $($waiting: $type)?
+        ) -> Operands {
+            if units == 0 {
+                return operands;
+            }
+            let Operands { mut a, a_stride, mut b, mut next, .. } = operands;
             // SAFETY: the caller promises the memory. The registers are named as overwritten, and nothing but the
-            // sums and the spare line is written.
+            // spare line and the waiting sums' rows is written.
             unsafe {
                 asm!(
-                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                    "tilezero tmm4", "tilezero tmm5",
                     "2:",
                     $($step,)*
+                    $($add,)*
                     "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]", "prefetcht1 [{next} + 128]",
                     "prefetcht1 [{next} + 192]", "prefetcht1 [{next} + 256]",
                     "prefetcht1 [{next} + 320]", "prefetcht1 [{next} + 384]",
                     "prefetcht1 [{next} + 448]",
                     "add {next}, {next_bytes}",
-                    "tilestored [{awake}], tmm7",
+                    "tilestored [{sums} + {spare}], tmm7",
                     "add {a}, {a_unit}", "add {a1}, {a_unit}", "add {b}, {b_unit}",
                     "dec {units}",
                     "jnz 2b",
-                    $($store,)*
-                    a = inout(reg) a => _,
+                    a = inout(reg) a,
                     a1 = inout(reg) a.wrapping_add(ROWS * a_stride) => _,
                     a_row = in(reg) 4 * a_stride,
-                    b = inout(reg) b => _,
+                    b = inout(reg) b,
                     line = in(reg) 4 * WORDS,
                     units = inout(reg) units => _,
-                    next = inout(reg) next => _,
+                    next = inout(reg) next,
                     next_bytes = const NEXT_BYTES,
                     a_unit = const 4 * WORDS_OF_UNIT,
                     b_unit = const 4 * WORDS_OF_UNIT * WORDS,
-                    awake = in(reg) &mut spare,
                     sums = in(reg) sums,
+                    spare = const std::mem::offset_of!(Sums, 1),
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    $($more)*
                     options(nostack),
                 );
             }
+            Operands { a, b, units: operands.units - units, next, ..operands }
         }
     };
 }
 
-digit_loop!(
-    two,
+macro_rules! loops_of_two {
+    (step: [$($step:literal),* $(,)?]) => {
+        digit_loop!(two, step: [$($step),*]);
+        // The same, and some rows of sums that wait are added with each unit.
+        digit_loop!(
+            two_and_add(waiting: &mut Waiting),
+            step: [$($step),*],
+            add: [
+                "vcvtdq2ps zmm16, [{waiting}]", "vcvtdq2ps zmm17, [{waiting} + 2048]",
+                "vcvtdq2ps zmm18, [{waiting} + 4096]", "vaddps zmm19, zmm31, [{rows}]{{1to16}}",
+                "vfmadd231ps zmm18, zmm17, zmm30", "vfmadd231ps zmm18, zmm16, zmm29",
+                "vscalefps zmm18, zmm18, zmm19", "vmovups zmm17{{k1}}{{z}}, [{to}]",
+                "vaddps zmm18, zmm17, zmm18", "vmovups [{to}], zmm18",
+                "add {waiting}, 64", "add {rows}, 4", "add {to}, {to_row}",
+                "vcvtdq2ps zmm16, [{waiting}]", "vcvtdq2ps zmm17, [{waiting} + 2048]",
+                "vcvtdq2ps zmm18, [{waiting} + 4096]", "vaddps zmm19, zmm31, [{rows}]{{1to16}}",
+                "vfmadd231ps zmm18, zmm17, zmm30", "vfmadd231ps zmm18, zmm16, zmm29",
+                "vscalefps zmm18, zmm18, zmm19", "vmovups zmm17{{k1}}{{z}}, [{to}]",
+                "vaddps zmm18, zmm17, zmm18", "vmovups [{to}], zmm18",
+                "add {waiting}, 64", "add {rows}, 4", "add {to}, {to_row}",
+                "vcvtdq2ps zmm16, [{waiting}]", "vcvtdq2ps zmm17, [{waiting} + 2048]",
+                "vcvtdq2ps zmm18, [{waiting} + 4096]", "vaddps zmm19, zmm31, [{rows}]{{1to16}}",
+                "vfmadd231ps zmm18, zmm17, zmm30", "vfmadd231ps zmm18, zmm16, zmm29",
+                "vscalefps zmm18, zmm18, zmm19", "vmovups zmm17{{k1}}{{z}}, [{to}]",
+                "vaddps zmm18, zmm17, zmm18", "vmovups [{to}], zmm18",
+                "add {waiting}, 64", "add {rows}, 4", "add {to}, {to_row}",
+                "vcvtdq2ps zmm16, [{waiting}]", "vcvtdq2ps zmm17, [{waiting} + 2048]",
+                "vcvtdq2ps zmm18, [{waiting} + 4096]", "vaddps zmm19, zmm31, [{rows}]{{1to16}}",
+                "vfmadd231ps zmm18, zmm17, zmm30", "vfmadd231ps zmm18, zmm16, zmm29",
+                "vscalefps zmm18, zmm18, zmm19", "vmovups zmm17{{k1}}{{z}}, [{to}]",
+                "vaddps zmm18, zmm17, zmm18", "vmovups [{to}], zmm18",
+                "add {waiting}, 64", "add {rows}, 4", "add {to}, {to_row}"
+            ],
+            waiting = inout(reg) waiting.sums,
+            rows = inout(reg) waiting.rows,
+            to = inout(reg) waiting.to,
+            to_row = in(reg) 4 * waiting.to_stride,
+            in("zmm29") _mm512_set1_ps(65536.0),
+            in("zmm30") _mm512_set1_ps(256.0),
+            in("zmm31") waiting.columns,
+            in("k1") if waiting.accumulate { u16::MAX } else { 0 },
+            out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+        );
+    };
+}
+
+// Each tile of A is loaded once, with a hint not to put it in B's place in the nearest cache.
+loops_of_two!(
     step: [
-        "tileloadd tmm7, [{b} + {line} + 2048]",
-        "tileloadd tmm6, [{a} + {a_row}]", "tdpbssd tmm4, tmm6, tmm7",
-        "tileloadd tmm6, [{a1} + {a_row}]", "tdpbssd tmm5, tmm6, tmm7",
-        "tileloadd tmm7, [{b} + {line} + 1024]",
-        "tileloadd tmm6, [{a} + {a_row}]", "tdpbssd tmm2, tmm6, tmm7",
-        "tileloadd tmm6, [{a1} + {a_row}]", "tdpbssd tmm3, tmm6, tmm7",
-        "tileloadd tmm6, [{a} + {a_row} + 64]", "tdpbssd tmm4, tmm6, tmm7",
-        "tileloadd tmm6, [{a1} + {a_row} + 64]", "tdpbssd tmm5, tmm6, tmm7",
-        "tileloadd tmm7, [{b} + {line}]",
-        "tileloadd tmm6, [{a} + {a_row} + 64]", "tdpbssd tmm2, tmm6, tmm7",
-        "tileloadd tmm6, [{a1} + {a_row} + 64]", "tdpbssd tmm3, tmm6, tmm7",
-        "tileloadd tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm4, tmm6, tmm7",
-        "tileloadd tmm6, [{a1} + {a_row} + 128]", "tdpbssd tmm5, tmm6, tmm7",
-        "tileloadd tmm6, [{a} + {a_row}]", "tdpbssd tmm0, tmm6, tmm7",
-        "tileloadd tmm6, [{a1} + {a_row}]", "tdpbssd tmm1, tmm6, tmm7"
-    ],
-    store: [
-        "tilestored [{sums} + {line}], tmm0", "tilestored [{sums} + {line} + 1024], tmm2",
-        "tilestored [{sums} + {line} + 2048], tmm4", "tilestored [{sums} + {line} + 3072], tmm1",
-        "tilestored [{sums} + {line} + 4096], tmm3", "tilestored [{sums} + {line} + 5120], tmm5"
+        "tileloaddt1 tmm6, [{a} + {a_row}]",
+        "tileloadd tmm7, [{b} + {line} + 2048]", "tdpbssd tmm4, tmm6, tmm7",
+        "tileloadd tmm7, [{b} + {line} + 1024]", "tdpbssd tmm2, tmm6, tmm7",
+        "tileloadd tmm7, [{b} + {line}]", "tdpbssd tmm0, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a1} + {a_row}]", "tdpbssd tmm1, tmm6, tmm7",
+        "tileloadd tmm7, [{b} + {line} + 1024]", "tdpbssd tmm3, tmm6, tmm7",
+        "tileloadd tmm7, [{b} + {line} + 2048]", "tdpbssd tmm5, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a} + {a_row} + 64]",
+        "tileloadd tmm7, [{b} + {line} + 1024]", "tdpbssd tmm4, tmm6, tmm7",
+        "tileloadd tmm7, [{b} + {line}]", "tdpbssd tmm2, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a1} + {a_row} + 64]", "tdpbssd tmm3, tmm6, tmm7",
+        "tileloadd tmm7, [{b} + {line} + 1024]", "tdpbssd tmm5, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a} + {a_row} + 128]",
+        "tileloadd tmm7, [{b} + {line}]", "tdpbssd tmm4, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a1} + {a_row} + 128]", "tdpbssd tmm5, tmm6, tmm7"
     ]
 );
 digit_loop!(
@@ -112,13 +191,9 @@ digit_loop!(
         "tileloadd tmm7, [{b} + {line}]", "tdpbssd tmm2, tmm6, tmm7",
         "tileloadd tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm4, tmm6, tmm7",
         "tileloadd tmm6, [{a} + {a_row}]", "tdpbssd tmm0, tmm6, tmm7"
-    ],
-    store: [
-        "tilestored [{sums} + {line}], tmm0", "tilestored [{sums} + {line} + 1024], tmm2",
-        "tilestored [{sums} + {line} + 2048], tmm4"
     ]
 );
-// The products of positions that sum to 3, in the sums' places of 2.
+// The products of positions that sum to 3, in the registers of 2.
 digit_loop!(
     two_more,
     step: [
@@ -128,9 +203,6 @@ digit_loop!(
         "tileloadd tmm7, [{b} + {line} + 1024]",
         "tileloadd tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm4, tmm6, tmm7",
         "tileloadd tmm6, [{a1} + {a_row} + 128]", "tdpbssd tmm5, tmm6, tmm7"
-    ],
-    store: [
-        "tilestored [{sums} + {line} + 2048], tmm4", "tilestored [{sums} + {line} + 5120], tmm5"
     ]
 );
 digit_loop!(
@@ -140,8 +212,7 @@ digit_loop!(
         "tileloadd tmm6, [{a} + {a_row} + 64]", "tdpbssd tmm4, tmm6, tmm7",
         "tileloadd tmm7, [{b} + {line} + 1024]",
         "tileloadd tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm4, tmm6, tmm7"
-    ],
-    store: ["tilestored [{sums} + {line} + 2048], tmm4"]
+    ]
 );
 
 /// Which of the lines' exponents scale the sums.
@@ -155,8 +226,12 @@ struct Exponents {
     is_whole: bool,
 }
 
+impl Exponents {
+    const HIGH: Self = Self { are_low: [0, 0], more: 0.0, is_whole: true };
+}
+
 impl TileSession {
-    /// Computes the sums of at most 32 rows by sixteen columns.
+    /// Computes the sums of some rows by sixteen columns.
     ///
     /// # Safety
     /// The operands are as [`DigitProduct`] says; the sums are writable for `rows` by sixteen columns, and initialized
@@ -173,78 +248,251 @@ impl TileSession {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn multiply(product: &DigitProduct) {
     let p = product;
-    let is_two = p.rows > ROWS;
-    let [multiply, multiply_more] = if is_two { [two, two_more] } else { [one, one_more] };
-    let mut sums = Sums(MaybeUninit::uninit());
-    // SAFETY: the operands have their digits and scales where the caller says.
+    let mut sums = [Sums::new(), Sums::new()];
+    // The tile of rows whose sums wait to be added while the next one's are made.
+    let mut waiting: Option<Tile<'_>> = None;
+    let piece = p.units * NEXT_BYTES;
+    // The last ones may overlap: what is too far is the next block's turn.
+    let last_piece = p.next_bytes.saturating_sub(piece);
+    // SAFETY: the operands have their digits and scales where the caller says, which each tile of rows is a part of.
     unsafe {
-        // The sums are added to last.
-        for row in 0..p.rows {
-            _mm_prefetch::<_MM_HINT_ET0>(p.sums.add(row * p.sums_stride).cast());
+        for (index, row) in (0..p.rows).step_by(2 * ROWS).enumerate() {
+            let tile = Tile {
+                product: p,
+                a: p.a.add(row * p.a_stride),
+                scales: p.a_scales.add(row / ROWS),
+                to: p.sums.add(row * p.sums_stride),
+                rows: (p.rows - row).min(2 * ROWS),
+            };
+            // The sums are added to last.
+            for row in 0..tile.rows {
+                _mm_prefetch::<_MM_HINT_ET0>(tile.to.add(row * p.sums_stride).cast());
+            }
+            let [this, other] = &mut sums;
+            let (this, other) = if index % 2 == 0 { (this, other) } else { (other, this) };
+            let next = p.next.wrapping_byte_add((index * piece).min(last_piece));
+            let before = waiting.take().map(|tile| (tile, &*other));
+            tile.multiply([0, 0], next, this, before);
+            if tile.is_wide() {
+                tile.add(this, Exponents::HIGH, p.accumulate);
+                tile.multiply_rest(this);
+            } else {
+                waiting = Some(tile);
+            }
         }
-        let mut part = |[a, b]: [usize; 2], next: *const f32, accumulate: bool| {
-            let (from_a, from_b) = (p.a.add(a * p.a_low), p.b.add(b * p.b_low));
-            multiply(from_a, p.a_stride, from_b, p.units, next, &mut sums);
-            let exponents = Exponents { are_low: [a, b], more: 0.0, is_whole: true };
-            add(p, &sums, exponents, accumulate);
-        };
-        part([0, 0], p.next, p.accumulate);
-        let spreads = |scales: *const Scales| (*scales)[2].as_ptr();
-        let valid = |rows: usize| ((1u32 << rows.min(ROWS)) - 1) as u16;
-        let mut a_spreads = _mm512_maskz_loadu_ps(valid(p.rows), spreads(p.a_scales));
-        if is_two {
-            let lower = spreads(p.a_scales.add(1));
-            let lower = _mm512_maskz_loadu_ps(valid(p.rows - ROWS), lower);
-            a_spreads = _mm512_max_ps(a_spreads, lower);
+        if let Some(tile) = waiting {
+            let index = (p.rows - 1) / (2 * ROWS);
+            tile.add(&sums[index % 2], Exponents::HIGH, p.accumulate);
         }
-        let a_spread = _mm512_reduce_max_ps(a_spreads);
-        let b_spread = _mm512_reduce_max_ps(_mm512_loadu_ps(spreads(p.b_scales)));
-        if a_spread + b_spread <= MOST_SPREAD {
-            return;
-        }
-        if a_spread > LOW_SPREAD {
-            part([1, 0], p.a, true);
-        }
-        if b_spread > LOW_SPREAD {
-            part([0, 1], p.a, true);
-        }
-        multiply_more(p.a, p.a_stride, p.b, p.units, p.a, &mut sums);
-        let exponents = Exponents { are_low: [0, 0], more: -8.0, is_whole: false };
-        add(p, &sums, exponents, true);
     }
 }
 
-/// Adds what sums of digits' products stand for.
+/// At most 32 rows of a product.
+struct Tile<'a> {
+    product: &'a DigitProduct,
+    a: *const f32,
+    scales: *const Scales,
+    to: *mut f32,
+    rows: usize,
+}
+
+impl Tile<'_> {
+    /// Whether the products that are mostly left out count.
+    ///
+    /// # Safety
+    /// The operands have their scales.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn is_wide(&self) -> bool {
+        // SAFETY: the caller's promise.
+        let [a, b] = unsafe { self.spreads() };
+        a + b > MOST_SPREAD
+    }
+
+    /// The widest spread of the rows, and of the columns.
+    ///
+    /// # Safety
+    /// The operands have their scales.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn spreads(&self) -> [f32; 2] {
+        let rows = |from: usize| ((1u32 << self.rows.saturating_sub(from).min(ROWS)) - 1) as u16;
+        // SAFETY: the caller's promise; masks leave out rows that are not there.
+        unsafe {
+            let spreads = |scales: *const Scales| (&raw const (*scales)[2]).cast::<f32>();
+            let upper = _mm512_maskz_loadu_ps(rows(0), spreads(self.scales));
+            let lower = spreads(self.scales.wrapping_add(1));
+            let lower = _mm512_maskz_loadu_ps(rows(ROWS), lower);
+            let columns = _mm512_loadu_ps(spreads(self.product.b_scales));
+            [_mm512_reduce_max_ps(_mm512_max_ps(upper, lower)), _mm512_reduce_max_ps(columns)]
+        }
+    }
+
+    /// Makes the sums of digits: A's high or low ones by B's. Meanwhile those of another tile are added.
+    ///
+    /// # Safety
+    /// The operands have their digits.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn multiply(
+        &self,
+        [a, b]: [usize; 2],
+        next: *const f32,
+        sums: &mut Sums,
+        before: Option<(Self, &Sums)>,
+    ) {
+        let p = self.product;
+        let mut operands = Operands {
+            a: self.a.wrapping_add(a * p.a_low),
+            a_stride: p.a_stride,
+            b: p.b.wrapping_add(b * p.b_low),
+            units: p.units,
+            next,
+        };
+        // SAFETY: the caller's promise; the registers keep the sums from loop to loop.
+        unsafe {
+            zero();
+            if self.rows <= ROWS {
+                if let Some((tile, sums)) = before {
+                    tile.add(sums, Exponents::HIGH, p.accumulate);
+                }
+                one(operands, p.units, sums);
+            } else {
+                if let Some((tile, waiting_sums)) = before {
+                    let mut exponents = [0f32; 2 * ROWS];
+                    let [upper, lower] = [0, 1].map(|half| tile.scales.wrapping_add(half));
+                    exponents[..ROWS].copy_from_slice(&(*upper)[0]);
+                    exponents[ROWS..].copy_from_slice(&(*lower)[0]);
+                    let mut waiting = Waiting {
+                        sums: waiting_sums,
+                        rows: exponents.as_ptr(),
+                        columns: _mm512_loadu_ps((&raw const (*p.b_scales)[0]).cast()),
+                        to: tile.to,
+                        to_stride: p.sums_stride,
+                        accumulate: p.accumulate,
+                    };
+                    let units = p.units.min(2 * ROWS / ROWS_A_UNIT);
+                    operands = two_and_add(operands, units, sums, &mut waiting);
+                    tile.add_from(units * ROWS_A_UNIT, waiting_sums, Exponents::HIGH, p.accumulate);
+                }
+                two(operands, operands.units, sums);
+            }
+            store(sums);
+        }
+    }
+
+    /// Adds what the digits' first products leave out.
+    ///
+    /// # Safety
+    /// As [`Tile::multiply`].
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn multiply_rest(&self, sums: &mut Sums) {
+        let p = self.product;
+        // SAFETY: the caller's promise; low digits are those of lines that have them, by their spread.
+        unsafe {
+            let [a_spread, b_spread] = self.spreads();
+            for (spread, are_low) in [(a_spread, [1, 0]), (b_spread, [0, 1])] {
+                if spread > LOW_SPREAD {
+                    self.multiply(are_low, p.b, sums, None);
+                    self.add(sums, Exponents { are_low, ..Exponents::HIGH }, true);
+                }
+            }
+            let Self { a, .. } = *self;
+            let (a_stride, b, units) = (p.a_stride, p.b, p.units);
+            let operands = Operands { a, a_stride, b, units, next: b };
+            zero();
+            if self.rows <= ROWS {
+                one_more(operands, units, sums);
+            } else {
+                two_more(operands, units, sums);
+            }
+            store(sums);
+            self.add(sums, Exponents { more: -8.0, is_whole: false, ..Exponents::HIGH }, true);
+        }
+    }
+
+    /// Adds what sums of digits' products stand for.
+    ///
+    /// # Safety
+    /// The digits' sums that `exponents` says are there; the sums are writable, and initialized if they are added to.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn add(&self, sums: &Sums, exponents: Exponents, accumulate: bool) {
+        // SAFETY: passed on.
+        unsafe { self.add_from(0, sums, exponents, accumulate) }
+    }
+
+    /// The same, from row `first` on.
+    ///
+    /// # Safety
+    /// As [`Tile::add`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn add_from(&self, first: usize, sums: &Sums, exponents: Exponents, accumulate: bool) {
+        let Exponents { are_low: [a_low, b_low], more, is_whole } = exponents;
+        let p = self.product;
+        let sums = sums.0.as_ptr().cast::<i32>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let columns = _mm512_loadu_ps((&raw const (*p.b_scales)[b_low]).cast());
+            let columns = _mm512_add_ps(columns, _mm512_set1_ps(more));
+            let (first_place, second_place) = (_mm512_set1_ps(65536.0), _mm512_set1_ps(256.0));
+            let mask = if accumulate { u16::MAX } else { 0 };
+            for row in first..self.rows {
+                let load = |position: usize| {
+                    let at = sums.add((position * 2 * ROWS + row) * WORDS);
+                    _mm512_cvtepi32_ps(_mm512_load_si512(at.cast()))
+                };
+                let mut sum = load(2);
+                if is_whole {
+                    sum = _mm512_fmadd_ps(load(1), second_place, sum);
+                    sum = _mm512_fmadd_ps(load(0), first_place, sum);
+                }
+                let exponent = _mm512_set1_ps((*self.scales.add(row / ROWS))[a_low][row % ROWS]);
+                let sum = _mm512_scalef_ps(sum, _mm512_add_ps(exponent, columns));
+                let to = self.to.add(row * p.sums_stride);
+                // As the loop does it: a sum that nothing is added to is added to zero.
+                let before = _mm512_maskz_loadu_ps(mask, to);
+                _mm512_storeu_ps(to, _mm512_add_ps(before, sum));
+            }
+        }
+    }
+}
+
+/// Clears the registers that hold sums.
 ///
 /// # Safety
-/// As [`multiply`]; the digits' sums that `exponents` says are there.
+/// A session has the registers.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn add(p: &DigitProduct, sums: &Sums, exponents: Exponents, accumulate: bool) {
-    let Exponents { are_low: [a_low, b_low], more, is_whole } = exponents;
-    let sums = sums.0.as_ptr().cast::<i32>();
-    // SAFETY: the caller promises the sums of the rows, and the exponents.
+unsafe fn zero() {
+    // SAFETY: the caller's promise; no memory is touched.
     unsafe {
-        let b_exponents = _mm512_loadu_ps((&raw const (*p.b_scales)[b_low]).cast());
-        let b_exponents = _mm512_add_ps(b_exponents, _mm512_set1_ps(more));
-        let (first, second) = (_mm512_set1_ps(65536.0), _mm512_set1_ps(256.0));
-        for row in 0..p.rows {
-            let digits = sums.add((row / ROWS * 3 * ROWS + row % ROWS) * WORDS);
-            let load = |position: usize| {
-                let at = digits.add(position * ROWS * WORDS);
-                _mm512_cvtepi32_ps(_mm512_load_si512(at.cast()))
-            };
-            let mut sum = load(2);
-            if is_whole {
-                sum = _mm512_fmadd_ps(load(1), second, sum);
-                sum = _mm512_fmadd_ps(load(0), first, sum);
-            }
-            let a_exponent = (*p.a_scales.add(row / ROWS))[a_low][row % ROWS];
-            let a_exponent = _mm512_set1_ps(a_exponent);
-            let sum = _mm512_scalef_ps(sum, _mm512_add_ps(a_exponent, b_exponents));
-            let to = p.sums.add(row * p.sums_stride);
-            let sum = if accumulate { _mm512_add_ps(_mm512_loadu_ps(to), sum) } else { sum };
-            _mm512_storeu_ps(to, sum);
-        }
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", "tilezero tmm4",
+            "tilezero tmm5",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+            out("tmm5") _,
+            options(nostack, nomem),
+        );
+    }
+}
+
+/// Stores the registers that hold sums.
+///
+/// # Safety
+/// As [`zero`].
+#[inline]
+unsafe fn store(sums: &mut Sums) {
+    // SAFETY: the caller's promise; the registers' six tiles are what the sums are.
+    unsafe {
+        asm!(
+            "tilestored [{sums} + {line}], tmm0", "tilestored [{sums} + {line} + 1024], tmm1",
+            "tilestored [{sums} + {line} + 2048], tmm2", "tilestored [{sums} + {line} + 3072], tmm3",
+            "tilestored [{sums} + {line} + 4096], tmm4", "tilestored [{sums} + {line} + 5120], tmm5",
+            sums = in(reg) sums,
+            line = in(reg) 4 * WORDS,
+            options(nostack),
+        );
     }
 }

@@ -49,7 +49,7 @@ pub struct Lines {
     pub depth: usize,
 }
 
-/// Operands of a product of at most 32 rows of A, packed as digits, by a panel of B; strides count words.
+/// Operands of a product of rows of A, packed as digits, by a panel of B; strides count words.
 #[derive(Clone, Copy, Debug)]
 pub struct DigitProduct {
     /// First word of A's block; readable for whole tiles of rows.
@@ -76,11 +76,15 @@ pub struct DigitProduct {
     pub rows: usize,
     /// Whether to add to what is there.
     pub accumulate: bool,
-    /// Memory to bring into the second-level cache, [`NEXT_BYTES`] a unit; any address is allowed.
+    /// Memory to bring into the second-level cache, and how many bytes: [`NEXT_BYTES`] with each unit of a tile of rows;
+    /// any address is allowed.
     pub next: *const f32,
+    /// See `next`.
+    pub next_bytes: usize,
 }
 
-/// Units of a block: the more there are, the fewer sums are to be added.
-pub const MOST_UNITS: usize = 18;
+/// Units of a block: a panel of B, which each tile of rows reads again, lies in the nearest cache; and the more there are,
+/// the fewer sums are to be added.
+pub const MOST_UNITS: usize = 9;
 /// Bytes that a product asks for with each unit.
 pub const NEXT_BYTES: usize = 512;
