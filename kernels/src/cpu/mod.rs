@@ -45,6 +45,7 @@ mod lanes;
 pub mod map;
 pub mod matmul;
 mod matmul_across;
+mod matmul_b;
 mod matmul_blocks;
 mod matmul_pack;
 mod matmul_rows;

@@ -33,13 +33,12 @@ impl Words {
         }
     }
 
-    /// The best for matrix products of so many rows and so much depth: digits take longer to make than few rows or a
-    /// short depth take to multiply.
+    /// The best for matrix products of so many rows and so much depth: digits take longer to make than one row or a
+    /// short depth takes to multiply. How many rows there are besides does not matter: those of a part of the tokens
+    /// give the bits of all.
     pub(super) fn of_product(isa: Isa, dtype: DType, rows: usize, depth: usize) -> Self {
         match isa.tiles() {
-            Some(tiles)
-                if dtype == DType::F32 && rows >= simd::TILE_ROWS && depth >= DEPTHS_OF_DIGITS =>
-            {
+            Some(tiles) if dtype == DType::F32 && rows > 1 && depth >= DEPTHS_OF_DIGITS => {
                 Words::F32Digits(tiles)
             }
             _ => Self::of(isa, dtype),

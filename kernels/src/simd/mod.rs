@@ -20,11 +20,7 @@ mod square;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
-mod amx_digits;
-#[cfg(target_arch = "x86_64")]
 mod amx_loops;
-#[cfg(target_arch = "x86_64")]
-mod amx_split;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -35,11 +31,11 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 pub use amx::TileSession;
 #[cfg(target_arch = "x86_64")]
-pub use amx_split::{Splitting, split_line};
-#[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub use digits::{Splitting, split_line};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 #[cfg(not(target_arch = "x86_64"))]

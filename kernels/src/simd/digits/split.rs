@@ -1,11 +1,11 @@
-//! Digits of f32 (see [`super::digits`]), in AVX-512.
+//! Digits of f32 (see [`super`]), in AVX-512.
 
 use std::arch::x86_64::*;
 
 use crate::isa::Tiles;
+use crate::simd::{TILE_WORDS, prefetch};
 
-use super::digits::{DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, Scales, WORDS_OF_UNIT};
-use super::{TILE_WORDS, prefetch};
+use super::{DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, Scales, WORDS_OF_UNIT};
 
 const LANES: usize = TILE_WORDS;
 /// How many depths ahead counting asks for.

@@ -1,21 +1,21 @@
-//! Products of f32 as digits (see [`super::digits`]) in tile registers.
+//! Products of f32 as digits (see [`super`]) in tile registers.
 //!
 //! A row's digits by a column's are whole numbers, summed exactly in 32 bits over a block of the depth: one sum for each
 //! number that two digits' positions sum to, 0 to 2. Those become one f32, which the lines' exponents scale. The
 //! products of the positions left out are at most `2^-22` of the largest element of the row times the largest of the
-//! column, and of either sign. For two lines of which elements are much smaller than the largest, that of positions
-//! 1 and 2 is added, and those of what the digits leave of each.
+//! column, and of either sign. For two lines of which elements are much smaller than the largest, those are added, and
+//! those of what the digits leave of each.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::amx::TileSession;
-use super::digits::{DigitProduct, LOW_SPREAD, MOST_SPREAD, NEXT_BYTES, Scales, WORDS_OF_UNIT};
-use super::{TILE_ROWS as ROWS, TILE_WORDS as WORDS};
+use crate::simd::{TILE_ROWS as ROWS, TILE_WORDS as WORDS, TileSession};
+
+use super::{DigitProduct, LOW_SPREAD, MOST_SPREAD, NEXT_BYTES, Scales, WORDS_OF_UNIT};
 
 /// Sums of products of digits: of 32 rows, for each number that positions sum to. And a line that registers are stored to
-/// only for the sake of storing: see [`super::amx_loops`].
+/// only for the sake of storing: see `simd/amx_loops.rs`.
 #[repr(C, align(64))]
 struct Sums(MaybeUninit<[[[i32; WORDS]; 2 * ROWS]; 3]>, [i32; WORDS]);
 
@@ -46,6 +46,9 @@ struct Waiting {
     to_stride: usize,
     accumulate: bool,
 }
+
+/// What the exponents of products whose positions sum to 4 are less than of those whose positions sum to 2.
+const MORE_EXPONENT: f32 = -16.0;
 
 /// Rows of [`Waiting`] sums that are added with each unit.
 const ROWS_A_UNIT: usize = 4;
@@ -193,25 +196,27 @@ digit_loop!(
         "tileloadd tmm6, [{a} + {a_row}]", "tdpbssd tmm0, tmm6, tmm7"
     ]
 );
-// The products of positions that sum to 3, in the registers of 2.
+// The products of positions that sum to 3 and to 4, in the registers of 1 and 2.
 digit_loop!(
     two_more,
     step: [
         "tileloadd tmm7, [{b} + {line} + 2048]",
-        "tileloadd tmm6, [{a} + {a_row} + 64]", "tdpbssd tmm4, tmm6, tmm7",
-        "tileloadd tmm6, [{a1} + {a_row} + 64]", "tdpbssd tmm5, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm4, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a1} + {a_row} + 128]", "tdpbssd tmm5, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a} + {a_row} + 64]", "tdpbssd tmm2, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a1} + {a_row} + 64]", "tdpbssd tmm3, tmm6, tmm7",
         "tileloadd tmm7, [{b} + {line} + 1024]",
-        "tileloadd tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm4, tmm6, tmm7",
-        "tileloadd tmm6, [{a1} + {a_row} + 128]", "tdpbssd tmm5, tmm6, tmm7"
+        "tileloaddt1 tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm2, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a1} + {a_row} + 128]", "tdpbssd tmm3, tmm6, tmm7"
     ]
 );
 digit_loop!(
     one_more,
     step: [
         "tileloadd tmm7, [{b} + {line} + 2048]",
-        "tileloadd tmm6, [{a} + {a_row} + 64]", "tdpbssd tmm4, tmm6, tmm7",
-        "tileloadd tmm7, [{b} + {line} + 1024]",
-        "tileloadd tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm4, tmm6, tmm7"
+        "tileloaddt1 tmm6, [{a} + {a_row} + 64]", "tdpbssd tmm2, tmm6, tmm7",
+        "tileloaddt1 tmm6, [{a} + {a_row} + 128]", "tdpbssd tmm4, tmm6, tmm7",
+        "tileloadd tmm7, [{b} + {line} + 1024]", "tdpbssd tmm2, tmm6, tmm7"
     ]
 );
 
@@ -222,12 +227,10 @@ struct Exponents {
     are_low: [usize; 2],
     /// What is added to them.
     more: f32,
-    /// Whether the sums of all positions are there, or only the last's place.
-    is_whole: bool,
 }
 
 impl Exponents {
-    const HIGH: Self = Self { are_low: [0, 0], more: 0.0, is_whole: true };
+    const HIGH: Self = Self { are_low: [0, 0], more: 0.0 };
 }
 
 impl TileSession {
@@ -408,7 +411,7 @@ impl Tile<'_> {
                 two_more(operands, units, sums);
             }
             store(sums);
-            self.add(sums, Exponents { more: -8.0, is_whole: false, ..Exponents::HIGH }, true);
+            self.add(sums, Exponents { more: MORE_EXPONENT, ..Exponents::HIGH }, true);
         }
     }
 
@@ -430,7 +433,7 @@ impl Tile<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn add_from(&self, first: usize, sums: &Sums, exponents: Exponents, accumulate: bool) {
-        let Exponents { are_low: [a_low, b_low], more, is_whole } = exponents;
+        let Exponents { are_low: [a_low, b_low], more } = exponents;
         let p = self.product;
         let sums = sums.0.as_ptr().cast::<i32>();
         // SAFETY: the caller's promise.
@@ -444,11 +447,8 @@ impl Tile<'_> {
                     let at = sums.add((position * 2 * ROWS + row) * WORDS);
                     _mm512_cvtepi32_ps(_mm512_load_si512(at.cast()))
                 };
-                let mut sum = load(2);
-                if is_whole {
-                    sum = _mm512_fmadd_ps(load(1), second_place, sum);
-                    sum = _mm512_fmadd_ps(load(0), first_place, sum);
-                }
+                let sum = _mm512_fmadd_ps(load(1), second_place, load(2));
+                let sum = _mm512_fmadd_ps(load(0), first_place, sum);
                 let exponent = _mm512_set1_ps((*self.scales.add(row / ROWS))[a_low][row % ROWS]);
                 let sum = _mm512_scalef_ps(sum, _mm512_add_ps(exponent, columns));
                 let to = self.to.add(row * p.sums_stride);

@@ -8,6 +8,16 @@
 //! Words of a line over some units of the depth: three times sixteen digits of each unit. Low digits are the same at some
 //! distance. A panel of B is sixteen columns, their words side by side. Sixteen lines have their [`Scales`] elsewhere.
 
+#[cfg(target_arch = "x86_64")]
+mod product;
+#[cfg(target_arch = "x86_64")]
+mod split;
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+pub use split::{Splitting, split_line};
+
 use super::TILE_WORDS;
 
 /// Digits of an element.
