@@ -30,7 +30,7 @@ pub enum Kind {
     Avx512,
     /// [`Kind::Avx512`] with products of pairs of bf16 (AVX-512 BF16) and of i16 (VNNI).
     Avx512Bf16,
-    /// [`Kind::Avx512Bf16`] with tile registers and their products in bf16 (AMX-TILE, AMX-BF16), which the
+    /// [`Kind::Avx512Bf16`] with tile registers and their products in bf16 and bytes (AMX-TILE, AMX-BF16, AMX-INT8), which the
     /// operating system lets this process use.
     Amx,
 }
@@ -44,7 +44,7 @@ const KINDS: [Kind; 6] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bf16Dot(());
 
-/// Proof that the CPU multiplies whole tiles of bf16 pairs, besides what [`Bf16Dot`] proves; see
+/// Proof that the CPU multiplies whole tiles of bf16 pairs and of bytes, besides what [`Bf16Dot`] proves; see
 /// [`Isa::tiles`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiles(Bf16Dot);
