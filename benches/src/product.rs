@@ -128,6 +128,7 @@ fn spec(
 ) -> Result<MatmulSpec, Error> {
     let view = |stride| RowView { dtype, row_strides: vec![stride], column_stride: 1, offset: 0 };
     let plain = MatmulSpec {
+        digits: true,
         batch: vec![],
         rows: vec![m],
         columns: n,

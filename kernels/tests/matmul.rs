@@ -90,6 +90,7 @@ fn view(dtype: DType, row_strides: &[usize], column_stride: usize) -> RowView {
 
 fn plain(m: usize, n: usize, k: usize) -> MatmulSpec {
     MatmulSpec {
+        digits: true,
         batch: vec![],
         rows: vec![m],
         columns: n,

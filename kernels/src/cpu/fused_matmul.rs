@@ -18,6 +18,10 @@ use super::shared::Shared;
 use crate::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
 use crate::matmul_site::MatmulSite;
 
+/// Elements of B from which on digits are made of it: of fewer, that takes longer than it saves. One row only reads B, but
+/// how many there are besides does not matter: some of the tokens give the bits of all.
+const LEAST_OF_DIGITS: usize = 1 << 19;
+
 /// A product and where its parts come from.
 #[derive(Clone, Debug)]
 pub struct FusedMatmul {
@@ -75,6 +79,8 @@ impl FusedMatmul {
         let epilogue_views: Vec<RowView> =
             leaves[1..].iter().map(|leaf| rows(&leaf.layout)).collect();
         let (a_view, prologue_views) = a_views.split_first()?;
+        let digits = product.rows.iter().product::<usize>() > 1
+            && product.columns * product.depth >= LEAST_OF_DIGITS;
         let spec = joined(MatmulSpec {
             batch: product.batch,
             rows: product.rows,
@@ -83,6 +89,7 @@ impl FusedMatmul {
             a: a_view.clone(),
             b,
             product: product.product,
+            digits,
             norm: left.norm,
             prologue: left.program,
             prologue_operands: prologue_views.to_vec(),

@@ -17,10 +17,13 @@
 //! sizes. Elements of C are written once, by one task, after it has read the epilogue operands at
 //! the same position: C may lie exactly over one of them.
 
+use ops::DType;
+
 use crate::Error;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::program::Program;
+use crate::simd::digits::DEPTHS_OF_DIGITS;
 use crate::simd::{MAX_LANES, dispatch, prefetch_l2};
 
 pub use super::matmul_spec::{BOperand, BView, MatmulSpec};
@@ -99,10 +102,11 @@ impl Matmul {
             BOperand::Dense(view) => view.dtype,
         };
         let n_rows = spec.rows.iter().product::<usize>();
-        let words = if b_dtype == spec.product {
-            Words::of_product(isa, b_dtype, n_rows, spec.depth)
-        } else {
-            Words::F32
+        let has_digits = spec.digits && spec.depth >= DEPTHS_OF_DIGITS;
+        let words = match b_dtype {
+            DType::F32 if spec.product == b_dtype && has_digits => Words::of_digits(isa),
+            _ if spec.product == b_dtype => Words::of(isa, b_dtype),
+            _ => Words::F32,
         };
         let prologue = match &spec.prologue {
             Some(program) => Some(Program::new(

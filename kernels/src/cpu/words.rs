@@ -33,16 +33,9 @@ impl Words {
         }
     }
 
-    /// The best for matrix products of so many rows and so much depth: digits take longer to make than one row or a
-    /// short depth takes to multiply. How many rows there are besides does not matter: those of a part of the tokens
-    /// give the bits of all.
-    pub(super) fn of_product(isa: Isa, dtype: DType, rows: usize, depth: usize) -> Self {
-        match isa.tiles() {
-            Some(tiles) if dtype == DType::F32 && rows > 1 && depth >= DEPTHS_OF_DIGITS => {
-                Words::F32Digits(tiles)
-            }
-            _ => Self::of(isa, dtype),
-        }
+    /// Digits for operands in f32, where the CPU multiplies them.
+    pub(super) fn of_digits(isa: Isa) -> Self {
+        isa.tiles().map_or(Words::F32, Words::F32Digits)
     }
 
     /// The best of attention, `least` being the fewer of queries and keys: a tile register that is mostly empty is
