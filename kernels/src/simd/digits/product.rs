@@ -227,10 +227,12 @@ struct Exponents {
     are_low: [usize; 2],
     /// What is added to them.
     more: f32,
+    /// Whether the sums count only where the two lines' spreads are wide.
+    is_rest: bool,
 }
 
 impl Exponents {
-    const HIGH: Self = Self { are_low: [0, 0], more: 0.0 };
+    const HIGH: Self = Self { are_low: [0, 0], more: 0.0, is_rest: false };
 }
 
 impl TileSession {
@@ -310,6 +312,22 @@ impl Tile<'_> {
         // SAFETY: the caller's promise.
         let [a, b] = unsafe { self.spreads() };
         a + b > MOST_SPREAD
+    }
+
+    /// The columns whose spread and the row's are wide.
+    ///
+    /// # Safety
+    /// The operands have their scales.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn wide_columns(&self, row: usize) -> u16 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let spread = _mm512_set1_ps((*self.scales.add(row / ROWS))[2][row % ROWS]);
+            let columns = _mm512_loadu_ps((&raw const (*self.product.b_scales)[2]).cast());
+            let most = _mm512_set1_ps(MOST_SPREAD);
+            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_add_ps(spread, columns), most)
+        }
     }
 
     /// The widest spread of the rows, and of the columns.
@@ -398,7 +416,7 @@ impl Tile<'_> {
             for (spread, are_low) in [(a_spread, [1, 0]), (b_spread, [0, 1])] {
                 if spread > LOW_SPREAD {
                     self.multiply(are_low, p.b, sums, None);
-                    self.add(sums, Exponents { are_low, ..Exponents::HIGH }, true);
+                    self.add(sums, Exponents { are_low, more: 0.0, is_rest: true }, true);
                 }
             }
             let Self { a, .. } = *self;
@@ -411,7 +429,8 @@ impl Tile<'_> {
                 two_more(operands, units, sums);
             }
             store(sums);
-            self.add(sums, Exponents { more: MORE_EXPONENT, ..Exponents::HIGH }, true);
+            let exponents = Exponents { are_low: [0, 0], more: MORE_EXPONENT, is_rest: true };
+            self.add(sums, exponents, true);
         }
     }
 
@@ -433,7 +452,7 @@ impl Tile<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn add_from(&self, first: usize, sums: &Sums, exponents: Exponents, accumulate: bool) {
-        let Exponents { are_low: [a_low, b_low], more } = exponents;
+        let Exponents { are_low: [a_low, b_low], more, is_rest } = exponents;
         let p = self.product;
         let sums = sums.0.as_ptr().cast::<i32>();
         // SAFETY: the caller's promise.
@@ -454,7 +473,9 @@ impl Tile<'_> {
                 let to = self.to.add(row * p.sums_stride);
                 // As the loop does it: a sum that nothing is added to is added to zero.
                 let before = _mm512_maskz_loadu_ps(mask, to);
-                _mm512_storeu_ps(to, _mm512_add_ps(before, sum));
+                // What a row's sums are must not depend on the other rows of its tile, nor on the other columns.
+                let counts = if is_rest { self.wide_columns(row) } else { u16::MAX };
+                _mm512_storeu_ps(to, _mm512_mask_add_ps(before, counts, before, sum));
             }
         }
     }

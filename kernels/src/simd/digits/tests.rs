@@ -212,6 +212,35 @@ fn products_of_whole_numbers_are_exact_and_nothing_else_is_written() {
 }
 
 #[test]
+fn sums_do_not_depend_on_other_rows_and_columns() {
+    let Some(tiles) = tiles() else { return };
+    let (rows, depth) = (40, 200);
+    let (mut a, mut b) = (elements(rows * depth, 5), elements(depth * TILE_WORDS, 6));
+    for row in [3, 20, 35] {
+        a[row * depth + 7] = 1e6;
+    }
+    for column in [0, 9] {
+        b[11 * TILE_WORDS + column] = 1e4;
+    }
+    let product = |a: &[f32], b: &[f32], columns: usize| {
+        let rows = a.len() / depth;
+        let packed = (Rows::pack(tiles, a, depth), Panel::pack(tiles, b, columns));
+        let mut sums = vec![0.0; rows * TILE_WORDS];
+        multiply(tiles, &packed.0, &packed.1, rows, &mut sums, false);
+        sums
+    };
+    let together = product(&a, &b, TILE_WORDS);
+    for (row, a) in a.chunks(depth).enumerate() {
+        for column in 0..TILE_WORDS {
+            let b: Vec<f32> = b.iter().skip(column).step_by(TILE_WORDS).copied().collect();
+            let alone = product(a, &b, 1)[0];
+            let found = together[row * TILE_WORDS + column];
+            assert_eq!(found.to_bits(), alone.to_bits(), "{row} {column}");
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_makes_its_sums_nan_and_no_others() {
     let Some(tiles) = tiles() else { return };
     let (rows, depth) = (40, 64);
