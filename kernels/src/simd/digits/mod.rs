@@ -9,6 +9,8 @@
 //! distance. A panel of B is sixteen columns, their words side by side. Sixteen lines have their [`Scales`] elsewhere.
 
 #[cfg(target_arch = "x86_64")]
+mod loops;
+#[cfg(target_arch = "x86_64")]
 mod product;
 #[cfg(target_arch = "x86_64")]
 mod split;
