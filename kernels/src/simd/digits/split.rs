@@ -9,7 +9,7 @@ use super::{DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, Scales, WORDS_OF_UNIT};
 
 const LANES: usize = TILE_WORDS;
 /// How many depths ahead counting asks for.
-const DEPTHS_AHEAD: usize = 8;
+const DEPTHS_AHEAD: usize = 20;
 /// Numbers are whole multiples of the largest one's exponent, less this: 23 bits and a sign, and no digit above 127.
 const NUMBER_EXPONENT: f32 = 22.0;
 /// What is left of an element is at most half of a number's unit, and so has numbers of one bit less.
