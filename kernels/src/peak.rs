@@ -72,7 +72,7 @@ fn chains<S: Simd>(s: S, step: impl Fn(S::F) -> S::F) -> f32 {
 const ROUNDS: usize = 1 << 17;
 /// Multiply-adds of a round: four products of tiles, whose words are pairs.
 const ROUND: usize = 4 * TILE_ROWS * TILE_ROWS * 2 * TILE_WORDS;
-/// Products of tiles of bytes for one of f32 in digits, half of which take the time of one of bf16.
+/// Products of tiles of bytes for one of f32 in digits, each of which takes half the time of one of bf16.
 const PRODUCTS_OF_DIGITS: f64 = 6.0;
 
 /// FLOP/s of `pool`'s threads together in `dtype`: that of f32 where the CPU has no bf16 arithmetic.

@@ -98,7 +98,7 @@ impl Matmul {
                     let to = PackedDigits { digits, low, scales, depth_block };
                     self.panel.pack_digits(tiles, panels, dense, &to);
                 }
-                None => self.panel.pack_words(panels.0, dense, packed),
+                None => self.panel.pack(panels.0, dense, packed, self.words.dtype()),
             }
         }
     }

@@ -68,15 +68,6 @@ impl PanelShape {
         if self.words.digits().is_some() { 1 } else { self.words.depths() }
     }
 
-    /// Packs one panel as what is multiplied, words that are not digits.
-    ///
-    /// # Safety
-    /// As [`PanelShape::pack`].
-    pub(super) unsafe fn pack_words(self, panel: usize, dense: &DenseB, packed: *mut u8) {
-        // SAFETY: passed on.
-        unsafe { self.pack(panel, dense, packed, self.words.dtype()) }
-    }
-
     /// Packs the digits of `panels` neighbors, at most [`GROUPS`].
     ///
     /// # Safety

@@ -34,14 +34,12 @@ pub const WORDS_OF_UNIT: usize = DIGITS * TILE_WORDS;
 /// An exponent is of what a product of two numbers is multiplied by, the other's exponent added to it. It is NaN where the
 /// line is not finite, and minus infinity where there are no such digits: those are never looked at.
 pub type Scales = [[f32; TILE_WORDS]; 3];
-/// Words of them.
-pub const WORDS_OF_SCALES: usize = 3 * TILE_WORDS;
 
 /// The spread from which on a line has low digits: how much more, in exponents of two, its largest element has than its
 /// elements have on average, zeros aside.
 pub const LOW_SPREAD: f32 = 5.0;
-/// The sum of two lines' spreads up to which their product is made of six products of digits: those whose numbers sum
-/// to two at most. Normal and uniform numbers have spreads from 1 to 4.
+/// The sum of two lines' spreads up to which their product is made of six products of digits: those whose positions
+/// sum to 2 at most. Normal and uniform numbers have spreads from 1 to 4.
 pub const MOST_SPREAD: f32 = 2.0 * LOW_SPREAD;
 
 /// Groups of lines that are split together where they are neighbors: a depth's lines are more than one cache line, and
