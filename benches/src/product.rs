@@ -2,7 +2,7 @@
 //!
 //! Invariant: buffers are made once, before anything is timed.
 
-use kernels::cpu::matmul::{BOperand, Caches, Matmul, MatmulBuffers, MatmulSpec};
+use kernels::cpu::matmul::{BOperand, BView, Caches, Matmul, MatmulBuffers, MatmulSpec};
 use kernels::cpu::{Norm, RowView};
 use kernels::program::{Program, ProgramBuilder, Value};
 use kernels::{Error, Isa, Pool};
@@ -70,14 +70,14 @@ pub struct Product {
     matmul: Matmul,
     pool: Pool,
     a: Arena,
-    packed: Arena,
+    b: Arena,
     rows: Arena,
     c: Arena,
     scratch: Arena,
 }
 
 impl Product {
-    /// Makes the buffers and packs B.
+    /// Makes the buffers, and packs B where a weight would be.
     ///
     /// # Errors
     /// The kernel's, if the shape is empty; out of memory.
@@ -89,15 +89,20 @@ impl Product {
         pool: Pool,
     ) -> Result<Product, Box<dyn std::error::Error>> {
         let [_, l2, l3] = kernels::caches();
-        let matmul = Matmul::new(spec((m, n, k), fusion, dtype)?, isa, Caches { l2, l3 })?;
-        let dense = random(n * k, dtype)?;
-        let mut packed = Arena::new(matmul.packed_b_bytes(), "packed B")?;
-        let bytes = packed.len();
-        let from = dense.slice(0, n * k * dtype.size());
-        matmul.pack_b(&pool, from, (1, k), packed.slice_mut(0, bytes))?;
+        let digits = dtype == DType::F32 && isa.tiles().is_some();
+        let spec = spec((m, n, k), fusion, dtype, digits)?;
+        let matmul = Matmul::new(spec, isa, Caches { l2, l3 })?;
+        let mut b = random(n * k, dtype)?;
+        if !digits {
+            let mut packed = Arena::new(matmul.packed_b_bytes(), "packed B")?;
+            let bytes = packed.len();
+            let from = b.slice(0, n * k * dtype.size());
+            matmul.pack_b(&pool, from, (1, k), packed.slice_mut(0, bytes))?;
+            b = packed;
+        }
         let scratch = Arena::new(matmul.scratch_bytes(pool.threads()), "scratch")?;
         let (a, rows, c) = (random(m * k, dtype)?, random(n + k, dtype)?, random(m * n, dtype)?);
-        Ok(Product { matmul, pool, a, packed, rows, c, scratch })
+        Ok(Product { matmul, pool, a, b, rows, c, scratch })
     }
 
     /// Runs once.
@@ -105,7 +110,7 @@ impl Product {
         let (rows, c) = (self.rows.ptr().cast_const(), self.c.ptr());
         let buffers = MatmulBuffers {
             a: self.a.ptr(),
-            b: self.packed.ptr(),
+            b: self.b.ptr(),
             prologue: &[rows, rows],
             epilogue: &[rows, rows, c.cast_const()],
             c,
@@ -125,16 +130,28 @@ fn spec(
     (m, n, k): (usize, usize, usize),
     fusion: Fusion,
     dtype: DType,
+    digits: bool,
 ) -> Result<MatmulSpec, Error> {
     let view = |stride| RowView { dtype, row_strides: vec![stride], column_stride: 1, offset: 0 };
     let plain = MatmulSpec {
-        digits: true,
+        digits,
         batch: vec![],
         rows: vec![m],
         columns: n,
         depth: k,
         a: view(k),
-        b: BOperand::Packed(dtype),
+        b: if digits {
+            let (depth_stride, column_stride) = (1, k);
+            BOperand::Dense(BView {
+                dtype,
+                batch_strides: vec![],
+                depth_stride,
+                column_stride,
+                offset: 0,
+            })
+        } else {
+            BOperand::Packed(dtype)
+        },
         product: dtype,
         norm: None,
         prologue: None,

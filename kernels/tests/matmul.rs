@@ -90,7 +90,7 @@ fn view(dtype: DType, row_strides: &[usize], column_stride: usize) -> RowView {
 
 fn plain(m: usize, n: usize, k: usize) -> MatmulSpec {
     MatmulSpec {
-        digits: true,
+        digits: false,
         batch: vec![],
         rows: vec![m],
         columns: n,
@@ -107,6 +107,11 @@ fn plain(m: usize, n: usize, k: usize) -> MatmulSpec {
     }
 }
 
+/// The same of a dense B as digits, where the CPU multiplies those.
+fn of_digits(m: usize, n: usize, k: usize, b: (usize, usize)) -> MatmulSpec {
+    MatmulSpec { digits: true, b: dense(DType::F32, b), ..plain(m, n, k) }
+}
+
 /// Runs `spec` on every instruction set and 1 to 4 threads; equal bytes for all thread counts.
 /// Returns C of each instruction set. `b` is the dense B with its depth and column stride.
 fn run(
@@ -117,10 +122,23 @@ fn run(
     epilogue: &[&Buffer],
     c: &[u8],
 ) -> Vec<(Isa, Vec<u8>)> {
+    run_within(CACHES, spec, a, b, prologue, epilogue, c)
+}
+
+/// The same with block sizes for other caches.
+fn run_within(
+    caches: Caches,
+    spec: &MatmulSpec,
+    a: &Buffer,
+    b: (&Buffer, (usize, usize)),
+    prologue: &[&Buffer],
+    epilogue: &[&Buffer],
+    c: &[u8],
+) -> Vec<(Isa, Vec<u8>)> {
     let pools: Vec<Pool> = (1..=4).map(|threads| Pool::new(threads).unwrap()).collect();
     let mut results = Vec::new();
     for isa in Isa::available() {
-        let matmul = Matmul::new(spec.clone(), isa, CACHES).unwrap();
+        let matmul = Matmul::new(spec.clone(), isa, caches).unwrap();
         let packed = match spec.b {
             BOperand::Packed(_) => {
                 let mut packed = vec![0xff; matmul.packed_b_bytes()];
@@ -192,7 +210,7 @@ fn product(
 }
 
 #[test]
-fn packed_f32_matches_the_naive_product_on_ragged_shapes() {
+fn f32_matches_the_naive_product_on_ragged_shapes() {
     let mut random = Random(1);
     let mut shapes =
         vec![(1, 1, 1), (1, 1152, 300), (7, 16, 5), (8, 48, 4), (9, 49, 321), (250, 100, 33)];
@@ -204,12 +222,13 @@ fn packed_f32_matches_the_naive_product_on_ragged_shapes() {
         let a = buffer(&mut random, DType::F32, m * k);
         let b = buffer(&mut random, DType::F32, n * k);
         // Torch's weight layout: [N, K].
-        let spec = plain(m, n, k);
         let expected = product((m, n, k), |r, i| a.values[r * k + i], |i, c| b.values[c * k + i]);
         let c = vec![0xff; m * n * 4];
-        for (isa, c) in run(&spec, &a, (&b, (1, k)), &[], &[], &c) {
-            let what = format!("{m}x{n}x{k}");
-            assert_close(isa, &what, &decode(DType::F32, &c), &expected, sum_tolerance(k));
+        for spec in [plain(m, n, k), of_digits(m, n, k, (1, k))] {
+            for (isa, c) in run(&spec, &a, (&b, (1, k)), &[], &[], &c) {
+                let what = format!("{m}x{n}x{k}, digits: {}", spec.digits);
+                assert_close(isa, &what, &decode(DType::F32, &c), &expected, sum_tolerance(k));
+            }
         }
     }
 }
@@ -224,7 +243,7 @@ fn element_types_and_transposes_mix_freely() {
         let (a, b) = (buffer(&mut random, ta, m * k), buffer(&mut random, tb, n * k));
         let a_strides = if random.below(2) == 0 { (k, 1) } else { (1, m) };
         let b_strides = if random.below(2) == 0 { (1, k) } else { (n, 1) };
-        let mut spec = plain(m, n, k);
+        let mut spec = MatmulSpec { digits: true, ..plain(m, n, k) };
         spec.a = view(ta, &[a_strides.0], a_strides.1);
         spec.c.dtype = tc;
         spec.epilogue = Program::copy(DType::F32, tc);
@@ -360,7 +379,7 @@ fn f32_products_are_as_right_on_every_instruction_set_as_chains_of_multiply_adds
         }
         let limit = error(&chains);
         let empty = vec![0xff; m * n * 4];
-        for (isa, c) in run(&plain(m, n, k), &a, (&b, (1, k)), &[], &[], &empty) {
+        for (isa, c) in run(&of_digits(m, n, k, (1, k)), &a, (&b, (1, k)), &[], &[], &empty) {
             let error = error(&decode(DType::F32, &c));
             // Blocks of the depth are summed one by one, which no chain is worse for but a short one.
             let what = format!("{isa} {numbers:?} {m}x{n}x{k}: {error:e}, a chain {limit:e}");
@@ -389,6 +408,7 @@ fn gradients_of_weights_are_cut_along_their_depth() {
         for dtype in [DType::F32, DType::Bf16] {
             let (a, b) = (buffer(&mut random, dtype, m * k), buffer(&mut random, dtype, n * k));
             let spec = MatmulSpec {
+                digits: true,
                 a: view(dtype, &[1], m),
                 b: dense(dtype, (n, 1)),
                 product: dtype,
@@ -411,6 +431,7 @@ fn entries_of_a_batch_are_cut_along_their_depth() {
     let a = buffer(&mut random, DType::F32, batch * m * k);
     let b = buffer(&mut random, DType::F32, batch * k * n);
     let spec = MatmulSpec {
+        digits: true,
         batch: vec![batch],
         a: view(DType::F32, &[k * m, 1], m),
         b: BOperand::Dense(BView {
@@ -442,6 +463,12 @@ fn blocks_do_not_change_a_bit() {
     let c = vec![0xff; m * n * 4];
     let whole = run(&plain(m, n, k), &a, (&b, (1, k)), &[], &[], &c);
     assert!(run(&spec, &a, (&b, (1, k)), &[], &[], &c) == whole);
+    let small = Caches { l2: 1 << 18, l3: 1 << 20 };
+    for b_strides in [(1, k), (n, 1)] {
+        let (spec, b) = (of_digits(m, n, k, b_strides), (&b, b_strides));
+        let whole = run(&spec, &a, b, &[], &[], &c);
+        assert!(run_within(small, &spec, &a, b, &[], &[], &c) == whole, "{b_strides:?}");
+    }
     // Scratch does not grow with B.
     for isa in Isa::available() {
         let bytes =
@@ -554,7 +581,9 @@ fn fused_case(norm: Norm, a_dtype: DType, b_dtype: DType, (m, n, k): (usize, usi
     // An activation B is multiplied in the same order.
     let spec = MatmulSpec { b: dense(b_dtype, (1, k)), ..spec };
     assert!(run(&spec, &a, b, &before, &after, &residual.bytes) == results);
-    for (isa, c) in results {
+    let of_digits = MatmulSpec { digits: true, ..spec };
+    let of_digits = run(&of_digits, &a, b, &before, &after, &residual.bytes);
+    for (isa, c) in results.into_iter().chain(of_digits) {
         // The norm adds roundings of its own to each product, and GELU's slope reaches 1.13.
         let rounding = match b_dtype {
             // Half an ulp of each element of A, of either sign: they mostly cancel.

@@ -5,7 +5,7 @@
 //! is packed once at load, in its stored element type; any other B is packed in every run, part by part. Rows are
 //! numbered over all leading dims, so A, C and the operands may be strided views.
 
-use ops::{Attr, Graph, Op, ValueId};
+use ops::{Attr, DType, Graph, Op, ValueId};
 
 use crate::Layout;
 use crate::kernel::{KernelDef, Launch, Packing, Site};
@@ -17,6 +17,7 @@ use super::matmul_rows::{Norm, RowView};
 use super::shared::Shared;
 use crate::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
 use crate::matmul_site::MatmulSite;
+use crate::simd::digits::DEPTHS_OF_DIGITS;
 
 /// Elements of B from which on digits are made of it: of fewer, that takes longer than it saves. One row only reads B, but
 /// how many there are besides does not matter: some of the tokens give the bits of all.
@@ -48,7 +49,14 @@ impl FusedMatmul {
     pub fn select(site: &Site<'_>) -> Option<FusedMatmul> {
         let product = MatmulSite::of(site)?;
         let weight_strides = product.b_strides();
-        let b = if product.is_weight {
+        let digits = site.target.isa.tiles().is_some()
+            && [product.product, product.b_view.dtype] == [DType::F32; 2]
+            && product.depth >= DEPTHS_OF_DIGITS
+            && product.rows.iter().product::<usize>() > 1
+            && product.columns * product.depth >= LEAST_OF_DIGITS;
+        // Digits take more memory than a weight, so they are made in each run; of what is packed, they are not made
+        // faster.
+        let b = if product.is_weight && !digits {
             BOperand::Packed(product.b_view.dtype)
         } else {
             BOperand::Dense(BView {
@@ -79,8 +87,6 @@ impl FusedMatmul {
         let epilogue_views: Vec<RowView> =
             leaves[1..].iter().map(|leaf| rows(&leaf.layout)).collect();
         let (a_view, prologue_views) = a_views.split_first()?;
-        let digits = product.rows.iter().product::<usize>() > 1
-            && product.columns * product.depth >= LEAST_OF_DIGITS;
         let spec = joined(MatmulSpec {
             batch: product.batch,
             rows: product.rows,

@@ -102,7 +102,8 @@ impl Matmul {
             BOperand::Dense(view) => view.dtype,
         };
         let n_rows = spec.rows.iter().product::<usize>();
-        let has_digits = spec.digits && spec.depth >= DEPTHS_OF_DIGITS;
+        let is_dense = matches!(spec.b, BOperand::Dense(_));
+        let has_digits = spec.digits && is_dense && spec.depth >= DEPTHS_OF_DIGITS;
         let words = match b_dtype {
             DType::F32 if spec.product == b_dtype && has_digits => Words::of_digits(isa),
             _ if spec.product == b_dtype => Words::of(isa, b_dtype),
@@ -189,16 +190,16 @@ impl Matmul {
         self.run_scratch(threads).bytes
     }
 
-    fn dense_b(&self) -> Option<&BView> {
+    pub(super) fn dense_b(&self) -> Option<&BView> {
         match &self.spec.b {
             BOperand::Dense(view) => Some(view),
             BOperand::Packed(_) => None,
         }
     }
 
-    /// Whether B is packed while running: an activation, or what digits are made of.
+    /// Whether B is packed while running.
     pub(super) fn packs_b(&self) -> bool {
-        self.dense_b().is_some() || self.words.digits().is_some()
+        self.dense_b().is_some()
     }
 
     /// Whether A is packed once, whole, before the tasks: its rows are one block, which the task of

@@ -7,7 +7,7 @@ use ops::DType;
 
 use crate::isa::Tiles;
 use crate::simd::digits::{DIGITS, GROUPS, Lines, Scales, WORDS_OF_UNIT};
-use crate::simd::{MAX_LANES, Simd, SimdJob, Splitting, TILE_WORDS, prefetch_l2};
+use crate::simd::{MAX_LANES, Simd, SimdJob, TILE_WORDS, prefetch_l2};
 
 use super::lanes::{join_halves, load_as_f32};
 use super::matmul_rows::PackRows;
@@ -146,10 +146,8 @@ impl PackAcross<'_> {
         let units = (to - from) / WORDS_OF_UNIT;
         let from = rows.words.depth(from);
         let depth = rows.words.depth(to).min(rows.depth) - from;
-        // Digits of a unit, sixteen rows to each word.
-        const GROUP: usize = WORDS_OF_UNIT * TILE_WORDS;
-        let mut unit_words = [0f32; GROUPS * GROUP];
-        let unit_words = unit_words.as_mut_ptr();
+        // Digits of a unit of sixteen rows.
+        let mut unit_words = [[0f32; TILE_WORDS * TILE_WORDS]; DIGITS];
         // SAFETY: the caller's promise; squares of words lie within the unit's and within the rows'.
         unsafe {
             let start = rows.a.cast::<f32>().add(rows.view.offset + *rows.offsets);
@@ -159,19 +157,18 @@ impl PackAcross<'_> {
                 let stride_of_depth = rows.view.column_stride;
                 let start = start.add(first);
                 let lines = Lines { start, stride: stride_of_depth, count, depth };
-                let splittings = lines.splittings::<GROUPS>(tiles);
-                let packed = packed.add(first * stride);
-                let groups = || (0..count).step_by(TILE_WORDS).enumerate();
-                for part in 0..1 + usize::from(splittings.iter().any(Splitting::has_low)) {
-                    for unit in 0..units {
-                        lines.split_unit(tiles, &splittings, unit, part == 1, (unit_words, GROUP));
-                        let to = packed.add(part * rows.low + unit * WORDS_OF_UNIT);
-                        for (group, row) in groups() {
-                            let count = TILE_WORDS.min(count - row);
-                            for digit in 0..DIGITS {
-                                let square = group * GROUP + digit * TILE_WORDS * TILE_WORDS;
-                                let square = unit_words.add(square).cast_const();
-                                let to = to.add(row * stride + digit * TILE_WORDS);
+                let splittings = lines.splittings(tiles);
+                for (group, splitting) in splittings.iter().enumerate().take(lines.groups()) {
+                    let row = first + group * TILE_WORDS;
+                    let count = TILE_WORDS.min(n_rows - row);
+                    for part in 0..1 + usize::from(splitting.has_low()) {
+                        for unit in 0..units {
+                            let to = unit_words.each_mut().map(|of| of.as_mut_ptr());
+                            lines.split_unit(tiles, group, splitting, unit, part == 1, to);
+                            let to = packed.add(part * rows.low + row * stride);
+                            let to = to.add(unit * WORDS_OF_UNIT);
+                            for (digit, square) in unit_words.iter().enumerate() {
+                                let (square, to) = (square.as_ptr(), to.add(digit * TILE_WORDS));
                                 if count == S::LANES {
                                     s.transpose_square(square, TILE_WORDS, to, stride);
                                 } else {
@@ -180,9 +177,7 @@ impl PackAcross<'_> {
                             }
                         }
                     }
-                }
-                for (group, row) in groups() {
-                    scales.add((first + row) / TILE_WORDS).write(splittings[group].scales());
+                    scales.add(row / TILE_WORDS).write(splitting.scales());
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::pool::Pool;
-use crate::simd::digits::{GROUPS, Scales};
+use crate::simd::digits::{GROUPS, Scales, VECTORS};
 
 use super::matmul::{BOperand, Matmul, MatmulBuffers};
 use super::matmul_blocks::Block;
@@ -22,13 +22,13 @@ impl Matmul {
         entries: (usize, usize),
         block: &Block,
     ) {
+        let Some(view) = self.dense_b() else { return };
         let panels = block.panels.1 - block.panels.0;
         let (from, to) = (self.words.depth(block.words.0), self.words.depth(block.words.1));
-        // Digits are made of neighbors together, where a thread has several of them.
-        let neighbors = match self.words.digits() {
-            Some(_) => GROUPS.min(panels.div_ceil(pool.threads())),
-            None => 1,
-        };
+        // Digits are made of neighbors together, in shares as even as may be.
+        let most = if self.words.digits().is_some() { GROUPS / VECTORS } else { 1 };
+        let shares = panels.div_ceil(most).next_multiple_of(pool.threads());
+        let neighbors = panels.div_ceil(shares);
         let items = panels.div_ceil(neighbors);
         pool.run((entries.1 - entries.0) * items, &|item, _| {
             let (entry, index) = (item / items, item % items * neighbors);
@@ -37,43 +37,26 @@ impl Matmul {
             let start = index * self.panel.columns() * (block.words.1 - block.words.0);
             let at = entry * self.packed_block_bytes() + start * size_of::<f32>();
             let panel = block.panels.0 + index;
-            // SAFETY: B covers its view, or has all panels; each item writes its own panels of scratch.
+            // SAFETY: B covers its view; each item writes its own panels of scratch.
             unsafe {
                 let packed = buffers.scratch.add(at);
                 let scales = self.packed_b_scales() + entry * self.b_scales_bytes();
                 let scales = buffers.scratch.add(scales).cast::<Scales>();
-                let panel_scales = (block.words.1 - block.words.0).div_ceil(self.depth_block);
+                let blocks = (block.words.1 - block.words.0).div_ceil(self.depth_block);
+                let panel_scales = blocks * VECTORS;
                 let scales = scales.add(index * panel_scales);
-                match &self.spec.b {
-                    BOperand::Dense(view) => {
-                        let mut offset = [0];
-                        let batch = entries.0 + entry;
-                        row_offsets(&self.spec.batch, &view.batch_strides, batch, &mut offset);
-                        let start = (view.offset + offset[0]) * view.dtype.size();
-                        let dense = DenseB {
-                            start: buffers.b.add(start),
-                            strides: (view.depth_stride, view.column_stride),
-                            columns: self.spec.columns,
-                            depth,
-                            dtype: view.dtype,
-                        };
-                        self.pack_panels((panel, count), &dense, packed, scales);
-                    }
-                    &BOperand::Packed(dtype) => {
-                        for at in 0..count {
-                            // A panel is a B of its own.
-                            let start = self.panel.start(panel + at, self.spec.depth);
-                            let start = buffers.b.add(start * dtype.size());
-                            let columns = self.panel.columns();
-                            let dense =
-                                DenseB { start, strides: (columns, 1), columns, depth, dtype };
-                            let bytes =
-                                columns * (block.words.1 - block.words.0) * size_of::<f32>();
-                            let scales = scales.add(at * panel_scales);
-                            self.pack_panels((0, 1), &dense, packed.add(at * bytes), scales);
-                        }
-                    }
-                }
+                let mut offset = [0];
+                let batch = entries.0 + entry;
+                row_offsets(&self.spec.batch, &view.batch_strides, batch, &mut offset);
+                let start = (view.offset + offset[0]) * view.dtype.size();
+                let dense = DenseB {
+                    start: buffers.b.add(start),
+                    strides: (view.depth_stride, view.column_stride),
+                    columns: self.spec.columns,
+                    depth,
+                    dtype: view.dtype,
+                };
+                self.pack_panels((panel, count), &dense, packed, scales);
             }
         });
     }
@@ -115,10 +98,9 @@ impl Matmul {
     /// How B is packed: products with equal names and shapes take each other's.
     pub fn packed_b_form(&self) -> &'static str {
         match self.words {
-            Words::F32 => "panels",
+            Words::F32 | Words::F32Digits(_) => "panels",
             Words::Bf16Pairs(_) => "pairs",
             Words::Bf16Tiles(_) => "tiles",
-            Words::F32Digits(_) => "vector-panels",
         }
     }
 

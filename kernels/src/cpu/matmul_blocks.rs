@@ -12,7 +12,7 @@
 use ops::DType;
 
 use crate::program::Program;
-use crate::simd::digits::{MOST_UNITS, Scales, WORDS_OF_UNIT};
+use crate::simd::digits::{MOST_UNITS, Scales, VECTORS, WORDS_OF_UNIT};
 use crate::simd::{MAX_LANES, TILE_ROWS, TILE_WORDS};
 
 use super::matmul::{BOperand, Matmul};
@@ -49,7 +49,7 @@ impl BlockLimits {
         let (depth, depth_unit, blocks_per_pass, rows) = match words {
             Words::F32 | Words::Bf16Pairs(_) => (320, 4, 4, 240),
             Words::Bf16Tiles(_) => (288, TILE_WORDS, 4, 256),
-            Words::F32Digits(_) => (MOST_UNITS * WORDS_OF_UNIT, WORDS_OF_UNIT, 2, 192),
+            Words::F32Digits(_) => (MOST_UNITS * WORDS_OF_UNIT, WORDS_OF_UNIT, 3, 192),
         };
         Self { depth, depth_unit, blocks_per_pass, rows }
     }
@@ -91,7 +91,7 @@ pub(super) struct PackedPanels {
     pub(super) words: (usize, usize),
     /// Words from digits to low ones.
     pub(super) low: usize,
-    /// Scales of digits, panel by panel, and in it block by block of the depth.
+    /// Scales of digits, panel by panel, in it block by block of the depth, in that vector by vector.
     pub(super) scales: *const Scales,
 }
 
@@ -199,7 +199,7 @@ impl Matmul {
     /// Bytes of the scales of a block of one batch entry of B, if that is packed as digits.
     pub(super) fn b_scales_bytes(&self) -> usize {
         let blocks = self.block.words.div_ceil(self.depth_block);
-        (self.digit_parts() - 1) * self.block.panels * blocks * size_of::<Scales>()
+        (self.digit_parts() - 1) * self.block.panels * blocks * size_of::<[Scales; VECTORS]>()
     }
 
     /// Where the scales of all batch entries of packed B start, behind the digits: a byte offset within the scratch.

@@ -2,8 +2,8 @@
 //! memory in one straight line.
 //!
 //! Where words hold several depths, a panel holds a vector of words at a time: the depths of a word
-//! lie side by side, column by column. A depth that ends within a word is padded with zeros. Digits of f32 are made of
-//! panels of f32: of a weight's in each run, so that memory holds no more than the weight.
+//! lie side by side, column by column. A depth that ends within a word is padded with zeros. Digits of f32 are made of rows
+//! of columns side by side, which is how panels of f32 lie.
 //!
 //! A panel is as wide as the full tile; the last one is narrower by whole vectors, and padded with
 //! zeros to one. All panels follow each other without gaps.
@@ -14,8 +14,8 @@ use half::{bf16, f16};
 use ops::DType;
 
 use crate::isa::{Isa, Tiles};
-use crate::simd::digits::{DEPTHS_OF_DIGITS, GROUPS, Lines, MOST_UNITS, Scales, WORDS_OF_UNIT};
-use crate::simd::{Simd, SimdJob, Splitting, TILE_WORDS, dispatch, prefetch};
+use crate::simd::digits::{DEPTHS_OF_DIGITS, DIGITS, Lines, MOST_UNITS, Scales, VECTORS};
+use crate::simd::{Simd, SimdJob, TILE_WORDS, dispatch, prefetch};
 
 use super::lanes::{join_halves, load_as_f32, prefetch_row};
 use super::transpose::transpose_in;
@@ -63,12 +63,12 @@ impl PanelShape {
         panel * self.columns() * depth.next_multiple_of(self.depths())
     }
 
-    /// Depths that panels are padded to: those of a word, which is f32 where digits are made of panels.
+    /// Depths that panels are padded to: those of a word, which is f32 where digits are made of it.
     fn depths(self) -> usize {
         if self.words.digits().is_some() { 1 } else { self.words.depths() }
     }
 
-    /// Packs the digits of `panels` neighbors, at most [`GROUPS`].
+    /// Packs the digits of `panels` neighbors, at most [`GROUPS`](crate::simd::digits::GROUPS) vectors of columns.
     ///
     /// # Safety
     /// As [`PanelShape::pack`], for all of them.
@@ -82,77 +82,70 @@ impl PanelShape {
         let first = panel * self.columns();
         let (begin, end) = dense.depth;
         let block = self.words.depth(to.depth_block);
-        let panel_words = self.words.of_depth(end - begin) * TILE_WORDS;
+        let panel_words = self.words.of_depth(end - begin) * self.columns();
+        let blocks = (end - begin).div_ceil(block);
         let mut columns =
-            [MaybeUninit::<f32>::uninit(); MOST_UNITS * DEPTHS_OF_DIGITS * TILE_WORDS];
+            [MaybeUninit::<f32>::uninit(); MOST_UNITS * DEPTHS_OF_DIGITS * VECTORS * TILE_WORDS];
         for start in (begin..end).step_by(block) {
-            let depth = (start, end.min(start + block));
-            let word = (start - begin) / self.words.depths() * WORDS_OF_UNIT;
-            let digits = to.digits.wrapping_add(word * TILE_WORDS);
+            let (depth, index) = ((start, end.min(start + block)), (start - begin) / block);
+            let word = index * to.depth_block;
             let depths = depth.1 - start;
-            let blocks = (end - begin).div_ceil(block);
-            let scales = to.scales.wrapping_add((start - begin) / block);
+            let part = |at: usize| PackedDigits {
+                // A narrow panel is the last one: those before it are as wide as all.
+                digits: to.digits.wrapping_add(
+                    at * panel_words
+                        + word * self.vectors_of(panel + at, dense.columns) * TILE_WORDS,
+                ),
+                scales: to.scales.wrapping_add((at * blocks + index) * VECTORS),
+                ..*to
+            };
             // SAFETY: the block of the depth lies within B, its words within the panels, and as f32 it is no longer than
             // the longest one.
             unsafe {
                 if dense.dtype == DType::F32 && dense.strides.1 == 1 {
                     let start = dense.start.cast::<f32>().add(first + start * dense.strides.0);
-                    let count = (panels * TILE_WORDS).min(dense.columns - first);
+                    let count = (panels * self.columns()).min(dense.columns - first);
                     let lines = Lines { start, stride: dense.strides.0, count, depth: depths };
-                    self.split::<GROUPS>(
-                        tiles,
-                        &lines,
-                        (digits, panel_words),
-                        to.low,
-                        (scales, blocks),
-                    );
+                    self.split(tiles, &lines, part);
                     continue;
                 }
                 for at in 0..panels {
                     let columns = columns.as_mut_ptr().cast::<f32>();
                     let dense = DenseB { depth, ..*dense };
                     self.pack(panel + at, &dense, columns.cast(), DType::F32);
-                    let (start, count) = (columns.cast_const(), TILE_WORDS);
-                    let lines = Lines { start, stride: TILE_WORDS, count, depth: depths };
-                    let digits = digits.add(at * panel_words);
-                    let scales = (scales.add(at * blocks), blocks);
-                    self.split::<1>(tiles, &lines, (digits, panel_words), to.low, scales);
+                    let count = self.vectors_of(panel + at, dense.columns) * TILE_WORDS;
+                    let lines = Lines { start: columns, stride: count, count, depth: depths };
+                    self.split(tiles, &lines, |_| part(at));
                 }
             }
         }
     }
 
-    /// Splits one block of lines that are columns of panels.
+    /// Splits one block of lines that are columns of panels; `to` says where those of each go.
     ///
     /// # Safety
     /// The lines are readable, their words writable.
-    unsafe fn split<const G: usize>(
-        self,
-        tiles: Tiles,
-        lines: &Lines,
-        (digits, panel_words): (*mut f32, usize),
-        low: usize,
-        (to_scales, panel_scales): (*mut Scales, usize),
-    ) {
+    unsafe fn split(self, tiles: Tiles, lines: &Lines, to: impl Fn(usize) -> PackedDigits) {
         let units = lines.depth.div_ceil(self.words.depths());
+        let groups = lines.groups();
         // SAFETY: the caller's promise.
         unsafe {
-            let splittings = lines.splittings::<G>(tiles);
-            for part in 0..1 + usize::from(splittings.iter().any(Splitting::has_low)) {
-                for unit in 0..units {
-                    let at = part * low + unit * WORDS_OF_UNIT * TILE_WORDS;
-                    lines.split_unit(
-                        tiles,
-                        &splittings,
-                        unit,
-                        part == 1,
-                        (digits.add(at), panel_words),
-                    );
+            let splittings = lines.splittings(tiles);
+            for (group, splitting) in splittings.iter().enumerate().take(groups) {
+                let (panel, vector) = (group / VECTORS, group % VECTORS);
+                let vectors = (groups - panel * VECTORS).min(VECTORS);
+                let to = to(panel);
+                for part in 0..1 + usize::from(splitting.has_low()) {
+                    for unit in 0..units {
+                        let to = to.digits.add(part * to.low);
+                        let to = [0, 1, 2].map(|digit| {
+                            let word = (unit * DIGITS + digit) * vectors + vector;
+                            to.add(word * TILE_WORDS * TILE_WORDS)
+                        });
+                        lines.split_unit(tiles, group, splitting, unit, part == 1, to);
+                    }
                 }
-            }
-            let panels = lines.count.div_ceil(TILE_WORDS);
-            for (panel, splitting) in splittings.iter().enumerate().take(panels) {
-                to_scales.add(panel * panel_scales).write(splitting.scales());
+                to.scales.add(vector).write(splitting.scales());
             }
         }
     }
@@ -212,6 +205,7 @@ pub(super) struct DenseB {
 }
 
 /// Where panels of digits go.
+#[derive(Clone, Copy)]
 pub(super) struct PackedDigits {
     /// The first panel's first word.
     pub(super) digits: *mut f32,

@@ -49,7 +49,8 @@ pub struct MatmulSpec {
     /// Element type of what is multiplied: of A after norm and prologue, and of B. F32, or bf16 or
     /// f16, in which A may be rounded to it on its way in.
     pub product: DType,
-    /// Whether f32 is multiplied as digits ([`crate::simd::digits`]) where the CPU can and the depth has a unit of them.
+    /// Whether f32 is multiplied as digits ([`crate::simd::digits`]) where the CPU can, the depth has a unit of them, and
+    /// B is dense.
     pub digits: bool,
     /// Norm of each row of A, before the prologue.
     pub norm: Option<Norm>,

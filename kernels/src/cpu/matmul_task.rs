@@ -2,7 +2,7 @@
 //! epilogue. Start reading at `run`.
 
 use crate::program::SlotPtr;
-use crate::simd::digits::{DigitProduct, Scales, WORDS_OF_UNIT};
+use crate::simd::digits::{DigitProduct, Scales, VECTORS, WORDS_OF_UNIT};
 use crate::simd::{Simd, SimdJob, TILE_ROWS, prefetch_write};
 
 use super::matmul::{Matmul, MatmulBuffers};
@@ -76,7 +76,7 @@ impl Matmul {
     fn b_scales_at(&self, b: &PackedPanels, block: &PanelBlock) -> usize {
         let blocks = (b.words.1 - b.words.0).div_ceil(self.depth_block);
         let before = (block.depth_start - b.words.0) / self.depth_block;
-        (block.panel - b.panels.0) * blocks + before
+        ((block.panel - b.panels.0) * blocks + before) * VECTORS
     }
 }
 
@@ -300,6 +300,7 @@ impl Task<'_> {
                     a_low: matmul.a_words(),
                     a_scales: a.scales,
                     b,
+                    vectors,
                     b_low: self.b.low,
                     b_scales: self.b.scales.add(matmul.b_scales_at(&self.b, block)),
                     units: depth / WORDS_OF_UNIT,

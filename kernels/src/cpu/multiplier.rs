@@ -1,5 +1,5 @@
 //! The micro-kernel of products of packed operands: vector registers, or tile registers where the CPU has them, 32
-//! rows by 32 columns at a time, or by 16 of digits.
+//! rows by 32 columns at a time, or 16 rows of digits.
 
 use crate::simd::digits::DigitProduct;
 use crate::simd::{MAX_LANES, Simd, TILE_WORDS, TileProduct, TileSession};

@@ -100,7 +100,7 @@ impl Words {
         match self {
             Words::F32 | Words::Bf16Pairs(_) => matmul_tile::shape(isa.registers()),
             Words::Bf16Tiles(_) => (2 * simd::TILE_ROWS, 2),
-            Words::F32Digits(_) => (2 * simd::TILE_ROWS, 1),
+            Words::F32Digits(_) => (simd::TILE_ROWS, simd::digits::VECTORS),
         }
     }
 

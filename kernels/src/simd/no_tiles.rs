@@ -3,7 +3,7 @@
 use crate::isa::{Bf16Dot, Tiles};
 
 use super::TileProduct;
-use super::digits::{DigitProduct, Lines, Scales};
+use super::digits::{DIGITS, DigitProduct, GROUPS, Lines, Scales};
 
 /// As the type of the same name of AMX.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Lines {
     ///
     /// # Safety
     /// None is needed.
-    pub unsafe fn splittings<const G: usize>(&self, _: Tiles) -> [Splitting; G] {
+    pub unsafe fn splittings(&self, _: Tiles) -> [Splitting; GROUPS] {
         unreachable!("this CPU has no tile registers")
     }
 
@@ -87,13 +87,14 @@ impl Lines {
     ///
     /// # Safety
     /// None is needed.
-    pub unsafe fn split_unit<const G: usize>(
+    pub unsafe fn split_unit(
         &self,
         _: Tiles,
-        _splittings: &[Splitting; G],
+        _group: usize,
+        _splitting: &Splitting,
         _unit: usize,
         _is_low: bool,
-        _to: (*mut f32, usize),
+        _to: [*mut f32; DIGITS],
     ) {
         unreachable!("this CPU has no tile registers")
     }

@@ -6,7 +6,8 @@
 //! have.
 //!
 //! Words of a line over some units of the depth: three times sixteen digits of each unit. Low digits are the same at some
-//! distance. A panel of B is sixteen columns, their words side by side. Sixteen lines have their [`Scales`] elsewhere.
+//! distance. A panel of B is a vector of columns or two: of each unit, and each of its digits, first the words of one vector
+//! of columns, side by side, then those of the other. Sixteen lines have their [`Scales`] elsewhere.
 
 #[cfg(target_arch = "x86_64")]
 mod loops;
@@ -42,9 +43,9 @@ pub const LOW_SPREAD: f32 = 5.0;
 /// sum to 2 at most. Normal and uniform numbers have spreads from 1 to 4.
 pub const MOST_SPREAD: f32 = 2.0 * LOW_SPREAD;
 
-/// Groups of lines that are split together where they are neighbors: a depth's lines are more than one cache line, and
-/// depths may lie far apart.
-pub const GROUPS: usize = 4;
+/// Groups of lines that are split together where they are neighbors: depths may lie far apart, so the more of each is
+/// read the better, as long as the second-level cache holds a block.
+pub const GROUPS: usize = 16;
 
 /// Up to [`GROUPS`] times sixteen lines next to each other, depth by depth.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +58,13 @@ pub struct Lines {
     pub count: usize,
     /// Depths there are: the others are zeros.
     pub depth: usize,
+}
+
+impl Lines {
+    /// Groups of sixteen lines, the last one of fewer.
+    pub fn groups(&self) -> usize {
+        self.count.div_ceil(TILE_WORDS)
+    }
 }
 
 /// Operands of a product of rows of A, packed as digits, by a panel of B; strides count words.
@@ -72,9 +80,11 @@ pub struct DigitProduct {
     pub a_scales: *const Scales,
     /// First word of the panel's block.
     pub b: *const f32,
+    /// Vectors of columns of the panel, at most [`VECTORS`].
+    pub vectors: usize,
     /// From B's high digits to its low ones.
     pub b_low: usize,
-    /// The panel's scales.
+    /// Scales of the panel's vectors, one after the other.
     pub b_scales: *const Scales,
     /// Units of the block's depth, at least one; few enough for 32 bits to hold the sums.
     pub units: usize,
@@ -82,7 +92,7 @@ pub struct DigitProduct {
     pub sums: *mut f32,
     /// From one row of sums to the next.
     pub sums_stride: usize,
-    /// Rows of A; tiles of their words are readable for all rows.
+    /// Rows of A; words are readable for whole tiles of rows.
     pub rows: usize,
     /// Whether to add to what is there.
     pub accumulate: bool,
@@ -93,8 +103,10 @@ pub struct DigitProduct {
     pub next_bytes: usize,
 }
 
+/// Vectors of columns that are multiplied together: each tile of A is read once for both.
+pub const VECTORS: usize = 2;
 /// Units of a block: a panel of B, which each tile of rows reads again, lies in the nearest cache; and the more there are,
 /// the fewer sums are to be added.
-pub const MOST_UNITS: usize = 9;
+pub const MOST_UNITS: usize = 6;
 /// Bytes that a product asks for with each unit.
 pub const NEXT_BYTES: usize = 512;

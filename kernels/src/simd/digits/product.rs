@@ -13,7 +13,7 @@ use crate::simd::{TILE_ROWS as ROWS, TILE_WORDS as WORDS, TileSession};
 use super::loops::{
     Operands, ROWS_A_UNIT, Sums, Waiting, one, one_more, store, two, two_and_add, two_more, zero,
 };
-use super::{DigitProduct, LOW_SPREAD, MOST_SPREAD, NEXT_BYTES, Scales};
+use super::{DigitProduct, LOW_SPREAD, MOST_SPREAD, NEXT_BYTES, Scales, VECTORS};
 
 /// What the exponents of products whose positions sum to 4 are less than of those whose positions sum to 2.
 const MORE_EXPONENT: f32 = -16.0;
@@ -34,11 +34,11 @@ impl Exponents {
 }
 
 impl TileSession {
-    /// Computes the sums of some rows by sixteen columns.
+    /// Computes the sums of some rows by a panel's columns.
     ///
     /// # Safety
-    /// The operands are as [`DigitProduct`] says; the sums are writable for `rows` by sixteen columns, and initialized
-    /// if they are added to.
+    /// The operands are as [`DigitProduct`] says; the sums are writable for `rows` by whole vectors of columns, and
+    /// initialized if they are added to.
     pub unsafe fn multiply_digits(&mut self, product: &DigitProduct) {
         self.set_shape([ROWS; 2]);
         // SAFETY: the session's proof says that the CPU has AVX-512; the rest is passed on.
@@ -59,38 +59,44 @@ unsafe fn multiply(product: &DigitProduct) {
     let last_piece = p.next_bytes.saturating_sub(piece);
     // SAFETY: the operands have their digits and scales where the caller says, which each tile of rows is a part of.
     unsafe {
-        for (index, row) in (0..p.rows).step_by(2 * ROWS).enumerate() {
+        for (index, row) in (0..p.rows).step_by(ROWS).enumerate() {
             let tile = Tile {
                 product: p,
                 a: p.a.add(row * p.a_stride),
                 scales: p.a_scales.add(row / ROWS),
                 to: p.sums.add(row * p.sums_stride),
-                rows: (p.rows - row).min(2 * ROWS),
+                rows: (p.rows - row).min(ROWS),
             };
             // The sums are added to last.
             for row in 0..tile.rows {
-                _mm_prefetch::<_MM_HINT_ET0>(tile.to.add(row * p.sums_stride).cast());
+                for vector in 0..p.vectors {
+                    let to = tile.to.add(row * p.sums_stride + vector * WORDS);
+                    _mm_prefetch::<_MM_HINT_ET0>(to.cast());
+                }
             }
             let [this, other] = &mut sums;
             let (this, other) = if index % 2 == 0 { (this, other) } else { (other, this) };
             let next = p.next.wrapping_byte_add((index * piece).min(last_piece));
             let before = waiting.take().map(|tile| (tile, &*other));
             tile.multiply([0, 0], next, this, before);
-            if tile.is_wide() {
+            let is_wide = tile.is_wide();
+            if is_wide || p.vectors < VECTORS {
                 tile.add(this, Exponents::HIGH, p.accumulate);
-                tile.multiply_rest(this);
+                if is_wide {
+                    tile.multiply_rest(this);
+                }
             } else {
                 waiting = Some(tile);
             }
         }
         if let Some(tile) = waiting {
-            let index = (p.rows - 1) / (2 * ROWS);
+            let index = (p.rows - 1) / ROWS;
             tile.add(&sums[index % 2], Exponents::HIGH, p.accumulate);
         }
     }
 }
 
-/// At most 32 rows of a product.
+/// At most 16 rows of a product.
 struct Tile<'a> {
     product: &'a DigitProduct,
     a: *const f32,
@@ -112,20 +118,31 @@ impl Tile<'_> {
         a + b > MOST_SPREAD
     }
 
-    /// The columns whose spread and the row's are wide.
+    /// The columns of a vector whose spread and the row's are wide.
     ///
     /// # Safety
     /// The operands have their scales.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn wide_columns(&self, row: usize) -> u16 {
+    unsafe fn wide_columns(&self, row: usize, vector: usize) -> u16 {
         // SAFETY: the caller's promise.
         unsafe {
-            let spread = _mm512_set1_ps((*self.scales.add(row / ROWS))[2][row % ROWS]);
-            let columns = _mm512_loadu_ps((&raw const (*self.product.b_scales)[2]).cast());
+            let spread = _mm512_set1_ps((*self.scales)[2][row]);
+            let columns = self.of_columns(vector, 2);
             let most = _mm512_set1_ps(MOST_SPREAD);
             _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_add_ps(spread, columns), most)
         }
+    }
+
+    /// One of the [`Scales`] of a vector of columns.
+    ///
+    /// # Safety
+    /// The panel has so many vectors.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn of_columns(&self, vector: usize, which: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_ps((&raw const (*self.product.b_scales.add(vector))[which]).cast()) }
     }
 
     /// The widest spread of the rows, and of the columns.
@@ -135,15 +152,13 @@ impl Tile<'_> {
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn spreads(&self) -> [f32; 2] {
-        let rows = |from: usize| ((1u32 << self.rows.saturating_sub(from).min(ROWS)) - 1) as u16;
-        // SAFETY: the caller's promise; masks leave out rows that are not there.
+        // SAFETY: the caller's promise; a mask leaves out rows that are not there.
         unsafe {
-            let spreads = |scales: *const Scales| (&raw const (*scales)[2]).cast::<f32>();
-            let upper = _mm512_maskz_loadu_ps(rows(0), spreads(self.scales));
-            let lower = spreads(self.scales.wrapping_add(1));
-            let lower = _mm512_maskz_loadu_ps(rows(ROWS), lower);
-            let columns = _mm512_loadu_ps(spreads(self.product.b_scales));
-            [_mm512_reduce_max_ps(_mm512_max_ps(upper, lower)), _mm512_reduce_max_ps(columns)]
+            let mask = ((1u32 << self.rows) - 1) as u16;
+            let rows = _mm512_maskz_loadu_ps(mask, (&raw const (*self.scales)[2]).cast());
+            let last = self.of_columns(self.product.vectors - 1, 2);
+            let columns = _mm512_max_ps(self.of_columns(0, 2), last);
+            [_mm512_reduce_max_ps(rows), _mm512_reduce_max_ps(columns)]
         }
     }
 
@@ -165,36 +180,31 @@ impl Tile<'_> {
             a: self.a.wrapping_add(a * p.a_low),
             a_stride: p.a_stride,
             b: p.b.wrapping_add(b * p.b_low),
-            units: p.units,
             next,
         };
-        // SAFETY: the caller's promise; the registers keep the sums from loop to loop.
+        let mut units = p.units;
+        // SAFETY: the caller's promise; the registers keep the sums from loop to loop. Only tiles of two vectors wait.
         unsafe {
             zero();
-            if self.rows <= ROWS {
-                if let Some((tile, sums)) = before {
-                    tile.add(sums, Exponents::HIGH, p.accumulate);
-                }
-                one(operands, p.units, sums);
+            if let Some((tile, waiting_sums)) = before {
+                let mut waiting = Waiting {
+                    sums: waiting_sums,
+                    rows: (&raw const (*tile.scales)[0]).cast(),
+                    columns: [self.of_columns(0, 0), self.of_columns(1, 0)],
+                    to: tile.to,
+                    to_stride: p.sums_stride,
+                    accumulate: p.accumulate,
+                };
+                // The tile before another one has all of its rows.
+                let with = units.min(ROWS / ROWS_A_UNIT);
+                operands = two_and_add(operands, with, sums, &mut waiting);
+                tile.add_from(with * ROWS_A_UNIT, waiting_sums, Exponents::HIGH, p.accumulate);
+                units -= with;
+            }
+            if p.vectors == VECTORS {
+                two(operands, units, sums);
             } else {
-                if let Some((tile, waiting_sums)) = before {
-                    let mut exponents = [0f32; 2 * ROWS];
-                    let [upper, lower] = [0, 1].map(|half| tile.scales.wrapping_add(half));
-                    exponents[..ROWS].copy_from_slice(&(*upper)[0]);
-                    exponents[ROWS..].copy_from_slice(&(*lower)[0]);
-                    let mut waiting = Waiting {
-                        sums: waiting_sums,
-                        rows: exponents.as_ptr(),
-                        columns: _mm512_loadu_ps((&raw const (*p.b_scales)[0]).cast()),
-                        to: tile.to,
-                        to_stride: p.sums_stride,
-                        accumulate: p.accumulate,
-                    };
-                    let units = p.units.min(2 * ROWS / ROWS_A_UNIT);
-                    operands = two_and_add(operands, units, sums, &mut waiting);
-                    tile.add_from(units * ROWS_A_UNIT, waiting_sums, Exponents::HIGH, p.accumulate);
-                }
-                two(operands, operands.units, sums);
+                one(operands, units, sums);
             }
             store(sums);
         }
@@ -217,14 +227,12 @@ impl Tile<'_> {
                     self.add(sums, Exponents { are_low, more: 0.0, is_rest: true }, true);
                 }
             }
-            let Self { a, .. } = *self;
-            let (a_stride, b, units) = (p.a_stride, p.b, p.units);
-            let operands = Operands { a, a_stride, b, units, next: b };
+            let operands = Operands { a: self.a, a_stride: p.a_stride, b: p.b, next: p.b };
             zero();
-            if self.rows <= ROWS {
-                one_more(operands, units, sums);
+            if p.vectors == VECTORS {
+                two_more(operands, p.units, sums);
             } else {
-                two_more(operands, units, sums);
+                one_more(operands, p.units, sums);
             }
             store(sums);
             let exponents = Exponents { are_low: [0, 0], more: MORE_EXPONENT, is_rest: true };
@@ -255,25 +263,27 @@ impl Tile<'_> {
         let sums = sums.0.as_ptr().cast::<i32>();
         // SAFETY: the caller's promise.
         unsafe {
-            let columns = _mm512_loadu_ps((&raw const (*p.b_scales)[b_low]).cast());
-            let columns = _mm512_add_ps(columns, _mm512_set1_ps(more));
             let (first_place, second_place) = (_mm512_set1_ps(65536.0), _mm512_set1_ps(256.0));
             let mask = if accumulate { u16::MAX } else { 0 };
-            for row in first..self.rows {
-                let load = |position: usize| {
-                    let at = sums.add((position * 2 * ROWS + row) * WORDS);
-                    _mm512_cvtepi32_ps(_mm512_load_si512(at.cast()))
-                };
-                let sum = _mm512_fmadd_ps(load(1), second_place, load(2));
-                let sum = _mm512_fmadd_ps(load(0), first_place, sum);
-                let exponent = _mm512_set1_ps((*self.scales.add(row / ROWS))[a_low][row % ROWS]);
-                let sum = _mm512_scalef_ps(sum, _mm512_add_ps(exponent, columns));
-                let to = self.to.add(row * p.sums_stride);
-                // As the loop does it: a sum that nothing is added to is added to zero.
-                let before = _mm512_maskz_loadu_ps(mask, to);
-                // What a row's sums are must not depend on the other rows of its tile, nor on the other columns.
-                let counts = if is_rest { self.wide_columns(row) } else { u16::MAX };
-                _mm512_storeu_ps(to, _mm512_mask_add_ps(before, counts, before, sum));
+            for vector in 0..p.vectors {
+                let columns = self.of_columns(vector, b_low);
+                let columns = _mm512_add_ps(columns, _mm512_set1_ps(more));
+                for row in first..self.rows {
+                    let load = |position: usize| {
+                        let at = sums.add(((position * VECTORS + vector) * ROWS + row) * WORDS);
+                        _mm512_cvtepi32_ps(_mm512_load_si512(at.cast()))
+                    };
+                    let sum = _mm512_fmadd_ps(load(1), second_place, load(2));
+                    let sum = _mm512_fmadd_ps(load(0), first_place, sum);
+                    let exponent = _mm512_set1_ps((*self.scales)[a_low][row]);
+                    let sum = _mm512_scalef_ps(sum, _mm512_add_ps(exponent, columns));
+                    let to = self.to.add(row * p.sums_stride + vector * WORDS);
+                    // As the loop does it: a sum that nothing is added to is added to zero.
+                    let before = _mm512_maskz_loadu_ps(mask, to);
+                    // What a row's sums are must not depend on the other rows of its tile, nor on the other columns.
+                    let counts = if is_rest { self.wide_columns(row, vector) } else { u16::MAX };
+                    _mm512_storeu_ps(to, _mm512_mask_add_ps(before, counts, before, sum));
+                }
             }
         }
     }

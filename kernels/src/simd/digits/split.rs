@@ -5,11 +5,13 @@ use std::arch::x86_64::*;
 use crate::isa::Tiles;
 use crate::simd::{TILE_WORDS, prefetch};
 
-use super::{DEPTHS_OF_DIGITS, DIGITS, LOW_SPREAD, Lines, Scales, WORDS_OF_UNIT};
+use super::{DEPTHS_OF_DIGITS, DIGITS, GROUPS, LOW_SPREAD, Lines, Scales, WORDS_OF_UNIT};
 
 const LANES: usize = TILE_WORDS;
-/// How many depths ahead counting asks for.
-const DEPTHS_AHEAD: usize = 20;
+/// How many lines of the cache ahead counting asks for.
+const LINES_AHEAD: usize = 64;
+/// Depths of a group that are counted before the next group is.
+const DEPTHS_TOGETHER: usize = 4;
 /// Numbers are whole multiples of the largest one's exponent, less this: 23 bits and a sign, and no digit above 127.
 const NUMBER_EXPONENT: f32 = 22.0;
 /// What is left of an element is at most half of a number's unit, and so has numbers of one bit less.
@@ -100,6 +102,10 @@ impl Count {
 }
 
 impl Splitting {
+    /// That of lines there are not.
+    // SAFETY: vectors of zeros.
+    const NONE: Self = unsafe { std::mem::zeroed() };
+
     /// The whole numbers of `x`: high ones, and low ones of what is left.
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -208,67 +214,62 @@ impl Lines {
         unsafe { _mm512_maskz_loadu_ps(mask, self.start.wrapping_add(at)) }
     }
 
-    /// How the groups' lines are split.
+    /// How each group's lines are split.
     ///
     /// # Safety
     /// The lines are readable.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn splittings<const G: usize>(&self, _: Tiles) -> [Splitting; G] {
-        let mut counts = [Count::new(); G];
-        for depth in 0..self.depth {
+    pub unsafe fn splittings(&self, _: Tiles) -> [Splitting; GROUPS] {
+        let mut counts = [Count::new(); GROUPS];
+        let counts = &mut counts[..self.groups()];
+        // Depths are far apart: without this, each waits for memory by itself.
+        let ahead = LINES_AHEAD.div_ceil(counts.len());
+        for depths in (0..self.depth).step_by(DEPTHS_TOGETHER) {
             for (group, count) in counts.iter_mut().enumerate() {
-                // Depths are far apart: without this, each waits for memory by itself.
-                let ahead = (depth + DEPTHS_AHEAD) * self.stride + group * LANES;
-                prefetch(self.start.wrapping_add(ahead));
-                count.add(self.load(depth, group));
+                for depth in depths..depths + DEPTHS_TOGETHER {
+                    let ahead = (depth + ahead) * self.stride + group * LANES;
+                    prefetch(self.start.wrapping_add(ahead));
+                    count.add(self.load(depth, group));
+                }
             }
         }
-        let mut splittings = [counts[0].splitting(); G];
-        for (splitting, count) in splittings.iter_mut().zip(&counts).skip(1) {
+        let mut splittings = [Splitting::NONE; GROUPS];
+        for (splitting, count) in splittings.iter_mut().zip(counts) {
             *splitting = count.splitting();
         }
         splittings
     }
 
-    /// Splits one unit: writes its high digits, or its low ones, four depths of a line to a word and sixteen lines side
-    /// by side, and this for sixteen times four depths of each digit; those of a group `to_group` behind the last
-    /// group's.
+    /// Splits one unit of a group: writes its high digits, or its low ones, four depths of a line to a word and sixteen
+    /// lines side by side, and this for sixteen times four depths; those of each digit where `to` says.
     ///
     /// # Safety
-    /// The lines are readable, and `to` is writable for sixteen times [`WORDS_OF_UNIT`] of each group that has
-    /// lines.
+    /// The lines are readable, and what `to` points to is writable for sixteen times sixteen words.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub unsafe fn split_unit<const G: usize>(
+    pub unsafe fn split_unit(
         &self,
         _: Tiles,
-        splittings: &[Splitting; G],
+        group: usize,
+        splitting: &Splitting,
         unit: usize,
         is_low: bool,
-        (to, to_group): (*mut f32, usize),
+        to: [*mut f32; DIGITS],
     ) {
         for word in 0..TILE_WORDS {
             let depth = unit * DEPTHS_OF_DIGITS + 4 * word;
-            for (group, splitting) in splittings.iter().enumerate() {
-                if group * LANES >= self.count {
-                    break;
-                }
-                let numbers = |at: usize| {
-                    let x = self.load(depth + at, group);
-                    digits(if is_low { splitting.low_numbers(x) } else { splitting.numbers(x) })
-                };
-                let four = [numbers(0), numbers(1), numbers(2), numbers(3)];
-                for digit in 0..DIGITS {
-                    let [a, b, c, d] = four.map(|of| of[digit]);
-                    let even = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(c));
-                    let odd = _mm512_mask_blend_epi16(0xaaaa_aaaa, b, _mm512_slli_epi32::<16>(d));
-                    let odd = _mm512_slli_epi16::<8>(odd);
-                    let word_of = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
-                    // SAFETY: within the unit's words.
-                    unsafe {
-                        let to = to.add(group * to_group + (digit * TILE_WORDS + word) * LANES);
-                        _mm512_storeu_si512(to.cast(), word_of);
-                    }
-                }
+            let numbers = |at: usize| {
+                let x = self.load(depth + at, group);
+                digits(if is_low { splitting.low_numbers(x) } else { splitting.numbers(x) })
+            };
+            let four = [numbers(0), numbers(1), numbers(2), numbers(3)];
+            for (digit, to) in to.into_iter().enumerate() {
+                let [a, b, c, d] = four.map(|of| of[digit]);
+                let even = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(c));
+                let odd = _mm512_mask_blend_epi16(0xaaaa_aaaa, b, _mm512_slli_epi32::<16>(d));
+                let odd = _mm512_slli_epi16::<8>(odd);
+                let word_of = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
+                // SAFETY: within the unit's words.
+                unsafe { _mm512_storeu_si512(to.add(word * LANES).cast(), word_of) }
             }
         }
     }

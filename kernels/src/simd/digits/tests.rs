@@ -3,7 +3,7 @@
 use super::*;
 use crate::Isa;
 use crate::isa::Tiles;
-use crate::simd::{Splitting, TILE_ROWS, TileSession, split_line};
+use crate::simd::{TILE_ROWS, TileSession, split_line};
 
 fn tiles() -> Option<Tiles> {
     Isa::available().into_iter().find_map(Isa::tiles)
@@ -21,7 +21,7 @@ impl Rows {
     fn pack(tiles: Tiles, elements: &[f32], depth: usize) -> Self {
         let (count, units) = (elements.len() / depth, depth.div_ceil(DEPTHS_OF_DIGITS));
         let stride = units * WORDS_OF_UNIT + TILE_WORDS;
-        let rows = count.next_multiple_of(2 * TILE_ROWS);
+        let rows = count.next_multiple_of(TILE_ROWS);
         let low = rows * stride;
         // Digits that nobody wrote, and scales of lines there are not, must not count.
         let mut words = vec![f32::from_bits(0x7b7b_7b7b); 2 * low];
@@ -55,33 +55,48 @@ impl Rows {
     }
 }
 
-/// A panel of sixteen columns, or fewer, as [`Lines`] are packed.
+/// A panel of as many vectors of columns as `count` columns need.
 struct Panel {
     words: Vec<f32>,
+    vectors: usize,
     low: usize,
-    scales: Scales,
+    scales: [Scales; VECTORS],
 }
 
 impl Panel {
     /// `elements` are depth by depth.
     fn pack(tiles: Tiles, elements: &[f32], count: usize) -> Self {
-        let depth = elements.len() / count;
+        let (depth, vectors) = (elements.len() / count, count.div_ceil(TILE_WORDS));
         let units = depth.div_ceil(DEPTHS_OF_DIGITS);
         let lines = Lines { start: elements.as_ptr(), stride: count, count, depth };
-        let low = units * WORDS_OF_UNIT * TILE_WORDS;
+        let low = units * WORDS_OF_UNIT * vectors * TILE_WORDS;
         let mut words = vec![f32::from_bits(0x7b7b_7b7b); 2 * low];
         // SAFETY: the lines are as long, and so are the words.
         unsafe {
-            let splittings: [Splitting; 1] = lines.splittings(tiles);
-            for part in 0..1 + usize::from(splittings[0].has_low()) {
-                for unit in 0..units {
-                    let at = part * low + unit * WORDS_OF_UNIT * TILE_WORDS;
-                    let to = (words.as_mut_ptr().add(at), 0);
-                    lines.split_unit(tiles, &splittings, unit, part == 1, to);
+            let splittings = lines.splittings(tiles);
+            let to_words = words.as_mut_ptr();
+            for (vector, splitting) in splittings.iter().enumerate().take(vectors) {
+                for part in 0..1 + usize::from(splitting.has_low()) {
+                    for unit in 0..units {
+                        let to = [0, 1, 2].map(|digit| {
+                            let word = (unit * DIGITS + digit) * vectors + vector;
+                            to_words.add(part * low + word * TILE_WORDS * TILE_WORDS)
+                        });
+                        lines.split_unit(tiles, vector, splitting, unit, part == 1, to);
+                    }
                 }
             }
-            Self { words, low, scales: splittings[0].scales() }
+            let scales = [0, 1].map(|vector| splittings[vector].scales());
+            Self { words, vectors, low, scales }
         }
+    }
+
+    /// Word `word` of a column.
+    fn word(&self, column: usize, word: usize, is_low: bool) -> u32 {
+        let (digit, word) = (word / TILE_WORDS, word % TILE_WORDS);
+        let (vector, lane) = (column / TILE_WORDS, column % TILE_WORDS);
+        let at = ((digit * self.vectors + vector) * TILE_WORDS + word) * TILE_WORDS + lane;
+        self.words[at + if is_low { self.low } else { 0 }].to_bits()
     }
 }
 
@@ -93,9 +108,10 @@ fn multiply(tiles: Tiles, a: &Rows, b: &Panel, rows: usize, sums: &mut [f32], ac
         a_low: a.low,
         a_scales: a.scales.as_ptr(),
         b: b.words.as_ptr(),
+        vectors: b.vectors,
         b_low: b.low,
-        b_scales: &b.scales,
-        units: b.low / (WORDS_OF_UNIT * TILE_WORDS),
+        b_scales: b.scales.as_ptr(),
+        units: b.low / (WORDS_OF_UNIT * b.vectors * TILE_WORDS),
         sums: sums.as_mut_ptr(),
         sums_stride: sums.len() / rows,
         rows,
@@ -153,7 +169,7 @@ fn digits_stand_for_elements() {
 #[test]
 fn lines_side_by_side_have_the_digits_of_single_ones() {
     let Some(tiles) = tiles() else { return };
-    for (count, depth) in [(16, 64), (16, 200), (5, 70), (1, 1)] {
+    for (count, depth) in [(16, 64), (32, 64), (16, 200), (5, 70), (27, 65), (1, 1)] {
         let mut columns = elements(count * depth, 2);
         columns[depth * count / 2] = 1e6;
         let panel = Panel::pack(tiles, &columns, count);
@@ -161,14 +177,16 @@ fn lines_side_by_side_have_the_digits_of_single_ones() {
         let lines = (0..count).flat_map(|column| across(column).map(|at| columns[at]));
         let rows = Rows::pack(tiles, &lines.collect::<Vec<_>>(), depth);
         for column in 0..count {
-            let scales = [&panel.scales, &rows.scales[0]].map(|of| of.map(|x| x[column]));
-            assert_eq!(scales[0], scales[1], "{count} x {depth}: {column}");
-            let has_low = rows.scales[0][2][column] > LOW_SPREAD;
-            for word in 0..panel.low / TILE_WORDS {
+            let (vector, lane) = (column / TILE_WORDS, column % TILE_WORDS);
+            let scales = [&panel.scales[vector], &rows.scales[vector]];
+            let [found, expected] = scales.map(|of| of.map(|x| x[lane]));
+            assert_eq!(found, expected, "{count} x {depth}: {column}");
+            let has_low = expected[2] > LOW_SPREAD;
+            for word in 0..panel.low / (panel.vectors * TILE_WORDS) {
                 for part in 0..1 + usize::from(has_low) {
-                    let found = panel.words[part * panel.low + word * TILE_WORDS + column];
+                    let found = panel.word(column, word, part == 1);
                     let expected = rows.words[part * rows.low + column * rows.stride + word];
-                    assert_eq!(found.to_bits(), expected.to_bits(), "{count} x {depth}: {word}");
+                    assert_eq!(found, expected.to_bits(), "{count} x {depth}: {word}");
                 }
             }
         }
@@ -182,7 +200,7 @@ fn products_of_whole_numbers_are_exact_and_nothing_else_is_written() {
         (0..count).map(|i| ((i * 7 + seed) % 41) as f32 - 20.0).collect()
     };
     for rows in [1, 7, 16, 17, 31, 32, 33, 48, 64, 70, 96] {
-        for (depth, columns) in [(1, 16), (64, 16), (100, 3), (576, 16)] {
+        for (depth, columns) in [(1, 16), (64, 32), (100, 3), (100, 21), (384, 16), (384, 32)] {
             // Few of a row are wide, which must not change the others' products.
             for has_wide in [false, true] {
                 let (mut a, b) = (whole(rows * depth, 1), whole(depth * columns, 2));
@@ -190,7 +208,8 @@ fn products_of_whole_numbers_are_exact_and_nothing_else_is_written() {
                     a[depth / 2..].iter_mut().step_by(5 * depth).for_each(|x| *x = 16384.0);
                 }
                 let packed = (Rows::pack(tiles, &a, depth), Panel::pack(tiles, &b, columns));
-                let stride = TILE_WORDS + 3;
+                let width = columns.next_multiple_of(TILE_WORDS);
+                let stride = width + 3;
                 for accumulate in [false, true] {
                     let mut sums = vec![1000.0; rows * stride];
                     multiply(tiles, &packed.0, &packed.1, rows, &mut sums, accumulate);
@@ -199,7 +218,7 @@ fn products_of_whole_numbers_are_exact_and_nothing_else_is_written() {
                         let term = |k: usize| a[row * depth + k] * b[k * columns + column];
                         let added = if accumulate { 1000.0 } else { 0.0 };
                         let expected = match column {
-                            _ if column >= TILE_WORDS => 1000.0,
+                            _ if column >= width => 1000.0,
                             _ if column >= columns => added,
                             _ => (0..depth).map(term).sum::<f32>() + added,
                         };
@@ -215,26 +234,27 @@ fn products_of_whole_numbers_are_exact_and_nothing_else_is_written() {
 fn sums_do_not_depend_on_other_rows_and_columns() {
     let Some(tiles) = tiles() else { return };
     let (rows, depth) = (40, 200);
-    let (mut a, mut b) = (elements(rows * depth, 5), elements(depth * TILE_WORDS, 6));
+    let columns = VECTORS * TILE_WORDS;
+    let (mut a, mut b) = (elements(rows * depth, 5), elements(depth * columns, 6));
     for row in [3, 20, 35] {
         a[row * depth + 7] = 1e6;
     }
-    for column in [0, 9] {
-        b[11 * TILE_WORDS + column] = 1e4;
+    for column in [0, 9, 17] {
+        b[11 * columns + column] = 1e4;
     }
     let product = |a: &[f32], b: &[f32], columns: usize| {
         let rows = a.len() / depth;
         let packed = (Rows::pack(tiles, a, depth), Panel::pack(tiles, b, columns));
-        let mut sums = vec![0.0; rows * TILE_WORDS];
+        let mut sums = vec![0.0; rows * columns.next_multiple_of(TILE_WORDS)];
         multiply(tiles, &packed.0, &packed.1, rows, &mut sums, false);
         sums
     };
-    let together = product(&a, &b, TILE_WORDS);
+    let together = product(&a, &b, columns);
     for (row, a) in a.chunks(depth).enumerate() {
-        for column in 0..TILE_WORDS {
-            let b: Vec<f32> = b.iter().skip(column).step_by(TILE_WORDS).copied().collect();
+        for column in 0..columns {
+            let b: Vec<f32> = b.iter().skip(column).step_by(columns).copied().collect();
             let alone = product(a, &b, 1)[0];
-            let found = together[row * TILE_WORDS + column];
+            let found = together[row * columns + column];
             assert_eq!(found.to_bits(), alone.to_bits(), "{row} {column}");
         }
     }
@@ -243,17 +263,17 @@ fn sums_do_not_depend_on_other_rows_and_columns() {
 #[test]
 fn what_is_not_finite_makes_its_sums_nan_and_no_others() {
     let Some(tiles) = tiles() else { return };
-    let (rows, depth) = (40, 64);
+    let (rows, depth, columns) = (40, 64, VECTORS * TILE_WORDS);
     for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::from_bits(0xff80_0001)] {
-        let (mut a, mut b) = (elements(rows * depth, 3), elements(depth * TILE_WORDS, 4));
+        let (mut a, mut b) = (elements(rows * depth, 3), elements(depth * columns, 4));
         a[33 * depth + 5] = bad;
-        b[9 * TILE_WORDS + 2] = bad;
+        b[9 * columns + 2] = bad;
         a[8 * depth..9 * depth].fill(0.0);
-        let packed = (Rows::pack(tiles, &a, depth), Panel::pack(tiles, &b, TILE_WORDS));
-        let mut sums = vec![0.0; rows * TILE_WORDS];
+        let packed = (Rows::pack(tiles, &a, depth), Panel::pack(tiles, &b, columns));
+        let mut sums = vec![0.0; rows * columns];
         multiply(tiles, &packed.0, &packed.1, rows, &mut sums, false);
         for (at, sum) in sums.iter().enumerate() {
-            let (row, column) = (at / TILE_WORDS, at % TILE_WORDS);
+            let (row, column) = (at / columns, at % columns);
             assert_eq!(sum.is_nan(), row == 33 || column == 2, "{bad}: {row} {column}");
             assert!(row != 8 || column == 2 || *sum == 0.0, "{bad}: {column}");
         }
