@@ -9,7 +9,7 @@ use crate::Error;
 use crate::passes::{
     canonicalize, chunk_tokens, eliminate_common_subexpressions, eliminate_dead_values,
     fold_constants, fuse_attention, fuse_conv, fuse_elementwise, fuse_matmul, fuse_norm,
-    fuse_reduce, simplify_algebra,
+    fuse_norm_gradient, fuse_reduce, simplify_algebra,
 };
 
 /// A named graph-to-graph rewrite: pure, deterministic, and it keeps the inputs, the number and
@@ -40,6 +40,8 @@ pub const PIPELINE: &[Pass] = &[
     fuse_matmul::PASS,
     fuse_attention::PASS,
     fuse_conv::PASS,
+    // Before norms, whose users it makes fewer.
+    fuse_norm_gradient::PASS,
     fuse_norm::PASS,
     fuse_reduce::PASS,
     // After the other groups: takes what none of them wanted.

@@ -72,12 +72,16 @@ impl Nest {
         if layouts.len() > MAX_LAYOUTS {
             return None;
         }
-        let shape = &layouts[0].shape;
-        let outer: Vec<usize> = (0..shape.len()).filter(|&axis| axis != row_axis).collect();
-        let mut nest = Nest::with_axes(layouts, &outer);
-        nest.dims.push(shape[row_axis]);
-        nest.strides.push(layouts.iter().map(|layout| layout.strides[row_axis]).collect());
-        Some(nest)
+        let axes = 0..layouts[0].shape.len();
+        let outer: Vec<usize> = axes.filter(|&axis| axis != row_axis).collect();
+        Some(Nest::with_axes(layouts, &outer).of_rows(layouts, row_axis))
+    }
+
+    /// The same loops around rows along `row_axis`, which stay whole.
+    pub(crate) fn of_rows(mut self, layouts: &[&Layout], row_axis: usize) -> Nest {
+        self.dims.push(layouts[0].shape[row_axis]);
+        self.strides.push(layouts.iter().map(|layout| layout.strides[row_axis]).collect());
+        self
     }
 
     /// Number of axes.

@@ -15,6 +15,7 @@ pub(crate) mod fuse_conv;
 pub(crate) mod fuse_elementwise;
 pub(crate) mod fuse_matmul;
 pub(crate) mod fuse_norm;
+pub(crate) mod fuse_norm_gradient;
 pub(crate) mod fuse_reduce;
 mod group;
 mod movement;

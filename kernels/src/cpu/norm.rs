@@ -41,6 +41,18 @@ pub enum RowNorm {
     Softmax,
 }
 
+impl RowNorm {
+    /// What `op` does to a row.
+    pub(super) fn of(op: &Op) -> Option<RowNorm> {
+        match op {
+            Op::LayerNorm(norm) => Some(RowNorm::Layer { eps: norm.eps }),
+            Op::RmsNorm(norm) => Some(RowNorm::Rms { eps: norm.eps }),
+            Op::Softmax(_) => Some(RowNorm::Softmax),
+            _ => None,
+        }
+    }
+}
+
 /// A norm of every row of a value.
 #[derive(Clone, Debug)]
 pub struct Norm {
@@ -62,16 +74,11 @@ impl Norm {
         let &[root] = &site.body.outputs[..] else { return None };
         let mut found = site.body.values().filter_map(|value| {
             let op = site.body.op(value)?;
-            let last = || site.body.ty(value).rank() - 1;
-            if let Op::LayerNorm(norm) = op {
-                Some((value, RowNorm::Layer { eps: norm.eps }, last()))
-            } else if let Op::RmsNorm(norm) = op {
-                Some((value, RowNorm::Rms { eps: norm.eps }, last()))
-            } else if let Op::Softmax(softmax) = op {
-                Some((value, RowNorm::Softmax, softmax.axis))
-            } else {
-                None
-            }
+            let axis = match op {
+                Op::Softmax(softmax) => softmax.axis,
+                _ => site.body.ty(value).rank().checked_sub(1)?,
+            };
+            Some((value, RowNorm::of(op)?, axis))
         });
         let (value, norm, axis): (ValueId, RowNorm, usize) = found.next()?;
         if found.next().is_some() || site.body.ty(value).shape() != site.result.shape {
@@ -349,7 +356,7 @@ impl Moments {
 /// # Safety
 /// Both have `count` rows of `n` values, one after the other; they are the same or do not overlap.
 #[inline(always)]
-unsafe fn normalize<S: Simd>(
+pub(super) unsafe fn normalize<S: Simd>(
     s: S,
     norm: RowNorm,
     x: *const f32,

@@ -4,15 +4,18 @@
 //! result is folded from rows of the operand; else whole rows are folded into the strip. Sums are
 //! compensated, in a fixed order. Few results of many elements are folded in parts, which depend on the
 //! sizes alone, and the parts in order. Short rows that lie side by side run through the code before several as
-//! one. Integers are folded one by one, wrapping. Roofline: memory bandwidth.
+//! one. The code before may read norms of rows (`reduce_norm.rs`). Integers are folded one by one, wrapping. Roofline:
+//! memory bandwidth.
 
-use ops::{Attr, DType, Op};
+use ops::{Attr, DType, Op, ValueId};
 
 use crate::kernel::{KernelDef, Launch, Site};
 use crate::program::CHUNK;
 use crate::simd::{MAX_LANES, dispatch};
 use crate::{Isa, Layout};
 
+use super::joined_rows::JOINED;
+use super::reduce_norm::NormedRows;
 use super::reduce_rows::ROWS;
 use super::reduce_task::{Phase, Task};
 use super::shared::{Shared, aligned};
@@ -51,6 +54,8 @@ pub struct Reduce {
     pub(super) reduced: Nest,
     /// Whether rows of `reduced` are folded to one result each.
     pub(super) is_inner: bool,
+    /// The norm that a leaf of the prologue stands for; rows of `kept` are its rows.
+    pub(super) normed: Option<NormedRows>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,8 +91,15 @@ impl Reduce {
         }
         let input = site.body.node(value).args[0];
         let ty = site.body.ty(input);
+        let norm = if cfg!(feature = "training") { NormedRows::find(site.body) } else { None };
+        let mut normed = None;
         let (code, leaves, extra) = if ty.dtype().is_float() {
-            let prologue = compile_elementwise(site.body, input, &[], site.operands)?.widened();
+            let norms: Vec<ValueId> = norm.iter().map(|(value, _)| *value).collect();
+            let prologue = compile_elementwise(site.body, input, &norms, site.operands)?;
+            let mut prologue = prologue.widened();
+            if let Some(norm) = norm {
+                normed = Some(NormedRows::of(site.body, norm, site.operands, &mut prologue)?);
+            }
             let epilogue = compile_elementwise(site.body, root, &[value], site.operands)?;
             let leaves: Vec<Layout> =
                 prologue.leaves.iter().map(|leaf| leaf.layout.clone()).collect();
@@ -101,6 +113,10 @@ impl Reduce {
             (Code::Int { operand, dtype: layout.dtype }, vec![layout], vec![])
         };
         let is_kept = |axis: &usize| !axes.contains(axis);
+        let last = ty.rank() - 1;
+        if normed.is_some() && !is_kept(&last) {
+            return None;
+        }
         let all: Vec<usize> = (0..ty.rank()).filter(|&axis| ty.shape()[axis] > 1).collect();
         let kept_axes: Vec<usize> = all.iter().copied().filter(is_kept).collect();
         let reduced_axes: Vec<usize> = all.iter().copied().filter(|axis| !is_kept(axis)).collect();
@@ -113,7 +129,13 @@ impl Reduce {
         if layouts.len() > crate::nest::MAX_LAYOUTS || leaves.is_empty() {
             return None;
         }
-        let kept = Nest::with_axes(&layouts, &kept_axes);
+        let kept = if normed.is_some() {
+            let outer: Vec<usize> =
+                kept_axes.iter().copied().filter(|&axis| axis != last).collect();
+            Nest::with_axes(&layouts, &outer).of_rows(&layouts, last)
+        } else {
+            Nest::with_axes(&layouts, &kept_axes)
+        };
         let relative: Vec<Layout> =
             leaves.iter().map(|leaf| Layout { offset: 0, ..leaf.clone() }).collect();
         let reduced = Nest::with_axes(&relative.iter().collect::<Vec<_>>(), &reduced_axes);
@@ -121,8 +143,9 @@ impl Reduce {
             (Some(last), Some(kept)) => last != kept,
             _ => true,
         };
+        let is_inner = is_inner && normed.is_none();
         let result = site.result.clone();
-        Some(Reduce { isa: site.target.isa, fold, result, code, kept, reduced, is_inner })
+        Some(Reduce { isa: site.target.isa, fold, result, code, kept, reduced, is_inner, normed })
     }
 
     /// Elements of one result.
@@ -139,6 +162,9 @@ impl Reduce {
 
     /// Results of one task.
     pub(super) fn strip(&self) -> usize {
+        if self.normed.is_some() {
+            return self.kept.row_len();
+        }
         if self.is_wide() {
             let n = self.kept.row_len();
             return n.div_ceil(n.div_ceil(MAX_WIDE)).next_multiple_of(MAX_LANES).min(n);
@@ -175,17 +201,31 @@ impl Reduce {
     }
 
     pub(super) fn worker_bytes(&self) -> usize {
-        let program = match &self.code {
+        let program = self.program_len();
+        // Strips of sums, of what they lost, of results, of rows; a staged result; programs.
+        let strip = self.strip_len();
+        3 * aligned(4 * strip)
+            + self.rows_bytes()
+            + aligned(8 * strip)
+            + aligned(4 * program)
+            + self.normed.map_or(0, |_| aligned(4 * NormedRows::scratch_len(self.kept.row_len())))
+    }
+
+    /// Elements of the programs' scratch.
+    pub(super) fn program_len(&self) -> usize {
+        match &self.code {
             Code::Float(around) => {
                 let lens =
                     [&around.prologue, &around.epilogue].map(|code| code.program.scratch_len());
                 lens[0].max(lens[1])
             }
             Code::Int { .. } => 0,
-        };
-        // Strips of sums, of what they lost, of results, of rows; a staged result; programs.
-        let strip = self.strip_len();
-        (3 + self.rows_at_once()) * aligned(4 * strip) + aligned(8 * strip) + aligned(4 * program)
+        }
+    }
+
+    /// Bytes of the rows that are made at a time: some, or as many as join.
+    pub(super) fn rows_bytes(&self) -> usize {
+        aligned(4 * JOINED.max(self.rows_at_once() * self.strip_len()))
     }
 
     /// Rows that are folded at a time: what is read in one straight line needs no second one.
@@ -195,7 +235,8 @@ impl Reduce {
 
     /// Room for the results of a task.
     pub(super) fn strip_len(&self) -> usize {
-        if self.is_wide() { MAX_WIDE } else { CHUNK }
+        let most = if self.is_wide() { MAX_WIDE } else { CHUNK };
+        most.max(self.strip().next_multiple_of(MAX_LANES))
     }
 }
 

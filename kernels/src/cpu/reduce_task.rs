@@ -5,9 +5,10 @@ use ops::DType;
 use crate::program::{CHUNK, MAX_SLOTS, SlotPtr};
 use crate::simd::{Simd, SimdJob};
 
-use super::joined_rows::{JOINED, MAX_JOINED};
+use super::joined_rows::{Coming, JOINED, MAX_JOINED};
 use super::lanes::{copy, prefetch_row};
 use super::reduce::{Around, Code, Fold, Reduce};
+use super::reduce_norm::NormedRows;
 use super::reduce_rows::{ROWS, Rows};
 use super::shared::{Shared, aligned};
 use super::sum::{Sum, max_of, sum_of};
@@ -55,6 +56,8 @@ struct Area {
     rows: *mut f32,
     staged: *mut u8,
     program: *mut f32,
+    /// Of norms that rows are made of.
+    normed: *mut f32,
 }
 
 impl SimdJob for Task<'_> {
@@ -73,14 +76,17 @@ impl SimdJob for Task<'_> {
             let base = shared.scratch().add(reduce.parts_bytes() + worker * reduce.worker_bytes());
             let len = reduce.strip_len();
             let part = |i: usize| base.add(i * aligned(4 * len)).cast::<f32>();
-            let staged = part(3 + reduce.rows_at_once()).cast::<u8>();
+            let staged = part(3).cast::<u8>().add(reduce.rows_bytes());
+            let program = staged.add(aligned(8 * len)).cast::<f32>();
+            let code_len = reduce.program_len();
             let area = Area {
                 sums: part(0),
                 lost: part(1),
                 folded: part(2),
                 rows: part(3),
                 staged,
-                program: staged.add(aligned(8 * len)).cast(),
+                program,
+                normed: program.add(aligned(4 * code_len) / 4),
             };
             let Around { prologue, epilogue } = match &reduce.code {
                 Code::Int { operand, dtype } => {
@@ -247,6 +253,37 @@ impl Reduce {
         }
     }
 
+    /// The norm that a leaf stands for. Only a build that trains has code for one.
+    #[inline(always)]
+    fn norms(&self) -> Option<&NormedRows> {
+        if cfg!(feature = "training") { self.normed.as_ref() } else { None }
+    }
+
+    /// What is read from row `inner` of the reduced axes, its part `step` on, in rows of `n` elements.
+    ///
+    /// # Safety
+    /// See `slots`.
+    #[inline(always)]
+    unsafe fn coming(
+        &self,
+        shared: Shared<'_>,
+        (leaves, first, start): (&[Leaf], usize, usize),
+        cursor: &Cursor<'_>,
+        inner: &Cursor<'_>,
+        (step, n): (usize, usize),
+    ) -> Coming {
+        let stride = |leaf| self.kept.row_stride(first + leaf);
+        // SAFETY: passed on.
+        let slots = unsafe { self.slots(shared, leaves, (first, start), cursor, inner, stride) };
+        let mut coming = Coming::nothing();
+        for (index, (slot, leaf)) in slots.into_iter().zip(leaves).enumerate() {
+            let size = leaf.layout.dtype.size();
+            let ptr = slot.ptr.wrapping_add(step * self.reduced.row_stride(index) * size);
+            coming.add(SlotPtr { ptr, ..slot }, n * size);
+        }
+        coming
+    }
+
     /// Whether short rows along the kept row go on from one to the next along the reduced row, in all of the
     /// prologue's leaves: then it runs through several as one.
     fn rows_join(&self, first: usize) -> bool {
@@ -278,7 +315,7 @@ impl Reduce {
         let len = self.reduced.row_len();
         let program = &prologue.program;
         // Rows that are floats side by side are folded where they are.
-        let is_plain = program.is_copy() && program.slots()[0].is_float();
+        let is_plain = program.is_copy() && program.slots()[0].is_float() && self.normed.is_none();
         let in_place = is_plain && self.kept.row_stride(first) == 1;
         let joins = !in_place && n == self.kept.row_len() && self.rows_join(first);
         let batch = if joins { JOINED / n } else { self.rows_at_once() };
@@ -321,6 +358,16 @@ impl Reduce {
                     }
                     let mut strip = Rows { from: [std::ptr::null(); ROWS], dtype: DType::F32, n };
                     if joins {
+                        if let Some(normed) = self.norms() {
+                            let (slot, leaf) =
+                                (&mut slots[normed.leaf], &prologue.leaves[normed.leaf]);
+                            let mut following = inner.clone();
+                            following.advance();
+                            let leaves = (&*prologue.leaves, first, start);
+                            let coming = self.coming(shared, leaves, cursor, &following, (step, n));
+                            let rows = (count, n);
+                            *slot = normed.make(s, (*slot, leaf), rows, area.normed, &coming);
+                        }
                         program.run_row_in(s, count * n, &slots, rows.cast(), area.program);
                         for made in (0..count).step_by(ROWS) {
                             strip.from = std::array::from_fn(|row| {
@@ -339,6 +386,13 @@ impl Reduce {
                             strip.dtype = program.slots()[0];
                         } else {
                             let to = rows.add(row * self.strip_len());
+                            let mut slots = slots;
+                            if let Some(normed) = self.norms() {
+                                let (slot, leaf) =
+                                    (&mut slots[normed.leaf], &prologue.leaves[normed.leaf]);
+                                let none = Coming::nothing();
+                                *slot = normed.make(s, (*slot, leaf), (1, n), area.normed, &none);
+                            }
                             program.run_row_in(s, n, &slots, to.cast(), area.program);
                             strip.from[row] = to.cast_const().cast();
                         }

@@ -124,7 +124,7 @@ impl Growth {
     }
 
     fn step(&mut self) -> Result<(), Error> {
-        let made = match self.random.below(31) {
+        let made = match self.random.below(32) {
             0..=3 => self.unary()?,
             4..=5 => self.scalar()?,
             6..=10 => self.binary()?,
@@ -143,6 +143,7 @@ impl Growth {
             27 => self.block()?,
             28 => self.head_attention()?,
             29 => self.normal()?,
+            30 => self.norm_gradient()?,
             _ => self.identity()?,
         };
         self.pool.push(made);

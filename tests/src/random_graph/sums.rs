@@ -1,6 +1,7 @@
 //! Ops that sum over elements, and the forms that models have of them.
 
 use ops::defs::conv::Window;
+use ops::defs::norm_grad::NormGrad;
 use ops::{DType, TensorType};
 
 use super::{Candidate, Grown, Growth};
@@ -47,6 +48,35 @@ impl Growth {
             }
         };
         Ok(Candidate { value, bound: 10.0, is_raw: false, known: None })
+    }
+
+    /// A weighted norm and its gradients: by what is normalized, and by the weight.
+    pub(super) fn norm_gradient(&mut self) -> Grown {
+        let x = self.pick_rank(2)?;
+        let shape = self.b.shape(x.value).to_vec();
+        let last = shape.len() - 1;
+        let mut dims = vec![1; shape.len()];
+        dims[last] = shape[last];
+        let weight = self.fresh(DType::F32, &dims).value;
+        let grad = self.fresh(DType::F32, &shape).value;
+        let centered = self.random.one_in(2);
+        let eps = 1e-2;
+        let normed = if centered {
+            self.b.layer_norm(x.value, eps)?
+        } else {
+            self.b.rms_norm(x.value, eps)?
+        };
+        let weighted = self.b.mul(normed, weight)?;
+        let by_normed = self.b.mul(grad, weight)?;
+        let by_x = self.b.op(NormGrad { eps, centered }, &[x.value, by_normed])?;
+        let along = self.b.mul(grad, normed)?;
+        // Mostly what the weight is the same for; or each row's own.
+        let axes: Vec<usize> = if self.random.one_in(4) { vec![last] } else { (0..last).collect() };
+        let by_weight = self.b.reduce_sum(along, &axes)?;
+        let value = self.b.add(weighted, by_x)?;
+        let value = self.b.add(value, by_weight)?;
+        let bound = 100.0 * self.b.ty(x.value).count() as f64;
+        Ok(Candidate { value, bound, is_raw: false, known: None })
     }
 
     pub(super) fn linear(&mut self) -> Grown {

@@ -73,6 +73,50 @@ fn norms_of_heads_take_rows_of_several_heads_at_a_time() {
 }
 
 #[test]
+fn sums_of_norms_make_them_again() {
+    // Rows that join, along one axis and two; rows of which several are made at a time; long ones, in parts; single
+    // elements; rows short enough to join that are many.
+    let cases: [(&[usize], &[usize]); 6] = [
+        (&[9, 40, 72], &[0, 1]),
+        (&[3, 50, 17], &[1]),
+        (&[2, 5, 1152], &[1]),
+        (&[2, 700, 1152], &[0, 1]),
+        (&[4, 3, 1], &[0]),
+        (&[2, 6000, 100], &[1]),
+    ];
+    for (shape, axes) in cases {
+        for dtype in [F32, BF16] {
+            let types = [(shape, dtype), (shape, F32)];
+            check_body("sum of a norm by its cotangent", "reduce", &types, &[], |b, args| {
+                let y = b.layer_norm(args[0], 1e-6)?;
+                let y = b.cast(y, F32)?;
+                let y = b.mul(args[1], y)?;
+                let sum = b.reduce_sum(y, axes)?;
+                b.mul_scalar(sum, 0.5)
+            });
+            check_body("sum of a norm", "reduce", &types[..1], &[], |b, args| {
+                let y = b.rms_norm(args[0], 1e-6)?;
+                b.reduce_sum(y, axes)
+            });
+        }
+    }
+    // Of heads beside others, and of columns.
+    let shape: &[usize] = &[2, 30, 12, 72];
+    check_body("sum of norms of heads", "reduce", &[(shape, F32)], &[], |b, args| {
+        let x = b.slice_axis(args[0], 2, 4, 8)?;
+        let grad = b.slice_axis(args[0], 2, 8, 12)?;
+        let y = b.rms_norm(x, 1e-6)?;
+        let y = b.mul(grad, y)?;
+        b.reduce_sum(y, &[0, 1, 2])
+    });
+    check_body("sum of norms of columns", "reduce", &[(&[70, 33], F32)], &[], |b, args| {
+        let x = b.permute(args[0], &[1, 0])?;
+        let y = b.layer_norm(x, 1e-6)?;
+        b.reduce_sum(y, &[0])
+    });
+}
+
+#[test]
 fn norms_keep_their_accuracy_under_a_large_mean() {
     // 1000 +- 1: the mean is some 2000 deviations, of which raw squares in f32 would leave nothing.
     let x: &[usize] = &[2, 300, 64];
