@@ -95,8 +95,13 @@ impl Checker<'_> {
             let is_concat = matches!(self.plan.graph.op(value), Some(Op::Concat(_)));
             if is_concat && self.homes[value.index()].is_none() {
                 let root = self.roots[value.index()].unwrap_or(value);
-                for arg in &self.plan.graph.node(value).args {
+                for &arg in &self.plan.graph.node(value).args {
                     self.roots[arg.index()] = Some(root);
+                    let mut parts = BTreeSet::new();
+                    self.origins(arg, &mut parts);
+                    for part in parts {
+                        self.roots[part.index()] = Some(root);
+                    }
                 }
             }
         }

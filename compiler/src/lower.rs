@@ -1,8 +1,8 @@
 //! Graph to steps: which values are stored, which are views, which kernel makes each.
 //!
 //! A reshape, permute, slice or broadcast has no step: it is a [`Layout`] into its operand's
-//! storage. Nor has a concat whose operands are results of steps: those are written to their part
-//! of its storage ([`destinations`]). Where strides cannot say what is meant, or no kernel takes
+//! storage. Nor has a concat most of whose operands are results of steps: those are written to their part
+//! of its storage, others are copied there ([`destinations`]). Where strides cannot say what is meant, or no kernel takes
 //! the strides, a copy node is added to the graph and becomes a step like any other. A fused group
 //! that no kernel takes whole is taken apart again.
 
@@ -77,10 +77,9 @@ pub(crate) fn lower(graph: &Graph, target: &Target) -> Result<Lowered, Error> {
     for (old, node) in graph.values().zip(&graph.nodes) {
         let args: Vec<ValueId> = node.args.iter().map(|arg| new[arg.index()]).collect();
         let destination = destinations.of[old.index()].as_ref();
-        new.push(if destinations.is_assembled[old.index()] {
-            lowering.assembled(old, node, &args, destination)?
-        } else {
-            lowering.node(node, args, destination)?
+        new.push(match destinations.assembled.get(&old) {
+            Some(copied) => lowering.assembled(old, node, args, copied, destination)?,
+            None => lowering.node(node, args, destination)?,
         });
     }
     let mut outputs = Vec::with_capacity(graph.outputs.len());
@@ -161,15 +160,21 @@ impl Lowering<'_> {
         Ok(value)
     }
 
-    /// Appends a concat whose operands have been written to its storage.
+    /// Appends a concat whose operands have been written to its storage, after copies of those that have not.
     fn assembled(
         &mut self,
         old: ValueId,
         node: &Node,
-        args: &[ValueId],
+        mut args: Vec<ValueId>,
+        copied: &[Option<Destination>],
         destination: Option<&Destination>,
     ) -> Result<ValueId, Error> {
-        let value = self.b.copy_node(node, args)?;
+        for (arg, copied) in args.iter_mut().zip(copied) {
+            if copied.is_some() {
+                *arg = self.copy(*arg, node, copied.as_ref())?;
+            }
+        }
+        let value = self.b.copy_node(node, &args)?;
         if destination.is_some() {
             self.push_stored(value, destination);
         } else {

@@ -35,8 +35,8 @@ struct Memory {
     /// The value whose storage holds each: itself, what a view shows, or the concat that it is made
     /// a part of.
     bases: Vec<ValueId>,
-    /// Bytes that are taken when a value is made: none for views and for concats whose operands
-    /// have taken them.
+    /// Bytes that are taken when a value is made: none for views, and for concats those of operands that are copied
+    /// there; the others have taken theirs.
     taken_bytes: Vec<usize>,
     /// Uses of each base, also of what is in its storage; outputs count one more.
     uses: Vec<usize>,
@@ -56,9 +56,15 @@ impl Memory {
                 (None, false) => value,
             });
             let is_made = graph.op(value).is_some() && !is_view;
-            if is_made && !destinations.is_assembled[value.index()] {
-                memory.taken_bytes[value.index()] = graph.ty(value).bytes();
-            }
+            memory.taken_bytes[value.index()] = match destinations.assembled.get(&value) {
+                Some(copied) => {
+                    let args = graph.node(value).args.iter().zip(copied);
+                    let copies = args.filter(|(_, copied)| copied.is_some());
+                    copies.map(|(arg, _)| graph.ty(*arg).bytes()).sum()
+                }
+                None if is_made => graph.ty(value).bytes(),
+                None => 0,
+            };
         }
         for value in graph.values() {
             for arg in &graph.node(value).args {

@@ -209,3 +209,42 @@ fn every_kernel_writes_its_part_of_a_concat() {
     }
     assert!(n_in_place > 100, "{n_in_place}");
 }
+
+#[test]
+fn what_no_step_makes_is_copied_into_a_concat() {
+    let ty = |shape: &[usize]| ops::TensorType::new(DType::F32, shape).unwrap();
+    // Width of the third operand, next to two of width 3; whether it is the first one again; concats that are left.
+    for (width, is_again, n_concats) in [(3, false, 0), (3, true, 1), (7, false, 1)] {
+        let mut b = Builder::new("parts");
+        let (x, y) = (b.input("x", ty(&[4, 5, 3])), b.input("y", ty(&[4, 5, 9])));
+        // Made in another shape, and with other axes first.
+        let first = b.exp(x).unwrap();
+        let first = b.reshape(first, &[4, 1, 5, 3]).unwrap();
+        let turned = b.permute(x, &[1, 0, 2]).unwrap();
+        let second = b.exp(turned).unwrap();
+        let second = b.permute(second, &[1, 0, 2]).unwrap();
+        let second = b.reshape(second, &[4, 1, 5, 3]).unwrap();
+        let whole = b.exp(y).unwrap();
+        let third = if is_again {
+            first
+        } else {
+            let part = b.slice_axis(whole, 2, 1, 1 + width).unwrap();
+            b.reshape(part, &[4, 1, 5, width]).unwrap()
+        };
+        let joined = b.concat(&[first, second, third], 3).unwrap();
+        let graph = b.finish(&[joined, whole]);
+        let values = random_values(&graph, 1);
+        let expected = eval(&graph, &values, Rounding::Stored).unwrap();
+        for isa in Isa::available() {
+            let plan = compiler::compile(graph.clone(), &compiled::target(isa, 2)).unwrap();
+            assert_eq!(compiler::check_plan(&plan), Vec::<String>::new(), "{width} {is_again}");
+            let concats = plan.steps.iter().filter(|step| step.kernel.def().name() == "concat");
+            assert_eq!(concats.count(), n_concats, "{width} {is_again}");
+            for (found, expected) in compiled::run_plan(plan, &values).iter().zip(&expected) {
+                let pairs = found.as_floats().iter().zip(expected.as_floats());
+                let worst = pairs.map(|(f, e)| (f - e).abs() / e.abs()).fold(0.0, f64::max);
+                assert!(worst < 1e-6, "{width} {is_again} {isa}: {worst}");
+            }
+        }
+    }
+}
