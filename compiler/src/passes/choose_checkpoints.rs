@@ -23,6 +23,9 @@ const BYTES_PER_FLOP: u64 = 64;
 /// How often drops are tried to be taken back, times the number of values.
 const MAX_TRIED_VALUES: usize = 4_000_000;
 
+/// What part of the bytes that were reached is aimed to be saved next.
+const NEAR_AIM: usize = 8;
+
 /// Candidates that are tried one by one before a place is given up.
 const MAX_TRIED: usize = 24;
 
@@ -68,10 +71,18 @@ pub fn choose_checkpoints_beside(graph: &Graph, budget: usize, carries: &[Carry]
     let facts = Facts::beside(graph, carries);
     let mut best = drop_towards(&facts, budget);
     if best.0 > budget {
-        // What frees enough at once is not always what leads further: aiming lower takes another way.
+        // What frees enough at once is not always what leads further: other aims take other ways. Far ones drop much
+        // at once, near ones little.
         let lower = drop_towards(&facts, 0);
         if lower.0 < best.0 {
             best = lower;
+        }
+        while best.0 > budget {
+            let nearer = drop_towards(&facts, (best.0 - best.0 / NEAR_AIM).max(budget));
+            if nearer.0 >= best.0 {
+                break;
+            }
+            best = nearer;
         }
     }
     let drops = take_back(&facts, best.1, budget);
