@@ -25,10 +25,17 @@ fn parts(graph: &Graph) -> impl Iterator<Item = Graph> {
         part.outputs = vec![value];
         part
     });
-    let cut = ops().map(|value| {
+    // An earlier cut may have the name.
+    let unused = |mut name: String| {
+        while graph.inputs().any(|(_, other)| *other == name) {
+            name.push('\'');
+        }
+        name
+    };
+    let cut = ops().map(move |value| {
         let mut part = graph.clone();
         let node = &mut part.nodes[value.index()];
-        node.role = Role::Input(format!("cut{}", value.0).into());
+        node.role = Role::Input(unused(format!("cut{}", value.0)).into());
         node.args.clear();
         part
     });
