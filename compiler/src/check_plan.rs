@@ -7,6 +7,8 @@
 //! the map too, behind the arena, and at the end it must hold what replaces them. Steps that run
 //! together may meet in memory only where each reads and writes the same elements.
 
+mod joined;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use kernels::Layout;
@@ -156,64 +158,6 @@ impl Checker<'_> {
                 self.problems.push(format!("step {index} overwrites `{input}`, which stays"));
             }
         }
-    }
-
-    /// The step at `index` beside those that it runs together with and that come before it: whichever is ahead by
-    /// how much, each finds what it reads.
-    fn joined(&mut self, index: usize) {
-        let plan = self.plan;
-        let step = &plan.steps[index];
-        let mut other = index;
-        while other > 0 && plan.steps[other].joins {
-            other -= 1;
-            let before = &plan.steps[other];
-            let elements = step.kernel.def().elements();
-            if elements.is_none() || elements != before.kernel.def().elements() {
-                self.problems.push(format!("steps {other} and {index} cannot run together"));
-                continue;
-            }
-            let written = |step: &Step| (step.result, step.result_layout.clone());
-            let read = |step: &Step| -> Vec<(BufferId, Layout)> {
-                let operands = step.operands.iter();
-                let in_memory = operands.filter_map(|operand| match operand.place {
-                    Place::Buffer(buffer) => Some((buffer, operand.layout.clone())),
-                    Place::Param { .. } | Place::Constant(_) => None,
-                });
-                in_memory.collect()
-            };
-            for (one, two) in [(before, step), (step, before)] {
-                let others = read(two).into_iter().chain([written(two)]);
-                if !others.into_iter().all(|touched| self.meet_rightly(&written(one), &touched)) {
-                    let what = format!("steps {other} and {index} run together");
-                    self.problems.push(format!("{what}, but share memory that one of them writes"));
-                }
-            }
-            let scratches = [(before, step), (step, before)].into_iter().any(|(one, two)| {
-                one.scratch.is_some_and(|scratch| {
-                    let touched = read(two).into_iter().chain([written(two)]);
-                    touched
-                        .map(|(buffer, _)| buffer)
-                        .chain(two.scratch)
-                        .any(|buffer| self.overlap(scratch, buffer))
-                })
-            });
-            if scratches {
-                let what = format!("steps {other} and {index} run together");
-                self.problems.push(format!("{what}, but share the scratch of one of them"));
-            }
-        }
-    }
-
-    /// Whether two sets of elements share no byte, or element by element the same ones.
-    fn meet_rightly(&self, a: &(BufferId, Layout), b: &(BufferId, Layout)) -> bool {
-        let (bytes_a, bytes_b) = (self.bytes_of(a.0, &a.1), self.bytes_of(b.0, &b.1));
-        let is_apart = bytes_a.1 <= bytes_b.0 || bytes_b.1 <= bytes_a.0;
-        let is_row = |layout: &Layout| layout.is_dense();
-        is_apart
-            || bytes_a == bytes_b
-                && is_row(&a.1)
-                && is_row(&b.1)
-                && a.1.dtype.size() == b.1.dtype.size()
     }
 
     fn step(&mut self, index: usize) {

@@ -45,6 +45,12 @@ pub(crate) struct LoweredStep {
 }
 
 impl Lowered {
+    /// Whether an operand of `step` is in storage `storage`.
+    pub(crate) fn reads(&self, step: &LoweredStep, storage: usize) -> bool {
+        let args = &self.graph.node(step.value).args;
+        args.iter().any(|arg| self.views[arg.index()].storage == storage)
+    }
+
     /// The place of a value that is not in the arena, for operand `position` of `step`.
     pub(crate) fn fixed_place(&self, step: &LoweredStep, position: usize) -> Option<Place> {
         let value = self.graph.node(step.value).args[position];

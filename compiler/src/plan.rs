@@ -87,8 +87,8 @@ pub struct Step {
     pub result_layout: Layout,
     /// Working memory, live at this step only.
     pub scratch: Option<BufferId>,
-    /// Whether it runs together with the step before it: both do one run of elements after the other, so that
-    /// what they share is read from memory once.
+    /// Whether it runs together with the step before it, so that what they share is read from memory once: both do
+    /// one run of elements after the other, or the one before adds up the columns that it reads for this one.
     pub joins: bool,
 }
 
@@ -164,6 +164,12 @@ impl Plan {
     pub fn joined_end(&self, step: usize) -> usize {
         let others = self.steps.get(step + 1..).unwrap_or_default();
         step + 1 + others.iter().take_while(|step| step.joins).count()
+    }
+
+    /// Whether what `step` adds up is read, and added up, by the step before it.
+    pub fn is_summed_before(&self, step: usize) -> bool {
+        let Step { kernel, joins, .. } = &self.steps[step];
+        *joins && kernel.def().column_sums().is_some()
     }
 
     /// Bytes of weights and constants as they are held for this plan: packed where a kernel packs.

@@ -10,15 +10,18 @@ use std::sync::Arc;
 
 use ops::{Role, ValueId};
 
-use crate::join_steps::{are_at_same_places, joins};
+use crate::join_steps::{are_at_same_places, join_steps};
 use crate::lower::{Lowered, LoweredStep};
 use crate::place_buffers::{lower_bound, place_buffers};
 use crate::plan::{ALIGN_BYTES, Buffer, BufferId, Carry, Memory, Operand, Place, Plan, Port, Step};
 
 /// Assigns buffers and offsets. `carries` are of inputs and outputs that there are, of one type.
-pub(crate) fn plan_memory(lowered: Lowered, target: &kernels::Target, carries: &[Carry]) -> Plan {
-    // Where nothing is carried, fusion has decided what is one loop.
-    let joins = if carries.is_empty() { vec![false; lowered.steps.len()] } else { joins(&lowered) };
+pub(crate) fn plan_memory(
+    mut lowered: Lowered,
+    target: &kernels::Target,
+    carries: &[Carry],
+) -> Plan {
+    let joins = join_steps(&mut lowered, !carries.is_empty());
     let mut storages = Storages::new(&lowered, carries, &joins);
     let mut steps = Vec::with_capacity(lowered.steps.len());
     for (index, step) in lowered.steps.iter().enumerate() {
@@ -225,7 +228,8 @@ impl<'a> Storages<'a> {
             if write > index {
                 // It has been read by then, unless both steps do one run of elements after the other.
                 let is_before = self.together[index] != self.together[write];
-                return is_before || are_at_same_places(&operand.layout, written);
+                let is_element = steps[index].kernel.def().elements().is_some();
+                return is_before || is_element && are_at_same_places(&operand.layout, written);
             }
             // Other operands may read the same elements through another view.
             let is_sole = (0..args.len()).all(|other| {

@@ -7,7 +7,7 @@ use kernels::Layout;
 use ops::{DType, Graph, Op, TensorType, ValueId};
 
 use crate::touches::touches;
-use crate::{Place, Plan, Step};
+use crate::{Operand, Place, Plan, Step};
 
 /// The dims that a kernel's speed depends on.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -140,6 +140,11 @@ impl Plan {
         let plan_weight_bytes = self.weight_bytes() as u64;
         let mut works: Vec<Work> =
             self.steps.iter().map(|step| self.work(step, plan_weight_bytes)).collect();
+        for step in 1..works.len() {
+            if self.is_summed_before(step) {
+                self.move_sums(&mut works, step);
+            }
+        }
         let bytes: Vec<u64> = works.iter().map(Work::bytes).collect();
         for (work, since) in works.iter_mut().zip(touches(self, &bytes)) {
             for (touch, since) in work.activations.iter_mut().zip(since.operands) {
@@ -148,6 +153,18 @@ impl Plan {
             work.written_since = since.result;
         }
         works
+    }
+
+    /// Counts what `step` adds up as work of the step before it, which does that and reads it anyway.
+    fn move_sums(&self, works: &mut [Work], step: usize) {
+        let Step { kernel, operands, .. } = &self.steps[step];
+        let Some(columns) = kernel.def().column_sums() else { return };
+        let is_activation = |operand: &&Operand| !matches!(operand.place, Place::Param { .. });
+        let before = operands[..columns.operand].iter().filter(is_activation).count();
+        let [.., product, sums] = &mut works[..=step] else { return };
+        product.side_flops += std::mem::take(&mut sums.side_flops);
+        sums.bytes_read -= std::mem::take(&mut sums.activations[before].bytes);
+        sums.shape = Shape::Bytes(sums.bytes());
     }
 
     /// The work of a step; of what was touched before, nothing is said.

@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ops::{Attr, Graph};
+use ops::{Attr, DType, Graph};
 
 use crate::cuda::tiles::Tiles;
 use crate::cuda::{self, CudaKernel, Gpu};
@@ -81,6 +81,30 @@ pub struct Launch<'a> {
     pub scratch: *mut u8,
 }
 
+/// A matrix within an operand, whose columns are added up: the elements of a term are neighbors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Columns {
+    /// Which operand.
+    pub operand: usize,
+    /// Element type.
+    pub dtype: DType,
+    /// Position of the first element; like the stride in elements.
+    pub offset: usize,
+    /// How many columns.
+    pub columns: usize,
+    /// How many elements each has.
+    pub terms: usize,
+    /// From one term to the next.
+    pub stride: usize,
+}
+
+impl Columns {
+    /// Whether both are the same elements, if their operands are the same.
+    pub fn are(&self, other: &Columns) -> bool {
+        *self == Columns { operand: self.operand, ..*other }
+    }
+}
+
 /// Everything the system knows about one kernel instance.
 pub trait KernelDef: fmt::Debug {
     /// The printed name, as `matmul`.
@@ -140,6 +164,38 @@ pub trait KernelDef: fmt::Debug {
     unsafe fn run_elements(&self, launch: &Launch<'_>, elements: Range<usize>, worker: usize) {
         let _ = (launch, elements, worker);
         unreachable!("{} is not made part by part", self.name())
+    }
+
+    /// The columns that this kernel reads block by block, so that another kernel's sums of them can be made of what is
+    /// in cache.
+    fn columns_read(&self) -> Option<Columns> {
+        None
+    }
+
+    /// The columns that this kernel adds up, if nothing else is done to their elements. It needs the same scratch
+    /// whoever adds them up.
+    fn column_sums(&self) -> Option<Columns> {
+        None
+    }
+
+    /// Runs, and adds up the columns that it reads for the launch of `sums`, whose result is then made by
+    /// [`KernelDef::finish_sums`]: the same bytes as those of a run of `sums`.
+    ///
+    /// # Safety
+    /// As [`KernelDef::run`] for both launches, and what one writes is not touched by the other. The columns that are
+    /// read are those that `sums` adds up.
+    unsafe fn run_with_sums(&self, launch: &Launch<'_>, sums: (&Kernel, &Launch<'_>)) {
+        let _ = (launch, sums);
+        unreachable!("{} reads no columns", self.name())
+    }
+
+    /// Makes the result of columns that [`KernelDef::run_with_sums`] of another kernel has added up for this launch.
+    ///
+    /// # Safety
+    /// As [`KernelDef::run`].
+    unsafe fn finish_sums(&self, launch: &Launch<'_>) {
+        let _ = launch;
+        unreachable!("{} adds up no columns", self.name())
     }
 
     /// Runs.

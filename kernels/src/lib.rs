@@ -27,6 +27,6 @@ pub mod vec_math;
 pub use caches::caches;
 pub use error::Error;
 pub use isa::Isa;
-pub use kernel::{Kernel, KernelDef, Launch, Packing, Site, Target};
+pub use kernel::{Columns, Kernel, KernelDef, Launch, Packing, Site, Target};
 pub use layout::Layout;
 pub use pool::Pool;

@@ -21,7 +21,7 @@ use crate::{Error, InputStore};
 /// they read and write, and large enough to hide what a turn costs.
 const TOGETHER: usize = 4096;
 
-/// Time and work of one step, summed over runs. Steps that run together share their time evenly.
+/// Time and work of one step, summed over runs. Steps that make elements together share their time evenly.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
 pub struct StepTime {
     /// Seconds.
@@ -292,21 +292,8 @@ impl Session {
             }
             let steps = index..self.plan.joined_end(index);
             steps.clone().try_for_each(&mut before)?;
-            let start = Instant::now();
-            if steps.len() > 1 {
-                self.run_together(steps.clone());
-            } else {
-                let launch = self.bound[index].launch(&self.pool);
-                // SAFETY: the plan was checked: operands, result and scratch are distinct ranges of
-                // the arena or of what is carried (or the aliases that the kernel allows) and large
-                // enough; weights are in the form the kernel asked for; `&mut self` keeps everybody
-                // else out, and `run_on` holds the store; an `Isa` is proof that the CPU has the
-                // instructions.
-                unsafe { self.plan.steps[index].kernel.def().run(&launch) };
-            }
-            let seconds = start.elapsed().as_secs_f64() / steps.len() as f64;
+            self.run_together(steps.clone());
             for step in steps.clone() {
-                self.times[step].seconds += seconds;
                 self.times[step].runs += 1;
                 after();
                 done += self.bound[step].flops;
@@ -319,8 +306,45 @@ impl Session {
         Ok(())
     }
 
+    /// Runs steps that run together, and counts their time.
+    fn run_together(&mut self, steps: Range<usize>) {
+        let start = Instant::now();
+        let first = steps.start;
+        let has_sums = steps.len() == 2 && self.plan.is_summed_before(first + 1);
+        // SAFETY: the plan was checked: operands, result and scratch are distinct ranges of the arena or of what is
+        // carried (or the aliases that the kernel allows) and large enough; weights are in the form the kernel asked
+        // for; `&mut self` keeps everybody else out, and `run_on` holds the store; an `Isa` is proof that the CPU has
+        // the instructions. Sums are of the columns that the step before them reads.
+        unsafe {
+            let launch = self.bound[first].launch(&self.pool);
+            let kernel = &self.plan.steps[first].kernel;
+            if has_sums {
+                let sums = &self.plan.steps[first + 1].kernel;
+                let sums_launch = self.bound[first + 1].launch(&self.pool);
+                kernel.def().run_with_sums(&launch, (sums, &sums_launch));
+                let seconds = start.elapsed().as_secs_f64();
+                sums.def().finish_sums(&sums_launch);
+                self.times[first].seconds += seconds;
+                self.times[first + 1].seconds += start.elapsed().as_secs_f64() - seconds;
+                return;
+            }
+            if steps.len() > 1 {
+                self.run_elements(steps.clone());
+            } else {
+                kernel.def().run(&launch);
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64() / steps.len() as f64;
+        for time in &mut self.times[steps] {
+            time.seconds += seconds;
+        }
+    }
+
     /// Runs steps that make as many elements each, [`TOGETHER`] of them at a time.
-    fn run_together(&self, steps: Range<usize>) {
+    ///
+    /// # Safety
+    /// As [`KernelDef::run`](kernels::KernelDef::run), for each of the steps.
+    unsafe fn run_elements(&self, steps: Range<usize>) {
         let (bound, steps) = (&self.bound[steps.clone()], &self.plan.steps[steps]);
         let pool = &*self.pool;
         let n = steps[0].kernel.def().elements().expect("the plan was checked");
@@ -328,8 +352,8 @@ impl Session {
             let elements = turn * TOGETHER..n.min((turn + 1) * TOGETHER);
             for (step, bound) in steps.iter().zip(bound) {
                 let launch = bound.launch(pool);
-                // SAFETY: as for steps that run alone. The checked plan lets these steps meet in memory
-                // at the same elements only, and each has a scratch of its own.
+                // SAFETY: the caller's promise. The checked plan lets these steps meet in memory at the same elements
+                // only, and each has a scratch of its own.
                 unsafe { step.kernel.def().run_elements(&launch, elements.clone(), worker) };
             }
         });

@@ -8,12 +8,13 @@
 use ops::{Attr, DType, Graph, Op, ValueId};
 
 use crate::Layout;
-use crate::kernel::{KernelDef, Launch, Packing, Site};
+use crate::kernel::{Columns, Kernel, KernelDef, Launch, Packing, Site};
 use crate::pool::Pool;
 use crate::program::{Instr, MAX_SLOTS, Program};
 
 use super::matmul::{BOperand, BView, Caches, Matmul, MatmulBuffers, MatmulSpec};
 use super::matmul_rows::{Norm, RowView};
+use super::reduce_columns::ColumnSums;
 use super::shared::Shared;
 use crate::body::{Elementwise, Leaf, Source, compile_elementwise, operand_view};
 use crate::matmul_site::MatmulSite;
@@ -254,7 +255,32 @@ impl KernelDef for FusedMatmul {
         self.in_place[operand]
     }
 
+    fn columns_read(&self) -> Option<Columns> {
+        let Source::Operand(operand) = self.a else { return None };
+        let columns = self.matmul.columns_of_a().filter(|_| cfg!(feature = "training"));
+        columns.map(|columns| Columns { operand, ..columns })
+    }
+
+    unsafe fn run_with_sums(&self, launch: &Launch<'_>, (kernel, sums): (&Kernel, &Launch<'_>)) {
+        let Kernel::Reduce(reduce) = kernel else {
+            unreachable!("the plan was checked: {} adds up columns", kernel.def().name())
+        };
+        // SAFETY: passed on.
+        unsafe { self.multiply(launch, Some(ColumnSums::new(reduce, sums))) }
+    }
+
     unsafe fn run(&self, launch: &Launch<'_>) {
+        // SAFETY: passed on.
+        unsafe { self.multiply(launch, None) }
+    }
+}
+
+impl FusedMatmul {
+    /// Runs.
+    ///
+    /// # Safety
+    /// As [`KernelDef::run_with_sums`], or [`KernelDef::run`].
+    unsafe fn multiply(&self, launch: &Launch<'_>, sums: Option<ColumnSums<'_>>) {
         let shared = Shared::new(launch);
         let base = |source: &Source| match source {
             Source::Operand(operand) => shared.operand(*operand),
@@ -278,7 +304,7 @@ impl KernelDef for FusedMatmul {
         };
         // SAFETY: the caller promises buffers that hold the layouts the spec was made from; B is
         // packed as `packing` asks; C lies over an operand only where `may_alias` allows it.
-        unsafe { self.matmul.run(launch.pool, &buffers) }
+        unsafe { self.matmul.run_with_sums(launch.pool, &buffers, sums) }
     }
 }
 

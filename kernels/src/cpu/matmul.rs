@@ -21,6 +21,7 @@ use ops::DType;
 
 use crate::Error;
 use crate::isa::Isa;
+use crate::kernel::Columns;
 use crate::pool::Pool;
 use crate::program::Program;
 use crate::simd::digits::DEPTHS_OF_DIGITS;
@@ -33,6 +34,7 @@ use super::matmul_blocks::{
 };
 use super::matmul_pack::PanelShape;
 use super::matmul_task::{PackShared, Rows, Task};
+use super::reduce_columns::ColumnSums;
 use super::words::Words;
 
 /// Caches that block sizes are chosen for, in bytes.
@@ -252,6 +254,22 @@ impl Matmul {
         GROUP_COLUMNS / self.panel.columns()
     }
 
+    /// Rows of A as columns of what is in memory, if they lie across it: operand 0, whose number is not known here.
+    pub(super) fn columns_of_a(&self) -> Option<Columns> {
+        let MatmulSpec { a, norm, prologue, .. } = &self.spec;
+        let is_plain = norm.is_none() && prologue.is_none();
+        let is_plain = is_plain && (self.words.digits().is_none() || a.dtype == DType::F32);
+        let is_matrix = self.spec.batch.is_empty() && a.row_strides == [1] && a.column_stride > 1;
+        (is_plain && is_matrix).then_some(Columns {
+            operand: 0,
+            dtype: a.dtype,
+            offset: a.offset,
+            columns: self.n_rows,
+            terms: self.spec.depth,
+            stride: a.column_stride,
+        })
+    }
+
     /// Computes C.
     ///
     /// # Safety
@@ -260,12 +278,27 @@ impl Matmul {
     /// else accesses C and the scratch meanwhile. C overlaps no operand, or has exactly the
     /// addresses of an epilogue operand of its element size.
     pub unsafe fn run(&self, pool: &Pool, buffers: &MatmulBuffers<'_>) {
+        // SAFETY: passed on.
+        unsafe { self.run_with_sums(pool, buffers, None) }
+    }
+
+    /// Computes C, and adds the columns of A to `sums`.
+    ///
+    /// # Safety
+    /// As [`Matmul::run`]; the sums are those of [`Matmul::columns_of_a`], and their buffers as [`ColumnSums::add`]
+    /// demands.
+    pub(super) unsafe fn run_with_sums(
+        &self,
+        pool: &Pool,
+        buffers: &MatmulBuffers<'_>,
+        sums: Option<ColumnSums<'_>>,
+    ) {
         let scratch = self.run_scratch(pool.threads());
         let group = self.batch_group();
         // SAFETY: the caller's promise.
         unsafe {
             if self.shares_a() {
-                self.pack_shared_a(pool, buffers, &scratch);
+                self.pack_shared_a(pool, buffers, &scratch, sums);
             }
             for first in (0..self.n_batch).step_by(group) {
                 let entries = (first, self.n_batch.min(first + group));
@@ -273,7 +306,7 @@ impl Matmul {
                     if self.packs_b() {
                         self.pack_block(pool, buffers, entries, &block);
                     }
-                    self.multiply(pool, buffers, &scratch, entries, &block);
+                    self.multiply(pool, (buffers, sums), &scratch, entries, &block);
                 }
             }
         }
@@ -283,7 +316,13 @@ impl Matmul {
     ///
     /// # Safety
     /// As [`Matmul::run`].
-    unsafe fn pack_shared_a(&self, pool: &Pool, buffers: &MatmulBuffers<'_>, scratch: &RunScratch) {
+    unsafe fn pack_shared_a(
+        &self,
+        pool: &Pool,
+        buffers: &MatmulBuffers<'_>,
+        scratch: &RunScratch,
+        sums: Option<ColumnSums<'_>>,
+    ) {
         let worker_bytes = self.worker_scratch().bytes;
         let tiles = self.n_rows.div_ceil(self.tile_rows);
         let block = Block {
@@ -297,7 +336,8 @@ impl Matmul {
             unsafe {
                 let rows = self.row_range(&block, tile, tiles);
                 let worker_scratch = buffers.scratch.add(scratch.workers + worker * worker_bytes);
-                let rows = Rows { matmul: self, buffers, scratch: worker_scratch, batch: 0, rows };
+                let rows =
+                    Rows { matmul: self, buffers, scratch: worker_scratch, batch: 0, rows, sums };
                 let packed = buffers.scratch.add(scratch.shared_a).cast();
                 dispatch(self.isa, PackShared { rows, packed });
                 // What the worker probably multiplies first comes in meanwhile.
@@ -330,7 +370,7 @@ impl Matmul {
     unsafe fn multiply(
         &self,
         pool: &Pool,
-        buffers: &MatmulBuffers<'_>,
+        (buffers, row_sums): (&MatmulBuffers<'_>, Option<ColumnSums<'_>>),
         scratch: &RunScratch,
         entries: (usize, usize),
         block: &Block,
@@ -358,7 +398,14 @@ impl Matmul {
                 });
                 let batch = entries.0 + entry;
                 let task = Task {
-                    rows: Rows { matmul: self, buffers, scratch: worker_scratch, batch, rows },
+                    rows: Rows {
+                        matmul: self,
+                        buffers,
+                        scratch: worker_scratch,
+                        batch,
+                        rows,
+                        sums: row_sums,
+                    },
                     shared_a: self
                         .shares_a()
                         .then(|| buffers.scratch.add(scratch.shared_a).cast_const().cast()),

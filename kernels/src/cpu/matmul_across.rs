@@ -13,6 +13,9 @@ use super::lanes::{join_halves, load_as_f32};
 use super::matmul_rows::PackRows;
 use super::transpose::transpose;
 
+/// Words of rows that are added to sums at a time.
+const ADDED_AT_ONCE: usize = 64;
+
 impl PackRows<'_> {
     /// Whether the rows are such, and packed as they are.
     ///
@@ -61,6 +64,7 @@ impl SimdJob for PackAcross<'_> {
         // SAFETY: the caller of `PackRows::run` promises the rows, and room for their words.
         unsafe {
             let first = rows.a.add((rows.view.offset + *rows.offsets) * dtype.size());
+            let mut added = from;
             for start in (from..to).step_by(S::LANES) {
                 let end = to.min(start + S::LANES);
                 let depth = (rows.words.depth(start), rows.words.depth(end));
@@ -76,6 +80,11 @@ impl SimdJob for PackAcross<'_> {
                     let to = packed.add(row * stride + start - from);
                     let at = first.add(depth.0 * depth_bytes + row * dtype.size());
                     self.pack_words(s, at, depth, n, to);
+                }
+                // Some at a time, as long as they are in cache.
+                if end - added >= ADDED_AT_ONCE || end == to {
+                    rows.add_to_sums(s, (added, end), (0, n_rows));
+                    added = end;
                 }
             }
         }
@@ -143,7 +152,7 @@ impl PackAcross<'_> {
         scales: *mut Scales,
     ) {
         let PackAcross { rows, n_rows, stride, .. } = *self;
-        let units = (to - from) / WORDS_OF_UNIT;
+        let (units, words) = ((to - from) / WORDS_OF_UNIT, (from, to));
         let from = rows.words.depth(from);
         let depth = rows.words.depth(to).min(rows.depth) - from;
         // Digits of a unit of sixteen rows.
@@ -179,6 +188,7 @@ impl PackAcross<'_> {
                     }
                     scales.add(row / TILE_WORDS).write(splitting.scales());
                 }
+                rows.add_to_sums(s, words, (first, first + count));
             }
         }
     }

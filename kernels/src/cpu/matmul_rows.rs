@@ -12,6 +12,7 @@ use crate::simd::{MAX_LANES, Simd, TILE_ROWS, split_line};
 
 use super::lanes::{each, load_from, load_from_bf16, prefetch_row};
 use super::matmul_across::PackAcross;
+use super::reduce_columns::ColumnSums;
 use super::words::Words;
 
 /// A matrix whose rows are numbered over several dims; strides and offset count elements.
@@ -116,6 +117,10 @@ pub(super) struct PackRows<'a> {
     pub(super) scratch: *mut f32,
     /// The word that the first call is from.
     pub(super) begin: usize,
+    /// What rows that lie across are added to.
+    pub(super) sums: Option<ColumnSums<'a>>,
+    /// The first row, among all.
+    pub(super) first: usize,
 }
 
 /// How many rows ahead packing asks for: each is read from the middle of a longer one, so nothing else does.
@@ -144,6 +149,8 @@ impl PackRows<'_> {
             s.outline(PackAcross { rows: self, n_rows, words: (from, to), packed, stride });
             return;
         }
+        // SAFETY: the caller's promise. A row by itself, which any of those that lie across may be.
+        unsafe { self.add_to_sums(s, (from, to), (0, n_rows)) };
         let is_first = from == self.begin;
         let (from, padded) = (self.words.depth(from), self.words.depth(to));
         let n = padded.min(self.depth) - from;
@@ -206,6 +213,24 @@ impl PackRows<'_> {
                 std::ptr::write_bytes(end, 0, (padded - from - n) * dtype.size());
             }
         }
+    }
+
+    /// Adds words `words` of rows `rows` to their sums, if these are made.
+    ///
+    /// # Safety
+    /// The rows are those of A, and all words before have been added.
+    #[inline(always)]
+    pub(super) unsafe fn add_to_sums<S: Simd>(
+        &self,
+        s: S,
+        words: (usize, usize),
+        rows: (usize, usize),
+    ) {
+        // Only a build that trains has such sums.
+        let Some(sums) = self.sums.filter(|_| cfg!(feature = "training")) else { return };
+        let depth = (self.words.depth(words.0), self.words.depth(words.1).min(self.depth));
+        // SAFETY: the caller's promise; a row has one task that adds to its sum.
+        unsafe { sums.add(s, depth, (self.first + rows.0, self.first + rows.1)) };
     }
 
     /// Writes the digits of `n` elements of row `row`, block by block of the depth.

@@ -11,6 +11,7 @@ use super::matmul_pack;
 use super::matmul_rows::{PackRows, row_offsets};
 use super::matmul_tile::Tile;
 use super::multiplier::Multiplier;
+use super::reduce_columns::ColumnSums;
 
 /// Bytes of C that are asked for before they are written: the sums of a group of panels become elements of C all at
 /// once, and each line of a row would be waited for.
@@ -25,6 +26,8 @@ pub(super) struct Rows<'a> {
     pub(super) batch: usize,
     /// First and one past the last.
     pub(super) rows: (usize, usize),
+    /// Sums of rows of A over the depth, to which the task that has the first panels adds what it packs.
+    pub(super) sums: Option<ColumnSums<'a>>,
 }
 
 /// Packs rows of A, over their whole depth, for all tasks.
@@ -138,6 +141,8 @@ impl Rows<'_> {
             wide,
             scratch,
             begin: 0,
+            sums: self.sums,
+            first: self.rows.0,
         }
     }
 }
@@ -182,6 +187,8 @@ impl SimdJob for Task<'_> {
             let (begin, end) = self.b.words;
             let scales = matmul.a_scales(a_packed, 0, 0);
             let pack = PackRows { begin, scales, ..self.rows.packing(&layout, offsets) };
+            // Others pack the same rows for other panels.
+            let pack = PackRows { sums: pack.sums.filter(|_| self.panels.0 == 0), ..pack };
             let group_panels = matmul.group_panels();
             let (all_sums, group_len) = match self.sums {
                 Some(sums) => (sums, self.sums_group),

@@ -59,6 +59,7 @@ pub mod norm_grad;
 pub mod normal;
 pub mod pad;
 pub mod reduce;
+mod reduce_columns;
 mod reduce_norm;
 mod reduce_rows;
 mod reduce_task;

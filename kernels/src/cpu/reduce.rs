@@ -9,12 +9,13 @@
 
 use ops::{Attr, DType, Op, ValueId};
 
-use crate::kernel::{KernelDef, Launch, Site};
+use crate::kernel::{Columns, KernelDef, Launch, Site};
 use crate::program::CHUNK;
 use crate::simd::{MAX_LANES, dispatch};
 use crate::{Isa, Layout};
 
 use super::joined_rows::JOINED;
+use super::reduce_columns::ColumnSums;
 use super::reduce_norm::NormedRows;
 use super::reduce_rows::ROWS;
 use super::reduce_task::{Phase, Task};
@@ -44,7 +45,7 @@ pub(super) enum Fold {
 /// A reduction.
 #[derive(Clone, Debug)]
 pub struct Reduce {
-    isa: Isa,
+    pub(super) isa: Isa,
     pub(super) fold: Fold,
     pub(super) result: Layout,
     pub(super) code: Code,
@@ -192,10 +193,16 @@ impl Reduce {
         self.kept.n_rows() * self.kept.row_len()
     }
 
-    /// Bytes of what parts are folded to, which come first in the scratch: two f32 for each result.
+    /// The first element of part `part` of each result.
+    pub(super) fn part_bound(&self, part: usize) -> usize {
+        self.terms() * part / self.parts()
+    }
+
+    /// Bytes of what parts are folded to, which come first in the scratch: two f32 for each result. A single part is
+    /// kept there only where others may do the folding.
     pub(super) fn parts_bytes(&self) -> usize {
         match self.parts() {
-            1 => 0,
+            1 if self.column_sums().is_none() => 0,
             parts => aligned(8 * parts * self.results()),
         }
     }
@@ -251,6 +258,15 @@ impl KernelDef for Reduce {
 
     fn scratch_bytes(&self, threads: usize) -> usize {
         self.parts_bytes() + threads * self.worker_bytes()
+    }
+
+    fn column_sums(&self) -> Option<Columns> {
+        if cfg!(feature = "training") { self.columns() } else { None }
+    }
+
+    unsafe fn finish_sums(&self, launch: &Launch<'_>) {
+        // SAFETY: passed on.
+        unsafe { ColumnSums::new(self, launch).finish(launch) }
     }
 
     unsafe fn run(&self, launch: &Launch<'_>) {

@@ -101,10 +101,9 @@ impl SimdJob for Task<'_> {
                 let at = 2 * part * results + row * reduce.kept.row_len() + start;
                 shared.scratch().cast::<f32>().add(at)
             };
-            let bound = |part: usize| reduce.terms() * part / reduce.parts();
             let terms = match phase {
                 Phase::Whole => Some((0, reduce.terms())),
-                Phase::Part(part) => Some((bound(part), bound(part + 1))),
+                Phase::Part(part) => Some((reduce.part_bound(part), reduce.part_bound(part + 1))),
                 Phase::Join => None,
             };
             if let Some(terms) = terms {

@@ -124,7 +124,7 @@ impl Growth {
     }
 
     fn step(&mut self) -> Result<(), Error> {
-        let made = match self.random.below(32) {
+        let made = match self.random.below(33) {
             0..=3 => self.unary()?,
             4..=5 => self.scalar()?,
             6..=10 => self.binary()?,
@@ -144,6 +144,7 @@ impl Growth {
             28 => self.head_attention()?,
             29 => self.normal()?,
             30 => self.norm_gradient()?,
+            31 => self.linear_gradient()?,
             _ => self.identity()?,
         };
         self.pool.push(made);

@@ -79,6 +79,37 @@ impl Growth {
         Ok(Candidate { value, bound, is_raw: false, known: None })
     }
 
+    /// The gradients of a linear layer: by its operand, its weight, and its bias, in any order.
+    pub(super) fn linear_gradient(&mut self) -> Grown {
+        let x = self.pick_rank(2)?;
+        let shape = self.b.shape(x.value).to_vec();
+        let width = shape[shape.len() - 1];
+        let tokens = shape[..shape.len() - 1].iter().product();
+        let out = 2 + self.random.below(20);
+        let grad = self.fresh(DType::F32, &[tokens, out]).value;
+        let weight = self.fresh(DType::F32, &[out, width]).value;
+        let rows = self.b.reshape(x.value, &[tokens, width])?;
+        let bias_first = self.random.one_in(2);
+        let early = if bias_first { Some(self.b.reduce_sum(grad, &[0])?) } else { None };
+        let by_weight = self.b.matmul(grad, rows, true, false)?;
+        let by_x = self.b.matmul(grad, weight, false, false)?;
+        let by_bias = match early {
+            Some(by_bias) => by_bias,
+            None => self.b.reduce_sum(grad, &[0])?,
+        };
+        let by_bias = if self.random.one_in(2) {
+            let so_far = self.fresh(DType::F32, &[1, out]).value;
+            self.b.add(so_far, by_bias)?
+        } else {
+            by_bias
+        };
+        let by_bias = self.b.reshape(by_bias, &[out, 1])?;
+        let both = self.b.add(by_weight, by_bias)?;
+        let value = self.b.matmul(by_x, both, false, true)?;
+        let bound = x.bound * 100.0 * (tokens * width * out) as f64;
+        Ok(Candidate { value, bound, is_raw: false, known: None })
+    }
+
     pub(super) fn linear(&mut self) -> Grown {
         let x = self.pick_rank(2)?;
         let width = self.b.shape(x.value)[self.b.ty(x.value).rank() - 1];
