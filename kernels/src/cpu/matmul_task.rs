@@ -5,6 +5,7 @@ use crate::program::SlotPtr;
 use crate::simd::digits::{DigitProduct, Scales, VECTORS, WORDS_OF_UNIT};
 use crate::simd::{Simd, SimdJob, TILE_ROWS, prefetch_write};
 
+use super::lanes::prefetch_row;
 use super::matmul::{Matmul, MatmulBuffers};
 use super::matmul_blocks::{PackedPanels, WorkerScratch};
 use super::matmul_pack;
@@ -367,6 +368,13 @@ impl Task<'_> {
                     let coming = c_row(row + ahead);
                     for byte in (0..row_bytes).step_by(64) {
                         prefetch_write(coming.add(byte));
+                    }
+                    for (index, view) in spec.epilogue_operands.iter().enumerate() {
+                        let offset = *offsets.add((1 + index) * matmul.block_rows + row + ahead);
+                        let coming = view.slot(buffers.epilogue[index], offset, columns.0);
+                        if coming.stride == 1 && view.row_strides.last() != Some(&0) {
+                            prefetch_row(coming.ptr, n * view.dtype.size());
+                        }
                     }
                 }
                 let dst = c_row(row);
