@@ -60,7 +60,6 @@ pub(crate) fn place_buffers(buffers: &mut [Buffer]) -> usize {
 
 fn place_in_arena(buffers: &mut [Buffer]) -> usize {
     let bound = lower_bound(buffers);
-    let rivals = rivals(buffers);
     let mut best: Option<Placement> = None;
     let mut keep = |placement: Placement| {
         if best.as_ref().is_none_or(|best| placement.arena < best.arena) {
@@ -82,7 +81,7 @@ fn place_in_arena(buffers: &mut [Buffer]) -> usize {
         order.sort_by_key(|&i| (key(&buffers[i]), i));
         order
     };
-    let arena = Arena { buffers, rivals: &rivals, bound };
+    let arena = Arena { buffers, pairs: count_pairs(buffers), bound };
     let mut is_done = false;
     for order in keys.map(ordered) {
         is_done = is_done || keep(arena.place(&order, Fit::Best));
@@ -98,21 +97,23 @@ fn place_in_arena(buffers: &mut [Buffer]) -> usize {
     best.arena
 }
 
-/// For each buffer, the others that are live at one of its steps.
-fn rivals(buffers: &[Buffer]) -> Vec<Vec<usize>> {
-    let mut rivals = vec![Vec::new(); buffers.len()];
-    let mut by_start: Vec<usize> = (0..buffers.len()).collect();
-    by_start.sort_by_key(|&i| (buffers[i].first_step, i));
-    let mut open: Vec<usize> = Vec::new();
-    for i in by_start {
-        open.retain(|&j| buffers[j].last_step >= buffers[i].first_step);
-        for &j in &open {
-            rivals[i].push(j);
-            rivals[j].push(i);
-        }
-        open.push(i);
+/// For how many buffers another one is live at one of their steps, counted for each such other.
+fn count_pairs(buffers: &[Buffer]) -> usize {
+    let n_steps = buffers.iter().map(|buffer| buffer.last_step + 1).max().unwrap_or(0);
+    let (mut begin, mut end) = (vec![0; n_steps], vec![0; n_steps + 1]);
+    for buffer in buffers {
+        begin[buffer.first_step] += 1;
+        end[buffer.last_step + 1] += 1;
     }
-    rivals
+    let (mut live, mut pairs) = (0, 0);
+    for step in 0..n_steps {
+        live -= end[step];
+        // Those that begin here meet what is live, and each other.
+        let n: usize = begin[step];
+        pairs += 2 * n * live + n * n.saturating_sub(1);
+        live += n;
+    }
+    pairs
 }
 
 /// Offsets, and the arena that they need.
@@ -135,32 +136,39 @@ enum Fit {
 /// What is to be placed.
 struct Arena<'a> {
     buffers: &'a [Buffer],
-    rivals: &'a [Vec<usize>],
+    pairs: usize,
     bound: usize,
 }
 
+/// A buffer that has its place, as those that come later look at it.
+#[derive(Clone, Copy)]
+struct Placed {
+    low: usize,
+    high: usize,
+    first_step: u32,
+    last_step: u32,
+}
+
 impl Arena<'_> {
-    /// Places buffers in `order`, each into a gap between its rivals, else on top of them.
+    /// Places buffers in `order`, each into a gap between those that are live at one of its steps, else on top of
+    /// them.
     fn place(&self, order: &[usize], fit: Fit) -> Placement {
-        const UNPLACED: usize = usize::MAX;
         let last_step = self.buffers.iter().map(|buffer| buffer.last_step).max();
-        let mut offsets = vec![UNPLACED; self.buffers.len()];
+        let mut offsets = vec![0; self.buffers.len()];
         let mut arena = 0;
-        let mut taken: Vec<(usize, usize)> = Vec::new();
+        // By offset: looking through all of them is faster than sorting those that are live.
+        let mut placed: Vec<Placed> = Vec::with_capacity(order.len());
         for &i in order {
-            let bytes = self.buffers[i].bytes;
-            taken.clear();
-            taken.extend(
-                self.rivals[i]
-                    .iter()
-                    .filter(|&&j| offsets[j] != UNPLACED)
-                    .map(|&j| (offsets[j], offsets[j] + self.buffers[j].bytes)),
-            );
-            taken.sort_unstable();
+            let Buffer { bytes, .. } = self.buffers[i];
+            let steps = [self.buffers[i].first_step, self.buffers[i].last_step];
+            let [first_step, last] = steps.map(|step| step as u32);
             let is_high = fit == Fit::Ends && Some(self.buffers[i].last_step) != last_step;
             let mut end = 0;
             let mut gap: Option<(usize, usize)> = None;
-            for &(low, high) in &taken {
+            for &Placed { low, high, .. } in placed
+                .iter()
+                .filter(|other| other.first_step <= last && other.last_step >= first_step)
+            {
                 if low >= end + bytes {
                     let size = low - end;
                     if is_high {
@@ -179,7 +187,10 @@ impl Arena<'_> {
             } else {
                 gap.map_or(end, |(_, offset)| offset)
             };
-            arena = arena.max(offsets[i] + bytes);
+            let (low, high) = (offsets[i], offsets[i] + bytes);
+            arena = arena.max(high);
+            let at = placed.partition_point(|other| other.low < low);
+            placed.insert(at, Placed { low, high, first_step, last_step: last });
         }
         Placement { offsets, arena }
     }
@@ -194,8 +205,7 @@ impl Arena<'_> {
         mut order: Vec<usize>,
         keep: &mut impl FnMut(Placement) -> bool,
     ) -> bool {
-        let pairs: usize = self.rivals.iter().map(Vec::len).sum();
-        for _ in 0..MAX_REPAIRS.min(max_pairs / pairs.max(1)).max(1) {
+        for _ in 0..MAX_REPAIRS.min(max_pairs / self.pairs.max(1)).max(1) {
             let placement = self.place(&order, fit);
             let is_above = |&i: &usize| placement.offsets[i] + self.buffers[i].bytes > self.bound;
             let culprit = (0..order.len())
