@@ -9,7 +9,7 @@ use crate::Error;
 use crate::passes::{
     canonicalize, chunk_tokens, eliminate_common_subexpressions, eliminate_dead_values,
     fold_constants, fuse_attention, fuse_conv, fuse_elementwise, fuse_matmul, fuse_norm,
-    fuse_norm_gradient, fuse_reduce, simplify_algebra,
+    fuse_norm_gradient, fuse_reduce, order_products, simplify_algebra,
 };
 
 /// A named graph-to-graph rewrite: pure, deterministic, and it keeps the inputs, the number and
@@ -35,6 +35,8 @@ pub const PIPELINE: &[Pass] = &[
     eliminate_common_subexpressions::PASS,
     // Before fusion, where a dead user would keep a value out of its group.
     eliminate_dead_values::PASS,
+    // Of what is needed: a dead user would keep a product. Before fusion, which decides what else a product makes.
+    order_products::PASS,
     // Fusion, the most profitable first: what one pass has put into a group, later ones leave alone.
     // Matmuls come before norms, which are then free to become a prologue.
     fuse_matmul::PASS,

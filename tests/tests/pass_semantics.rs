@@ -19,7 +19,8 @@ enum Closeness {
 }
 
 fn closeness(pass: &str) -> Closeness {
-    if pass == "simplify-algebra" { Closeness::Rounding } else { Closeness::Bits }
+    let rounds_otherwise = ["simplify-algebra", "order-products"].contains(&pass);
+    if rounds_otherwise { Closeness::Rounding } else { Closeness::Bits }
 }
 
 /// What is wrong with `passes` on `graph`, if something is.

@@ -10,13 +10,13 @@ use kernels::cuda::{CudaKernel, Gpu};
 use kernels::{Isa, Kernel, Target};
 use ops::{Builder, DType, Graph, TensorType};
 
-/// Two products of different sizes, one after the other.
+/// Two products of different sizes, one after the other, which take no less work in another order.
 fn graph() -> Graph {
     let ty = |shape: [usize; 2]| TensorType::new(DType::Bf16, shape).unwrap();
     let mut b = Builder::new("two");
     let x = b.input("x", ty([512, 256]));
     let first = b.param("first", ty([256, 384]));
-    let second = b.param("second", ty([384, 128]));
+    let second = b.param("second", ty([384, 512]));
     let hidden = b.matmul(x, first, false, false).unwrap();
     let out = b.matmul(hidden, second, false, false).unwrap();
     b.finish(&[out])

@@ -19,4 +19,5 @@ pub(crate) mod fuse_norm_gradient;
 pub(crate) mod fuse_reduce;
 mod group;
 mod movement;
+pub(crate) mod order_products;
 pub(crate) mod simplify_algebra;

@@ -23,11 +23,14 @@ pub(crate) const PASS: Pass = Pass {
 };
 
 fn run(graph: &Graph) -> Graph {
-    rewrite(graph, |r, op, args| {
-        rule(r, op, args)
-            .or_else(|| fold_constants::rule(r, op, args))
-            .or_else(|| canonicalize::rule(r, op, args))
-    })
+    rewrite(graph, simplest)
+}
+
+/// These rules, and those of the passes before, which keep what they build simple.
+pub(super) fn simplest(r: &mut Rewriter<'_>, op: &Op, args: &[ValueId]) -> Option<ValueId> {
+    rule(r, op, args)
+        .or_else(|| fold_constants::rule(r, op, args))
+        .or_else(|| canonicalize::rule(r, op, args))
 }
 
 fn rule(r: &mut Rewriter<'_>, op: &Op, args: &[ValueId]) -> Option<ValueId> {

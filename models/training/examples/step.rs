@@ -67,7 +67,9 @@ fn main() {
     let plan = plan.unwrap().plan;
     let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
     println!(
-        "{} steps, {} of them with the one before, in {:.2} GiB and {:.2} GiB of state, planned in {:.2} s",
+        "{:.1} GFLOP in {} steps, {} of them with the one before, in {:.2} GiB and {:.2} GiB of state, planned in \
+         {:.2} s",
+        plan.flops() as f64 / 1e9,
         plan.steps.len(),
         plan.steps.iter().filter(|step| step.joins).count(),
         gib(plan.arena_bytes),
@@ -83,6 +85,7 @@ fn main() {
     let schedule = recipe.lr_schedule().unwrap();
     let sampler = TimestepSampler::new(options.precision, options.weighting).unwrap();
     let store = WeightStore::new(source);
+    let micro_batches = options.micro_batches;
     let mut trainer = Trainer::new(model.clone(), options, state, store, machine).unwrap();
     let id = trainer.compile(&bucket).unwrap();
 
@@ -117,7 +120,7 @@ fn main() {
         let all: Vec<(&str, &[u8])> = all.iter().map(|(name, b)| (*name, &b[..])).collect();
         let start = Instant::now();
         let lr = schedule.rate(recipe.optimizer.lr, step);
-        let outcome = trainer.update(&[(id, &all)], lr).unwrap();
+        let outcome = trainer.update(&vec![(id, &all[..]); micro_batches], lr).unwrap();
         println!(
             "update {step}: loss {:.4}, norm {:.4}, {:.3} s",
             outcome.loss,

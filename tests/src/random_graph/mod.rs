@@ -124,7 +124,7 @@ impl Growth {
     }
 
     fn step(&mut self) -> Result<(), Error> {
-        let made = match self.random.below(33) {
+        let made = match self.random.below(34) {
             0..=3 => self.unary()?,
             4..=5 => self.scalar()?,
             6..=10 => self.binary()?,
@@ -145,6 +145,7 @@ impl Growth {
             29 => self.normal()?,
             30 => self.norm_gradient()?,
             31 => self.linear_gradient()?,
+            32 => self.thin_products()?,
             _ => self.identity()?,
         };
         self.pool.push(made);

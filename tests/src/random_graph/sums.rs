@@ -79,6 +79,30 @@ impl Growth {
         Ok(Candidate { value, bound, is_raw: false, known: None })
     }
 
+    /// Thin matrices times a product, as the gradients of a low-rank adaptation are.
+    pub(super) fn thin_products(&mut self) -> Grown {
+        let matrix = |growth: &mut Growth, turned: bool, rows: usize, columns: usize| {
+            let shape = if turned { [columns, rows] } else { [rows, columns] };
+            growth.fresh(DType::F32, &shape).value
+        };
+        let [rows, depth, columns] = [(); 3].map(|()| 4 + self.random.below(5));
+        let turned = [(); 4].map(|()| self.random.one_in(2));
+        let first = matrix(self, turned[0], rows, depth);
+        let second = matrix(self, turned[1], depth, columns);
+        let product = self.b.matmul(first, second, turned[0], turned[1])?;
+        let factor = if self.random.one_in(2) { self.b.mul_scalar(product, 0.5)? } else { product };
+        let behind = matrix(self, turned[2], columns, 1);
+        let before = matrix(self, turned[3], rows, 1);
+        let mut value = self.b.matmul(factor, behind, false, turned[2])?;
+        if !self.random.one_in(3) {
+            // Of the product itself, turned.
+            let other = self.b.matmul(before, product, !turned[3], false)?;
+            value = self.b.matmul(value, other, false, false)?;
+        }
+        let bound = 1e6;
+        Ok(Candidate { value, bound, is_raw: false, known: None })
+    }
+
     /// The gradients of a linear layer: by its operand, its weight, and its bias, in any order.
     pub(super) fn linear_gradient(&mut self) -> Grown {
         let x = self.pick_rank(2)?;
