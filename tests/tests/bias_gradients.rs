@@ -89,7 +89,7 @@ fn sums_joined(plan: &Plan) -> usize {
 
 /// Few rows, which are packed once for all; some blocks of rows; a depth of several passes and parts, whose bounds
 /// are within what is packed at a time; enough for digits of f32; widths that no vector divides.
-const DIMS: [Dims; 8] = [
+const DIMS: [Dims; 7] = [
     [2, 2, 3],
     [34, 17, 5],
     [120, 384, 40],
@@ -97,7 +97,6 @@ const DIMS: [Dims; 8] = [
     [1022, 70, 530],
     [2500, 300, 270],
     [5002, 97, 31],
-    [1500, 1153, 600],
 ];
 
 #[test]
