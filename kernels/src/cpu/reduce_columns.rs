@@ -3,7 +3,7 @@
 //! brings them keeps the order of the terms of each column, so that the sums are those of a reduction by itself, to
 //! the last bit.
 
-use crate::kernel::{Columns, Launch};
+use crate::kernel::{Columns, KernelDef, Launch};
 use crate::simd::{Simd, SimdJob, dispatch};
 
 use super::reduce::{Code, Fold, Reduce};
@@ -49,14 +49,15 @@ pub(super) struct ColumnSums<'a> {
 
 impl<'a> ColumnSums<'a> {
     pub(super) fn new(reduce: &'a Reduce, launch: &'a Launch<'a>) -> ColumnSums<'a> {
-        let columns = reduce.columns().expect("the plan was checked: it sums columns");
+        // Only a build that trains has any, so that others have no code for it.
+        let columns = reduce.column_sums().expect("the plan was checked: it sums columns");
         ColumnSums { reduce, shared: Shared::new(launch), columns }
     }
 
     /// Adds terms `terms` of the columns `columns`; all that come before them have been added.
     ///
     /// # Safety
-    /// The launch is as [`KernelDef::run`](crate::KernelDef::run) demands, and nobody else adds to these columns
+    /// The launch is as [`KernelDef::run`] demands, and nobody else adds to these columns
     /// meanwhile.
     pub(super) unsafe fn add<S: Simd>(&self, s: S, terms: (usize, usize), columns: (usize, usize)) {
         for first in (columns.0..columns.1).step_by(COLUMNS) {
