@@ -97,7 +97,7 @@ fn place_in_arena(buffers: &mut [Buffer]) -> usize {
     best.arena
 }
 
-/// For how many buffers another one is live at one of their steps, counted for each such other.
+/// Pairs of buffers that are live at one step, each counted for both.
 fn count_pairs(buffers: &[Buffer]) -> usize {
     let n_steps = buffers.iter().map(|buffer| buffer.last_step + 1).max().unwrap_or(0);
     let (mut begin, mut end) = (vec![0; n_steps], vec![0; n_steps + 1]);

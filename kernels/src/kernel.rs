@@ -186,7 +186,7 @@ pub trait KernelDef: fmt::Debug {
     /// read are those that `sums` adds up.
     unsafe fn run_with_sums(&self, launch: &Launch<'_>, sums: (&Kernel, &Launch<'_>)) {
         let _ = (launch, sums);
-        unreachable!("{} reads no columns", self.name())
+        unreachable!("the plan was checked: it reads columns")
     }
 
     /// Makes the result of columns that [`KernelDef::run_with_sums`] of another kernel has added up for this launch.
@@ -195,7 +195,7 @@ pub trait KernelDef: fmt::Debug {
     /// As [`KernelDef::run`].
     unsafe fn finish_sums(&self, launch: &Launch<'_>) {
         let _ = launch;
-        unreachable!("{} adds up no columns", self.name())
+        unreachable!("the plan was checked: it adds up columns")
     }
 
     /// Runs.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ops::defs::cast::Cast;
 use ops::defs::matmul::Matmul;
-use ops::defs::scalar::{Scalar, ScalarFn};
+use ops::defs::scalar::ScalarFn;
 use ops::{Graph, Op, ValueId};
 
 use crate::pass::Pass;
@@ -133,6 +133,15 @@ fn cheaper(graph: &Graph) -> BTreeMap<ValueId, Product> {
     cheaper
 }
 
+/// Whether it may as well be done to the product of three as to that of two.
+fn may_be_between(op: &Op) -> bool {
+    match op {
+        Op::Cast(cast) => cast.dtype.is_float(),
+        Op::Scalar(scalar) => scalar.op == ScalarFn::Mul,
+        _ => false,
+    }
+}
+
 /// The factors of a product of two matrices.
 fn factors(graph: &Graph, value: ValueId) -> Option<[Factor; 2]> {
     let Op::Matmul(op) = graph.op(value)? else { return None };
@@ -162,13 +171,7 @@ impl Search<'_> {
             return false;
         }
         self.users[value.index()].iter().all(|&user| match graph.op(user) {
-            Some(Op::Cast(cast)) if cast.dtype.is_float() => {
-                between.push(user);
-                let all = self.collect(user, between, products);
-                between.pop();
-                all
-            }
-            Some(Op::Scalar(Scalar { op: ScalarFn::Mul, .. })) => {
+            Some(op) if may_be_between(op) => {
                 between.push(user);
                 let all = self.collect(user, between, products);
                 between.pop();

@@ -263,7 +263,7 @@ impl KernelDef for FusedMatmul {
 
     unsafe fn run_with_sums(&self, launch: &Launch<'_>, (kernel, sums): (&Kernel, &Launch<'_>)) {
         let Kernel::Reduce(reduce) = kernel else {
-            unreachable!("the plan was checked: {} adds up columns", kernel.def().name())
+            unreachable!("the plan was checked: only reductions add up columns")
         };
         // SAFETY: passed on.
         unsafe { self.multiply(launch, Some(ColumnSums::new(reduce, sums))) }

@@ -369,6 +369,7 @@ impl Task<'_> {
                     for byte in (0..row_bytes).step_by(64) {
                         prefetch_write(coming.add(byte));
                     }
+                    // What all rows share is in cache.
                     for (index, view) in spec.epilogue_operands.iter().enumerate() {
                         let offset = *offsets.add((1 + index) * matmul.block_rows + row + ahead);
                         let coming = view.slot(buffers.epilogue[index], offset, columns.0);
