@@ -21,6 +21,8 @@ use super::words::Words;
 
 /// Most bytes of B that are packed at a time, and of sums that wait for the next part of the depth.
 const SHARED_BYTES: usize = 12 << 20;
+/// The same of digits: A's are made anew for each block of columns, and take long to make.
+const DIGITS_BYTES: usize = 24 << 20;
 /// Packed activations are made for batch entries of about this many bytes at a time.
 const BATCH_BYTES: usize = 8 << 20;
 /// Columns the epilogue works on at a time: long enough to hide the cost of its instructions,
@@ -130,10 +132,12 @@ fn parts(total: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
 impl Matmul {
     /// Size of a block, whose part of B lies in the last-level cache.
     pub(super) fn choose_block(&self, l3_bytes: usize) -> BlockShape {
-        let shared_bytes = (l3_bytes / 8 * 3).min(SHARED_BYTES);
+        let most_bytes = if self.words.digits().is_some() { DIGITS_BYTES } else { SHARED_BYTES };
+        let shared_bytes = (l3_bytes / 8 * 3).min(most_bytes);
         let columns = self.panel.columns();
         let panels = self.n_panels();
-        let panel_bytes = |words: usize| self.digit_parts() * words * columns * size_of::<f32>();
+        // Low digits are hardly ever there to be read.
+        let panel_bytes = |words: usize| words * columns * size_of::<f32>();
         if !self.packs_b() || panels * panel_bytes(self.n_words) <= shared_bytes {
             return BlockShape { rows: self.n_rows, panels, words: self.n_words };
         }

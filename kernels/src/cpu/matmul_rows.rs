@@ -7,8 +7,8 @@ use ops::DType;
 
 use crate::isa::Tiles;
 use crate::program::{CHUNK, MAX_SLOTS, Program, SlotPtr, load_f32, store};
-use crate::simd::digits::{Scales, WORDS_OF_UNIT};
-use crate::simd::{MAX_LANES, Simd, TILE_ROWS, split_line};
+use crate::simd::digits::{DigitRow, Scales};
+use crate::simd::{MAX_LANES, Simd, TILE_ROWS};
 
 use super::lanes::{each, load_from, load_from_bf16, prefetch_row};
 use super::matmul_across::PackAcross;
@@ -239,17 +239,19 @@ impl PackRows<'_> {
     /// `from` is readable for `n` elements, `to` writable for the words of the units that hold them.
     #[inline(always)]
     unsafe fn split(&self, tiles: Tiles, from: *const f32, n: usize, to: *mut f32, row: usize) {
-        let block = self.words.depth(self.depth_block);
-        for (index, start) in (0..n).step_by(block).enumerate() {
-            let n = block.min(n - start);
-            let units = n.div_ceil(self.words.depths());
-            let word = start / self.words.depths() * WORDS_OF_UNIT;
-            // SAFETY: a part of both, and the row's scales.
-            unsafe {
-                let scales = self.scales.add(index * self.scales_step + row / TILE_ROWS);
-                let scales = (scales, row % TILE_ROWS);
-                split_line(tiles, from.add(start), n, units, to.add(word), self.low, scales);
-            }
+        // SAFETY: the row has its elements, words and scales.
+        unsafe {
+            let row_words = DigitRow {
+                from,
+                depth: n,
+                block: self.words.depth(self.depth_block),
+                to,
+                low: self.low,
+                scales: self.scales.add(row / TILE_ROWS),
+                scales_step: self.scales_step,
+                line: row % TILE_ROWS,
+            };
+            row_words.split(tiles);
         }
     }
 

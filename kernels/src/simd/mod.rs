@@ -35,11 +35,11 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 #[cfg(target_arch = "x86_64")]
-pub use digits::{Splitting, split_line};
+pub use digits::Splitting;
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 #[cfg(not(target_arch = "x86_64"))]
-pub use no_tiles::{Splitting, TileSession, split_line};
+pub use no_tiles::{Splitting, TileSession};
 pub use portable::Portable;
 pub use square::transpose_4x4;
 

@@ -3,7 +3,7 @@
 use crate::isa::{Bf16Dot, Tiles};
 
 use super::TileProduct;
-use super::digits::{DIGITS, DigitProduct, GROUPS, Lines, Scales};
+use super::digits::{DIGITS, DigitProduct, DigitRow, GROUPS, Lines, Scales};
 
 /// As the type of the same name of AMX.
 #[derive(Debug)]
@@ -58,20 +58,14 @@ impl Splitting {
     }
 }
 
-/// Never called: there is no proof.
-///
-/// # Safety
-/// None is needed.
-pub unsafe fn split_line(
-    _: Tiles,
-    _from: *const f32,
-    _depth: usize,
-    _units: usize,
-    _to: *mut f32,
-    _low: usize,
-    _scales: (*mut Scales, usize),
-) {
-    unreachable!("this CPU has no tile registers")
+impl DigitRow {
+    /// Never called: there is no proof.
+    ///
+    /// # Safety
+    /// None is needed.
+    pub unsafe fn split(&self, _: Tiles) {
+        unreachable!("this CPU has no tile registers")
+    }
 }
 
 impl Lines {

@@ -19,7 +19,7 @@ mod split;
 mod tests;
 
 #[cfg(target_arch = "x86_64")]
-pub use split::{Splitting, split_line};
+pub use split::Splitting;
 
 use super::TILE_WORDS;
 
@@ -46,6 +46,27 @@ pub const MOST_SPREAD: f32 = 2.0 * LOW_SPREAD;
 /// Groups of lines that are split together where they are neighbors: depths may lie far apart, so the more of each is
 /// read the better, as long as the second-level cache holds a block.
 pub const GROUPS: usize = 16;
+
+/// A row of elements that follow each other, whose blocks become lines of digits.
+#[derive(Clone, Copy, Debug)]
+pub struct DigitRow {
+    /// The first element.
+    pub from: *const f32,
+    /// Elements there are; the rest of the last unit is zeros.
+    pub depth: usize,
+    /// Elements of a block: whole units.
+    pub block: usize,
+    /// Where the words go.
+    pub to: *mut f32,
+    /// Words from digits to low ones.
+    pub low: usize,
+    /// Scales of sixteen rows in the first block.
+    pub scales: *mut Scales,
+    /// From those of one block to the next.
+    pub scales_step: usize,
+    /// Which of the sixteen rows it is.
+    pub line: usize,
+}
 
 /// Up to [`GROUPS`] times sixteen lines next to each other, depth by depth.
 #[derive(Clone, Copy, Debug)]

@@ -5,13 +5,18 @@ use std::arch::x86_64::*;
 use crate::isa::Tiles;
 use crate::simd::{TILE_WORDS, prefetch};
 
-use super::{DEPTHS_OF_DIGITS, DIGITS, GROUPS, LOW_SPREAD, Lines, Scales, WORDS_OF_UNIT};
+use super::{DEPTHS_OF_DIGITS, DIGITS, DigitRow, GROUPS, LOW_SPREAD, Lines, Scales, WORDS_OF_UNIT};
 
 const LANES: usize = TILE_WORDS;
 /// How many lines of the cache ahead counting asks for.
 const LINES_AHEAD: usize = 64;
 /// Depths of a group that are counted before the next group is.
 const DEPTHS_TOGETHER: usize = 4;
+/// Blocks of a row that are counted before the first of them is split: each count ends in a chain of operations.
+const BLOCKS_TOGETHER: usize = 4;
+/// Every other one of 32 or 64 elements.
+const ODD_16: u32 = 0xaaaa_aaaa;
+const ODD_8: u64 = 0xaaaa_aaaa_aaaa_aaaa;
 /// Numbers are whole multiples of the largest one's exponent, less this: 23 bits and a sign, and no digit above 127.
 const NUMBER_EXPONENT: f32 = 22.0;
 /// What is left of an element is at most half of a number's unit, and so has numbers of one bit less.
@@ -134,65 +139,104 @@ impl Splitting {
     }
 }
 
-/// The first to the third digit of numbers, each in the lowest byte of what is returned.
+/// The digits of numbers, each in a byte: the third in the lowest one, the first in the third.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn digits(numbers: __m512i) -> [__m512i; DIGITS] {
-    // A digit is from -128 on: what is half of the next one's unit or more belongs to that.
-    let middle = _mm512_add_epi32(numbers, _mm512_set1_epi32(0x80));
-    let first = _mm512_add_epi32(numbers, _mm512_set1_epi32(0x8080));
-    [_mm512_srai_epi32::<16>(first), _mm512_srai_epi32::<8>(middle), numbers]
+fn digits(numbers: __m512i) -> __m512i {
+    // A digit is from -128 on: what is half of the next one's unit or more belongs to that. To add half a unit makes it
+    // so, and changes no more of a digit than its sign's bit.
+    let halves = _mm512_set1_epi32(0x8080);
+    _mm512_xor_si512(_mm512_add_epi32(numbers, halves), halves)
 }
 
-/// Splits a line whose elements follow each other, `depth` of them; the rest of the units is zeros. Its low digits are
-/// `low` words behind its high ones; its scale is that of `line` in `scales`.
-///
-/// # Safety
-/// `from` is readable for `depth` and `to` writable for the words of `units`, which hold the depth, in both places;
-/// `scales` is readable and writable.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub unsafe fn split_line(
-    _: Tiles,
-    from: *const f32,
-    depth: usize,
-    units: usize,
-    to: *mut f32,
-    low: usize,
-    (scales, line): (*mut Scales, usize),
-) {
-    // SAFETY: masks leave out what is behind the depth.
-    let load = |at: usize| unsafe {
-        let n = depth.saturating_sub(at).min(LANES);
-        _mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, from.wrapping_add(at))
-    };
-    let mut count = Count::new();
-    for at in (0..depth).step_by(LANES) {
-        count.add(load(at));
+/// The first to the third digits of four vectors of numbers, which follow each other: a unit's.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn digits_of_unit(numbers: [__m512i; 4]) -> [__m512i; DIGITS] {
+    // In each quarter of a vector, the third digits of its four numbers, their second ones, their first ones.
+    let by_digit = _mm512_set4_epi32(0x0f0b_0703, 0x0e0a_0602, 0x0d09_0501, 0x0c08_0400);
+    let [a, b, c, d] = numbers.map(|numbers| _mm512_shuffle_epi8(digits(numbers), by_digit));
+    let third_second = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    let second_third = _mm512_setr_epi32(1, 5, 9, 13, 17, 21, 25, 29, 0, 4, 8, 12, 16, 20, 24, 28);
+    let first_first = _mm512_setr_epi32(2, 6, 10, 14, 18, 22, 26, 30, 2, 6, 10, 14, 18, 22, 26, 30);
+    let of_ab = _mm512_permutex2var_epi32(a, third_second, b);
+    let of_cd = _mm512_permutex2var_epi32(c, second_third, d);
+    let first_of_ab = _mm512_permutex2var_epi32(a, first_first, b);
+    let first_of_cd = _mm512_permutex2var_epi32(c, first_first, d);
+    [
+        _mm512_mask_blend_epi32(0xff00, first_of_ab, first_of_cd),
+        _mm512_alignr_epi64::<4>(of_cd, of_ab),
+        _mm512_mask_blend_epi32(0xff00, of_ab, of_cd),
+    ]
+}
+
+impl DigitRow {
+    /// Splits the row.
+    ///
+    /// # Safety
+    /// The elements are readable, and the words of the units that hold them writable, low ones, too; the scales of each
+    /// block are readable and writable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub unsafe fn split(&self, _: Tiles) {
+        let n_blocks = self.depth.div_ceil(self.block);
+        for first in (0..n_blocks).step_by(BLOCKS_TOGETHER) {
+            let blocks = first..n_blocks.min(first + BLOCKS_TOGETHER);
+            let mut splittings = [Splitting::NONE; BLOCKS_TOGETHER];
+            for (splitting, block) in splittings.iter_mut().zip(blocks.clone()) {
+                let mut count = Count::new();
+                for at in self.depths(block).step_by(LANES) {
+                    count.add(self.load(at));
+                }
+                *splitting = count.together().splitting();
+            }
+            for (splitting, block) in splittings.iter().zip(blocks) {
+                let depths = self.depths(block);
+                for start in depths.clone().step_by(DEPTHS_OF_DIGITS) {
+                    self.write(start, 0, |x| splitting.numbers(x));
+                }
+                if splitting.has_low() {
+                    for start in depths.step_by(DEPTHS_OF_DIGITS) {
+                        self.write(start, self.low, |x| splitting.low_numbers(x));
+                    }
+                }
+                // SAFETY: the caller promises the scales.
+                unsafe {
+                    let scales = &mut *self.scales.add(block * self.scales_step);
+                    for (to, of) in scales.iter_mut().zip(splitting.scales()) {
+                        to[self.line] = of[0];
+                    }
+                }
+            }
+        }
     }
-    let splitting = count.together().splitting();
-    let store = |numbers: __m512i, at: usize, to: *mut f32| {
-        let (unit, byte) = (at / DEPTHS_OF_DIGITS, at % DEPTHS_OF_DIGITS);
-        for (digit, bytes) in digits(numbers).into_iter().enumerate() {
-            // SAFETY: within the unit's words.
+
+    /// The depths of a block.
+    fn depths(&self, block: usize) -> std::ops::Range<usize> {
+        let start = block * self.block;
+        start..self.depth.min(start + self.block)
+    }
+
+    /// Elements from `at` on, zeros behind the last one.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn load(&self, at: usize) -> __m512 {
+        let n = self.depth.saturating_sub(at).min(LANES);
+        // SAFETY: whoever splits the row has its elements; the mask leaves out what is behind them.
+        unsafe { _mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, self.from.wrapping_add(at)) }
+    }
+
+    /// Writes the digits of the numbers that `numbers` makes of a unit's elements, those from `start` on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn write(&self, start: usize, low: usize, numbers: impl Fn(__m512) -> __m512i) {
+        let numbers = [0, 1, 2, 3].map(|part| numbers(self.load(start + part * LANES)));
+        let word = start / DEPTHS_OF_DIGITS * WORDS_OF_UNIT;
+        for (digit, bytes) in digits_of_unit(numbers).into_iter().enumerate() {
+            // SAFETY: whoever splits the row has the unit's words.
             unsafe {
-                let to = to.add(unit * WORDS_OF_UNIT + digit * TILE_WORDS).cast::<u8>().add(byte);
-                _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(bytes));
+                let to = self.to.add(low + word + digit * TILE_WORDS);
+                _mm512_storeu_si512(to.cast(), bytes);
             }
-        }
-    };
-    for at in (0..units * DEPTHS_OF_DIGITS).step_by(LANES) {
-        store(splitting.numbers(load(at)), at, to);
-    }
-    // SAFETY: the caller promises the words.
-    unsafe {
-        if splitting.has_low {
-            let to = to.add(low);
-            for at in (0..units * DEPTHS_OF_DIGITS).step_by(LANES) {
-                store(splitting.low_numbers(load(at)), at, to);
-            }
-        }
-        for (to, of) in (*scales).iter_mut().zip(splitting.scales()) {
-            to[line] = of[0];
         }
     }
 }
@@ -261,15 +305,21 @@ impl Lines {
                 let x = self.load(depth + at, group);
                 digits(if is_low { splitting.low_numbers(x) } else { splitting.numbers(x) })
             };
-            let four = [numbers(0), numbers(1), numbers(2), numbers(3)];
-            for (digit, to) in to.into_iter().enumerate() {
-                let [a, b, c, d] = four.map(|of| of[digit]);
-                let even = _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(c));
-                let odd = _mm512_mask_blend_epi16(0xaaaa_aaaa, b, _mm512_slli_epi32::<16>(d));
-                let odd = _mm512_slli_epi16::<8>(odd);
-                let word_of = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
+            let [a, b, c, d] = [numbers(0), numbers(1), numbers(2), numbers(3)];
+            // Of the first and the third depth, and of the second and the fourth: the third and the second digits side
+            // by side, and the first ones.
+            let ac = _mm512_mask_blend_epi16(ODD_16, a, _mm512_slli_epi32::<16>(c));
+            let bd = _mm512_mask_blend_epi16(ODD_16, b, _mm512_slli_epi32::<16>(d));
+            let first_ac = _mm512_mask_blend_epi16(ODD_16, _mm512_srli_epi32::<16>(a), c);
+            let first_bd = _mm512_mask_blend_epi16(ODD_16, _mm512_srli_epi32::<16>(b), d);
+            let words = [
+                _mm512_mask_blend_epi8(ODD_8, first_ac, _mm512_slli_epi16::<8>(first_bd)),
+                _mm512_mask_blend_epi8(ODD_8, _mm512_srli_epi16::<8>(ac), bd),
+                _mm512_mask_blend_epi8(ODD_8, ac, _mm512_slli_epi16::<8>(bd)),
+            ];
+            for (words, to) in words.into_iter().zip(to) {
                 // SAFETY: within the unit's words.
-                unsafe { _mm512_storeu_si512(to.add(word * LANES).cast(), word_of) }
+                unsafe { _mm512_storeu_si512(to.add(word * LANES).cast(), words) }
             }
         }
     }

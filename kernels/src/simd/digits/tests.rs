@@ -3,13 +3,13 @@
 use super::*;
 use crate::Isa;
 use crate::isa::Tiles;
-use crate::simd::{TILE_ROWS, TileSession, split_line};
+use crate::simd::{TILE_ROWS, TileSession};
 
 fn tiles() -> Option<Tiles> {
     Isa::available().into_iter().find_map(Isa::tiles)
 }
 
-/// Lines as [`split_line`] packs them, whole tiles of rows.
+/// Lines as [`DigitRow`] packs them, whole tiles of rows.
 struct Rows {
     words: Vec<f32>,
     stride: usize,
@@ -31,7 +31,8 @@ impl Rows {
             // SAFETY: the row has so many elements, its words lie within both halves.
             unsafe {
                 let (from, to) = (elements.as_ptr().add(row * depth), words.as_mut_ptr().add(to));
-                split_line(tiles, from, depth, units, to, low, (scales, row % TILE_ROWS));
+                let (block, line) = (units * DEPTHS_OF_DIGITS, row % TILE_ROWS);
+                DigitRow { from, depth, block, to, low, scales, scales_step: 0, line }.split(tiles);
             }
         }
         Self { words, stride, low, scales }
