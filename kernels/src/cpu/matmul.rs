@@ -7,15 +7,16 @@
 //! that stays in the second-level cache, applying the prologue (norm of the row, then elementwise
 //! code) on the way in; walks the panels of B, each a strip of columns that was packed before; lets
 //! [`super::matmul_tile`] sum register tiles; and applies the epilogue to a group of panels while
-//! their sums are still in the second-level cache. While one block of a panel is multiplied, the
+//! their sums are still in the second-level cache. A C that is nothing but the sums, and a bias
+//! that they start from, holds them from the start. While one block of a panel is multiplied, the
 //! next one is prefetched, so that B may come from memory. Few rows, as a caption has, are one
 //! block: they are packed once for all tasks, and B is read once. How a run is cut, and what of an
 //! activation B is packed at a time, is decided in [`super::matmul_blocks`].
 //!
 //! Invariants: the depth is cut into blocks that depend on the depth alone, and every sum adds
 //! them in order, so the bytes of C depend neither on the number of threads nor on the block
-//! sizes. Elements of C are written once, by one task, after it has read the epilogue operands at
-//! the same position: C may lie exactly over one of them.
+//! sizes. Elements of C are written by one task, after it has read the epilogue operands at the same position: C may lie
+//! exactly over one of them.
 
 use ops::DType;
 
@@ -88,6 +89,10 @@ pub struct Matmul {
     pub(super) depth_pass: usize,
     /// Most rows of a task.
     pub(super) block_rows: usize,
+    /// From one row of C to the next, where that holds the sums.
+    pub(super) sums_in_c: Option<usize>,
+    /// Whether they start from the epilogue's operand there.
+    pub(super) starts_from_bias: bool,
     /// What is multiplied at a time.
     pub(super) block: BlockShape,
 }
@@ -143,8 +148,12 @@ impl Matmul {
             }
         };
         let depth_pass = depth_block * blocks;
+        let sums_in_c = spec.sums_in_c(panel.lanes);
+        let starts_from_bias = sums_in_c.is_some() && spec.adds_bias();
         let mut matmul = Self {
             spec,
+            sums_in_c,
+            starts_from_bias,
             isa,
             words,
             prologue,

@@ -169,16 +169,19 @@ impl Matmul {
 
     /// Whether sums wait for the next block in scratch that tasks share.
     pub(super) fn shares_sums(&self) -> bool {
-        self.block.words < self.n_words
+        self.block.words < self.n_words && self.sums_in_c.is_none()
     }
 
     /// Whether a task's sums wait in its scratch for the next pass over the depth.
     pub(super) fn keeps_sums(&self) -> bool {
-        self.depth_pass < self.block.words
+        self.depth_pass < self.block.words && self.sums_in_c.is_none()
     }
 
     /// Elements from one row of sums to the next.
     pub(super) fn sums_stride(&self) -> usize {
+        if let Some(stride) = self.sums_in_c {
+            return stride;
+        }
         let columns = self.spec.columns.next_multiple_of(self.panel.lanes).min(GROUP_COLUMNS);
         // Tile registers store sixteen rows at once: of an odd number of cache lines, so that they lie in different
         // sets of the first-level cache.
@@ -265,7 +268,7 @@ impl Matmul {
             start
         };
         let spec = &self.spec;
-        let groups = if self.shares_sums() {
+        let groups = if self.shares_sums() || self.sums_in_c.is_some() {
             0
         } else if self.keeps_sums() {
             spec.columns.min(MAX_TASK_COLUMNS).div_ceil(GROUP_COLUMNS) + 1

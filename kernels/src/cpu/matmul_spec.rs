@@ -1,9 +1,10 @@
 //! What a matrix product is to compute: plain data, checked before anything is chosen for it.
 
 use ops::DType;
+use ops::defs::binary::Binary;
 
 use crate::Error;
-use crate::program::Program;
+use crate::program::{Instr, Program};
 
 use super::matmul_rows::{Norm, RowView};
 
@@ -68,6 +69,41 @@ pub struct MatmulSpec {
 }
 
 impl MatmulSpec {
+    /// Whether all that the epilogue does is to add its operand to the sums, which is one row of f32 for all.
+    pub(super) fn adds_bias(&self) -> bool {
+        let [
+            Instr::Load { slot: 0 },
+            Instr::Load { slot: 1 },
+            Instr::Binary { op: Binary::Add, x, y },
+        ] = self.epilogue.instrs()
+        else {
+            return false;
+        };
+        let [bias] = &self.epilogue_operands[..] else { return false };
+        let dims = self.batch.iter().chain(&self.rows);
+        let is_one_row = dims.zip(&bias.row_strides).all(|(&dim, &stride)| dim == 1 || stride == 0);
+        x.0 != y.0 && bias.dtype == DType::F32 && bias.column_stride == 1 && is_one_row
+    }
+
+    /// From one row of C to the next, if C may hold the sums while they are made: it is nothing but them and a bias that
+    /// they start from, its rows are evenly spaced, and so wide that vectors of `lanes` never reach beyond them.
+    pub(super) fn sums_in_c(&self, lanes: usize) -> Option<usize> {
+        let is_plain = self.epilogue.is_copy() || self.adds_bias();
+        if !is_plain || self.c.dtype != DType::F32 || !self.columns.is_multiple_of(lanes) {
+            return None;
+        }
+        let mut even = None;
+        for (&dim, &stride) in self.rows.iter().zip(&self.c.row_strides[self.batch.len()..]).rev() {
+            match even {
+                _ if dim == 1 => {}
+                None => even = Some((stride, dim * stride)),
+                Some((row, next)) if next == stride => even = Some((row, dim * stride)),
+                Some(_) => return None,
+            }
+        }
+        Some(even.map_or(self.columns, |(row, _)| row))
+    }
+
     /// Whether the parts fit each other.
     pub(super) fn check(&self) -> Result<(), Error> {
         let invalid = |reason: String| Err(Error::InvalidSpec { kernel: "matmul", reason });

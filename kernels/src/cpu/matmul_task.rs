@@ -192,6 +192,12 @@ impl SimdJob for Task<'_> {
             let pack = PackRows { sums: pack.sums.filter(|_| self.panels.0 == 0), ..pack };
             let group_panels = matmul.group_panels();
             let (all_sums, group_len) = match self.sums {
+                _ if matmul.sums_in_c.is_some() => {
+                    let column = self.panels.0 * matmul.panel.columns();
+                    let c = self.rows.buffers.c.cast::<f32>();
+                    let first = c.add(spec.c.offset + *c_offsets + column);
+                    (first, group_panels * matmul.panel.columns())
+                }
                 Some(sums) => (sums, self.sums_group),
                 None => {
                     let group_len = matmul.block_rows * matmul.sums_stride();
@@ -223,6 +229,9 @@ impl SimdJob for Task<'_> {
                     for panel in group_start..group_end {
                         let column = (panel - group_start) * matmul.panel.columns();
                         let mut start = pass_start;
+                        if start == 0 && matmul.starts_from_bias {
+                            self.start_from_bias(s, n_rows, panel, sums.add(column));
+                        }
                         while start < pass_end {
                             let depth = matmul.depth_block.min(pass_end - start);
                             let block = PanelBlock { panel, depth_start: start, depth };
@@ -245,7 +254,7 @@ impl SimdJob for Task<'_> {
                             start += depth;
                         }
                     }
-                    if pass_end == matmul.n_words {
+                    if pass_end == matmul.n_words && matmul.sums_in_c.is_none() {
                         let column = group_start * matmul.panel.columns();
                         let end = (group_end * matmul.panel.columns()).min(spec.columns);
                         self.epilogue(s, n_rows, (column, end), sums, c_offsets, program_scratch);
@@ -300,7 +309,8 @@ impl Task<'_> {
                 if is_panel { self.b.start.wrapping_add(position(next.0, next.1)) } else { packed };
             let next_bytes = matmul.b_bytes(block.depth * width);
             let (a_stride, sums_stride) = (matmul.a_stride(), matmul.sums_stride());
-            let (depth, accumulate) = (block.depth, block.depth_start > 0);
+            let (depth, accumulate) =
+                (block.depth, block.depth_start > 0 || matmul.starts_from_bias);
             if matmul.words.digits().is_some() {
                 multiplier.run_digits(&DigitProduct {
                     a: a.words,
@@ -328,6 +338,30 @@ impl Task<'_> {
                 let (a, sums) = (a.words.add(row * a_stride), sums.add(row * sums_stride));
                 let tile = Tile { a, a_stride, b, depth, sums, sums_stride, accumulate, next };
                 multiplier.run(s, rows, vectors, &tile);
+            }
+        }
+    }
+
+    /// Sets the sums of a panel to the bias of its columns.
+    ///
+    /// # Safety
+    /// As in `run`.
+    #[inline(always)]
+    unsafe fn start_from_bias<S: Simd>(&self, s: S, n_rows: usize, panel: usize, sums: *mut f32) {
+        let Rows { matmul, buffers, .. } = self.rows;
+        let (bias, stride) = (&matmul.spec.epilogue_operands[0], matmul.sums_stride());
+        let column = panel * matmul.panel.columns();
+        let vectors = matmul.panel.vectors_of(panel, matmul.spec.columns);
+        // SAFETY: a row of the bias has all columns, which are whole vectors.
+        unsafe {
+            let from = buffers.epilogue[0].cast::<f32>().add(bias.offset + column);
+            for row in 0..n_rows {
+                for at in (0..vectors * S::LANES).step_by(S::LANES) {
+                    let to = sums.add(row * stride + at);
+                    s.store(to, s.load(from.add(at)));
+                    // The next panel's turn comes when these have become sums.
+                    prefetch_write(to.wrapping_add(vectors * S::LANES));
+                }
             }
         }
     }

@@ -5,6 +5,7 @@
 mod cuts;
 mod errors;
 mod fused;
+mod sums;
 
 use half::{bf16, f16};
 use kernels::cpu::RowView;
