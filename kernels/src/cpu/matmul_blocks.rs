@@ -21,8 +21,6 @@ use super::words::Words;
 
 /// Most bytes of B that are packed at a time, and of sums that wait for the next part of the depth.
 const SHARED_BYTES: usize = 12 << 20;
-/// The same of digits: A's are made anew for each block of columns, and take long to make.
-const DIGITS_BYTES: usize = 24 << 20;
 /// Packed activations are made for batch entries of about this many bytes at a time.
 const BATCH_BYTES: usize = 8 << 20;
 /// Columns the epilogue works on at a time: long enough to hide the cost of its instructions,
@@ -132,8 +130,9 @@ fn parts(total: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
 impl Matmul {
     /// Size of a block, whose part of B lies in the last-level cache.
     pub(super) fn choose_block(&self, l3_bytes: usize) -> BlockShape {
-        let most_bytes = if self.words.digits().is_some() { DIGITS_BYTES } else { SHARED_BYTES };
-        let shared_bytes = (l3_bytes / 8 * 3).min(most_bytes);
+        // A's digits are made anew for each block of columns, and take long to make.
+        let more = if self.words.digits().is_some() { 2 } else { 1 };
+        let shared_bytes = more * (l3_bytes / 8 * 3).min(SHARED_BYTES);
         let columns = self.panel.columns();
         let panels = self.n_panels();
         // Low digits are hardly ever there to be read.
