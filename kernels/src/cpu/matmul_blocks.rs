@@ -5,7 +5,7 @@
 //! part of it that a block needs: some panels, over the depth that A is packed for at a time, so that what is
 //! packed is bounded whatever the sizes. Where the depth takes several blocks, as that of a weight's gradient
 //! does, which is the number of tokens, the sums of a block's rows and panels wait in scratch that all tasks
-//! share; that bounds a block's rows.
+//! share, or in C where that is nothing else; that bounds a block's rows.
 //!
 //! Invariant: blocks of one part of C follow the order of the depth, so no sum depends on how it is cut.
 
@@ -19,7 +19,7 @@ use super::matmul::{BOperand, Matmul};
 use super::matmul_rows::PackRows;
 use super::words::Words;
 
-/// Most bytes of B that are packed at a time, and of sums that wait for the next part of the depth.
+/// Most bytes of B that are packed at a time, and of sums that wait for the next part of the depth; twice as many with digits.
 const SHARED_BYTES: usize = 12 << 20;
 /// Packed activations are made for batch entries of about this many bytes at a time.
 const BATCH_BYTES: usize = 8 << 20;
@@ -130,7 +130,7 @@ fn parts(total: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
 impl Matmul {
     /// Size of a block, whose part of B lies in the last-level cache.
     pub(super) fn choose_block(&self, l3_bytes: usize) -> BlockShape {
-        // A's digits are made anew for each block of columns, and take long to make.
+        // A's digits are made anew for each block of columns, which takes longer than to read B's from farther away.
         let more = if self.words.digits().is_some() { 2 } else { 1 };
         let shared_bytes = more * (l3_bytes / 8 * 3).min(SHARED_BYTES);
         let columns = self.panel.columns();

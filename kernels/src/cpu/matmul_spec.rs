@@ -172,3 +172,64 @@ fn check_slots(
     let reason = format!("the {name} reads {:?}, expected {expected:?}", program.slots());
     Err(Error::InvalidSpec { kernel: "matmul", reason })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::ProgramBuilder;
+
+    fn view(dtype: DType, row_strides: &[usize]) -> RowView {
+        RowView { dtype, row_strides: row_strides.to_vec(), column_stride: 1, offset: 0 }
+    }
+
+    /// 32 columns of C, whose rows over `rows` are `strides` apart.
+    fn spec(rows: &[usize], strides: &[usize]) -> MatmulSpec {
+        MatmulSpec {
+            batch: vec![],
+            rows: rows.to_vec(),
+            columns: 32,
+            depth: 1,
+            a: view(DType::F32, &vec![1; rows.len()]),
+            b: BOperand::Packed(DType::F32),
+            product: DType::F32,
+            digits: false,
+            norm: None,
+            prologue: None,
+            prologue_operands: vec![],
+            epilogue: Program::copy(DType::F32, DType::F32),
+            epilogue_operands: vec![],
+            c: view(DType::F32, strides),
+        }
+    }
+
+    /// The same with an operand that is added, of rows that are `strides` apart.
+    fn with_operand(op: Binary, dtype: DType, strides: &[usize]) -> MatmulSpec {
+        let mut p = ProgramBuilder::new();
+        let (x, y) = (p.slot(DType::F32), p.slot(dtype));
+        let x = p.binary(op, x, y);
+        let epilogue = p.finish(x, DType::F32).expect("it is short");
+        let epilogue_operands = vec![view(dtype, strides)];
+        MatmulSpec { epilogue, epilogue_operands, ..spec(&[5, 3], &[96, 32]) }
+    }
+
+    #[test]
+    fn sums_are_made_in_results_that_are_nothing_else() {
+        assert_eq!(spec(&[5], &[32]).sums_in_c(16), Some(32));
+        assert_eq!(spec(&[5], &[39]).sums_in_c(8), Some(39));
+        assert_eq!(spec(&[5, 1, 3], &[120, 7, 40]).sums_in_c(16), Some(40));
+        assert_eq!(spec(&[1, 1], &[0, 0]).sums_in_c(16), Some(32));
+        assert_eq!(spec(&[5, 3], &[97, 32]).sums_in_c(16), None);
+        assert_eq!(spec(&[5], &[32]).sums_in_c(12), None);
+        let narrow = Program::copy(DType::F32, DType::Bf16);
+        let c = view(DType::Bf16, &[32]);
+        assert_eq!(MatmulSpec { epilogue: narrow, c, ..spec(&[5], &[32]) }.sums_in_c(16), None);
+    }
+
+    #[test]
+    fn they_start_from_a_bias_and_from_nothing_else() {
+        assert_eq!(with_operand(Binary::Add, DType::F32, &[0, 0]).sums_in_c(16), Some(32));
+        assert_eq!(with_operand(Binary::Add, DType::F32, &[96, 32]).sums_in_c(16), None);
+        assert_eq!(with_operand(Binary::Add, DType::Bf16, &[0, 0]).sums_in_c(16), None);
+        assert_eq!(with_operand(Binary::Mul, DType::F32, &[0, 0]).sums_in_c(16), None);
+    }
+}

@@ -191,15 +191,15 @@ impl SimdJob for Task<'_> {
             // Others pack the same rows for other panels.
             let pack = PackRows { sums: pack.sums.filter(|_| self.panels.0 == 0), ..pack };
             let group_panels = matmul.group_panels();
-            let (all_sums, group_len) = match self.sums {
-                _ if matmul.sums_in_c.is_some() => {
+            let (all_sums, group_len) = match (matmul.sums_in_c, self.sums) {
+                (Some(_), _) => {
                     let column = self.panels.0 * matmul.panel.columns();
                     let c = self.rows.buffers.c.cast::<f32>();
                     let first = c.add(spec.c.offset + *c_offsets + column);
                     (first, group_panels * matmul.panel.columns())
                 }
-                Some(sums) => (sums, self.sums_group),
-                None => {
+                (None, Some(sums)) => (sums, self.sums_group),
+                (None, None) => {
                     let group_len = matmul.block_rows * matmul.sums_stride();
                     let sums = self.rows.scratch.add(layout.sums).cast::<f32>();
                     (sums, if matmul.keeps_sums() { group_len } else { 0 })
